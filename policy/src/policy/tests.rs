@@ -1,0 +1,202 @@
+//! The whole call, in memory, on a paused clock.
+
+use super::*;
+use crate::BreakerState;
+use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
+
+const S: Duration = Duration::from_secs(1);
+
+#[derive(Debug, PartialEq)]
+struct Fault(Verdict);
+impl std::fmt::Display for Fault {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:?}", self.0.effect)
+    }
+}
+impl std::error::Error for Fault {}
+impl Classify for Fault {
+    fn classify(&self) -> Verdict {
+        self.0
+    }
+}
+
+const WRITE: Operation = Operation::new("write", Idempotency::Unsafe);
+const READ: Operation = Operation::new("read", Idempotency::Safe);
+
+/// Runs `operation` against a backend that always answers `fault`; the end and the sends counted.
+async fn against(
+    policy: &Policy,
+    operation: &Operation,
+    fault: Verdict,
+) -> (CallError<Fault>, u32) {
+    let sent = AtomicU32::new(0);
+    let end = policy
+        .run(operation, |_| {
+            sent.fetch_add(1, SeqCst);
+            async move { Err::<(), _>(Fault(fault)) }
+        })
+        .await;
+    (end.unwrap_err(), sent.load(SeqCst))
+}
+
+fn database(name: &str) -> PolicyBuilder {
+    Policy::builder(Kind::Database, name)
+}
+
+#[tokio::test(start_paused = true)]
+async fn fails_twice_then_succeeds_on_attempt_three() {
+    let policy = database("t-documents-example").build().unwrap();
+    let sent = AtomicU32::new(0);
+    let end = policy
+        .run(&READ, |attempt| {
+            let n = sent.fetch_add(1, SeqCst) + 1;
+            assert_eq!(attempt.number(), n);
+            async move { if n < 3 { Err(Fault(Verdict::never_sent())) } else { Ok("success") } }
+        })
+        .await;
+    assert_eq!(end.unwrap(), "success");
+    assert_eq!(sent.load(SeqCst), 3);
+    assert_eq!(policy.breaker().state(), BreakerState::Closed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn repeats_only_what_may_be_repeated() {
+    for (n, (fault, writes, reads)) in [
+        (Verdict::never_sent(), 3, 3),
+        (Verdict::transient(), 3, 3),
+        (Verdict::throttled(None), 3, 3),
+        (Verdict::unknown(), 1, 3),
+        (Verdict::permanent(), 1, 1),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let policy = database(&format!("t-repeat-{n}")).build().unwrap();
+        let (error, sent) = against(&policy, &WRITE, fault).await;
+        assert_eq!((sent, error.attempts()), (writes, writes), "write, {fault:?}");
+        assert_eq!(error.is_outcome_unknown(), fault == Verdict::unknown());
+        let (error, sent) = against(&policy, &READ, fault).await;
+        assert_eq!((sent, error.attempts()), (reads, reads), "read, {fault:?}");
+        assert_eq!(error.last(), Some(&Fault(fault)));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hang_ends_by_the_deadline_and_its_write_is_sent_once() {
+    let policy = database("t-hang").timeout(S).deadline(2 * S).build().unwrap();
+    for (operation, most) in [(&WRITE, 1), (&READ, 2)] {
+        let started = clock::now();
+        let sent = AtomicU32::new(0);
+        let end: Result<(), CallError<Fault>> = policy
+            .run(operation, |_| {
+                sent.fetch_add(1, SeqCst);
+                std::future::pending()
+            })
+            .await;
+        let error = end.unwrap_err();
+        assert!(error.is_timeout() && error.is_outcome_unknown());
+        assert!(clock::now() - started <= 2 * S + Duration::from_millis(2));
+        assert!(sent.load(SeqCst) <= most);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_wait_that_does_not_fit_is_not_slept() {
+    let policy = database("t-floor").timeout(S).build().unwrap();
+    let started = clock::now();
+    let (error, sent) = against(&policy, &WRITE, Verdict::throttled(Some(60 * S))).await;
+    assert_eq!((sent, error.decider()), (1, Some(Decider::Deadline)));
+    assert_eq!(error.retry_after(), Some(60 * S));
+    assert_eq!(clock::now(), started);
+}
+
+#[tokio::test(start_paused = true)]
+async fn open_breaker_refuses_without_calling_and_a_probe_closes_it() {
+    let policy = database("t-breaker").build().unwrap();
+    for _ in 0..3 {
+        against(&policy, &READ, Verdict::transient()).await;
+    }
+    let (error, sent) = against(&policy, &READ, Verdict::transient()).await;
+    assert_eq!(sent, 0);
+    assert!(error.is_circuit_open() && error.is_rejected());
+    assert!(error.to_string().contains("opened by read"), "{error}");
+    tokio::time::advance(2 * S).await;
+    let (error, sent) = against(&policy, &READ, Verdict::transient()).await;
+    assert_eq!((sent, error.attempts()), (1, 1), "a probe is a single attempt");
+    tokio::time::advance(3 * S).await;
+    policy.run(&READ, async |_| Ok::<_, Fault>(())).await.unwrap();
+    assert_eq!(policy.breaker().state(), BreakerState::Closed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn calls_in_flight_stop_when_the_breaker_opens() {
+    let policy = database("t-gate").base_delay(5 * S).jitter(Jitter::None).build().unwrap();
+    let other = policy.clone();
+    let waiting = tokio::spawn(async move { against(&other, &READ, Verdict::transient()).await });
+    tokio::task::yield_now().await;
+    let quick = database("t-gate").enable_retry(false).build().unwrap();
+    for _ in 0..3 {
+        against(&quick, &READ, Verdict::transient()).await;
+    }
+    policy.breaker().configure(BreakerConfig {
+        enabled: true,
+        failure_threshold: 3,
+        recovery_timeout: 30 * S,
+        probe_lease: S,
+    });
+    let (error, sent) = waiting.await.unwrap();
+    assert_eq!((sent, error.decider()), (1, Some(Decider::Breaker)));
+    assert!(error.last().is_some());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_probe_dropped_in_flight_is_given_back() {
+    let policy = database("t-drop").failure_threshold(1).build().unwrap();
+    against(&policy, &READ, Verdict::transient()).await;
+    tokio::time::advance(2 * S).await;
+    {
+        let call = policy.run(&READ, |_| std::future::pending::<Result<(), Fault>>());
+        tokio::select! { biased; _ = call => {}, () = std::future::ready(()) => {} }
+    }
+    policy.run(&READ, async |_| Ok::<_, Fault>(())).await.unwrap();
+    assert_eq!(policy.breaker().state(), BreakerState::Closed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_total_outage_spends_the_budget_once() {
+    let policy = database("t-storm").enable_circuit_breaker(false).build().unwrap();
+    let mut sent = 0;
+    for _ in 0..1000 {
+        sent += against(&policy, &READ, Verdict::transient()).await.1;
+    }
+    assert!(sent <= 1200, "{sent} attempts for 1000 calls");
+}
+
+#[test]
+fn build_gives_every_contradiction_at_once() {
+    let error = database("t-bad")
+        .timeout(2 * S)
+        .deadline(S)
+        .max_attempts(0)
+        .base_delay(20 * S)
+        .failure_threshold(0)
+        .build()
+        .unwrap_err();
+    assert_eq!(error.problems().len(), 4, "{error}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn largest_settings_do_not_panic() {
+    let max = Duration::MAX;
+    let policy = database("t-max")
+        .timeout(max)
+        .deadline(max)
+        .max_attempts(u32::MAX)
+        .max_delay(max)
+        .recovery_timeout(max)
+        .failure_threshold(u32::MAX)
+        .build()
+        .unwrap();
+    let (error, _) = against(&policy, &WRITE, Verdict::unknown()).await;
+    assert_eq!(error.attempts(), 1);
+}

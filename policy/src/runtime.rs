@@ -1,0 +1,90 @@
+//! One value per live async runtime, for pools and links: connections die with the runtime that
+//! made them, and so does the value kept here.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+};
+use tokio::runtime::{Handle, Id};
+
+type Values<T> = Mutex<HashMap<Id, T>>;
+
+/// One value per live tokio runtime.
+#[derive(Debug)]
+pub struct PerRuntime<T> {
+    values: Arc<Values<T>>,
+}
+
+impl<T: Clone + Send + Sync + 'static> PerRuntime<T> {
+    /// No values yet.
+    #[must_use]
+    pub fn new() -> Self {
+        Self { values: Arc::default() }
+    }
+
+    /// The value of the current runtime, made on first use; `None` outside any runtime.
+    pub fn get_or_init(&self, make: impl FnOnce() -> T) -> Option<T> {
+        let handle = Handle::try_current().ok()?;
+        let id = handle.id();
+        if let Some(found) = lock(&self.values).get(&id).cloned() {
+            return Some(found);
+        }
+        let made = make();
+        let mut values = lock(&self.values);
+        if let Some(found) = values.get(&id).cloned() {
+            return Some(found);
+        }
+        values.insert(id, made.clone());
+        drop(values);
+        // The task dies with the runtime and takes the entry along, before the id is used again.
+        // Not under the lock: a runtime that is closing drops the task at once.
+        let entry = Entry { values: Arc::downgrade(&self.values), id };
+        handle.spawn(async move {
+            let _entry = entry;
+            std::future::pending::<()>().await;
+        });
+        Some(made)
+    }
+}
+
+impl<T: Clone + Send + Sync + 'static> Default for PerRuntime<T> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+struct Entry<T> {
+    values: Weak<Values<T>>,
+    id: Id,
+}
+
+impl<T> Drop for Entry<T> {
+    fn drop(&mut self) {
+        if let Some(values) = self.values.upgrade() {
+            let gone = lock(&values).remove(&self.id);
+            drop(gone);
+        }
+    }
+}
+
+fn lock<T>(values: &Values<T>) -> MutexGuard<'_, HashMap<Id, T>> {
+    values.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_entry_goes_with_its_runtime() {
+        let values = PerRuntime::new();
+        assert_eq!(values.get_or_init(|| 0), None);
+        for n in [1, 2] {
+            let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+            assert_eq!(runtime.block_on(async { values.get_or_init(|| n) }), Some(n));
+            assert_eq!(runtime.block_on(async { values.get_or_init(|| 9) }), Some(n));
+            drop(runtime);
+            assert!(lock(&values.values).is_empty());
+        }
+    }
+}
