@@ -1,6 +1,9 @@
 //! Mainstay: resilient clients for Rust services.
 //!
-//! This release holds the policy engine that all clients will share; see `mainstay_policy`.
+//! | feature | gives |
+//! |---|---|
+//! | (always) | the policy engine |
+//! | `http` (default) | `HttpClient` |
 //!
 //! ```
 //! # #[tokio::main(flavor = "current_thread")]
@@ -14,4 +17,8 @@
 //! # Ok(()) }
 //! ```
 
+#[cfg(feature = "http")]
+pub use mainstay_http::{
+    HttpClient, HttpFailure, Response, get_http_client, get_http_client_for, set_http_client,
+};
 pub use mainstay_policy::*;

@@ -1,0 +1,37 @@
+//! The check of a probe: one GET under its own short timeout, past the breaker.
+
+use crate::client::HttpClient;
+use mainstay_policy::{Health, HealthStatus};
+use std::time::{Duration, Instant};
+
+const TIMEOUT: Duration = Duration::from_secs(2);
+
+impl HttpClient {
+    /// Asks the base URL: 2xx is healthy. Takes at most 2 s and never feeds the breaker.
+    pub async fn health_check(&self) -> Health {
+        self.health_check_at("").await
+    }
+
+    /// Asks a path below the base URL, such as `/health`: 2xx is healthy.
+    pub async fn health_check_at(&self, path: &str) -> Health {
+        let started = Instant::now();
+        let (status, detail) = match self.ask(path).await {
+            Ok(status) if (200..300).contains(&status) => {
+                (HealthStatus::Healthy, format!("status {status}"))
+            }
+            Ok(status) => (HealthStatus::Unhealthy, format!("status {status}")),
+            Err(detail) => (HealthStatus::Unhealthy, detail),
+        };
+        Health::new(status, started.elapsed(), self.policy().breaker().state(), detail)
+    }
+
+    async fn ask(&self, path: &str) -> Result<u16, String> {
+        let url = self.base().join(path).map_err(|e| e.to_string())?;
+        let answer = self.reqwest().map_err(|e| e.to_string())?.get(url).send();
+        match tokio::time::timeout(TIMEOUT, answer).await {
+            Ok(Ok(answer)) => Ok(answer.status().as_u16()),
+            Ok(Err(error)) => Err(crate::HttpFailure::transport(error).to_string()),
+            Err(_) => Err("no answer within 2 s".to_owned()),
+        }
+    }
+}

@@ -1,0 +1,211 @@
+//! The client against a scripted server on a real socket, which counts what it was sent.
+#![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
+
+use mainstay_http::{HttpClient, HttpFailure, get_http_client_for};
+use mainstay_policy::{BreakerState, Error, HealthStatus, Kind, Policy, PolicyBuilder, report};
+use std::{
+    net::SocketAddr,
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+};
+
+const OK: &str = "HTTP/1.1 200 OK\r\ncontent-length: 6\r\nconnection: close\r\n\r\n[\"Jo\"]";
+const BUSY: &str = "HTTP/1.1 503 Busy\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+const LATER: &str =
+    "HTTP/1.1 429 Later\r\nretry-after: 0\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+const CUT: &str = "HTTP/1.1 200 OK\r\ncontent-length: 6\r\nconnection: close\r\n\r\n[\"";
+const NOTHING: &str = "";
+
+/// Answers request n with script n, the last one from then on; keeps every request it got.
+struct Server {
+    address: SocketAddr,
+    seen: Arc<Mutex<Vec<String>>>,
+}
+
+impl Server {
+    async fn start(script: &'static [&'static str]) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let requests = Arc::clone(&seen);
+        tokio::spawn(async move {
+            loop {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let request = read(&mut stream).await;
+                let n = {
+                    let mut requests = requests.lock().unwrap();
+                    requests.push(request);
+                    requests.len()
+                };
+                let answer = script[(n - 1).min(script.len() - 1)];
+                stream.write_all(answer.as_bytes()).await.unwrap();
+            }
+        });
+        Self { address, seen }
+    }
+
+    fn client(&self) -> HttpClient {
+        client(self.address, quick())
+    }
+
+    fn seen(&self) -> usize {
+        self.seen.lock().unwrap().len()
+    }
+}
+
+async fn read(stream: &mut TcpStream) -> String {
+    let mut request = Vec::new();
+    let mut buffer = [0; 4096];
+    // The bodies of these tests come with the head or are empty; wait for the announced length.
+    loop {
+        let n = stream.read(&mut buffer).await.unwrap_or(0);
+        request.extend_from_slice(&buffer[..n]);
+        let text = String::from_utf8_lossy(&request).to_lowercase();
+        if let Some((head, body)) = text.split_once("\r\n\r\n") {
+            let length = head
+                .split("content-length: ")
+                .nth(1)
+                .map_or(0, |rest| rest.split("\r\n").next().unwrap().trim().parse().unwrap());
+            if body.len() >= length {
+                return text;
+            }
+        }
+        if n == 0 {
+            return text;
+        }
+    }
+}
+
+fn quick() -> PolicyBuilder {
+    Policy::builder(Kind::Api, "replaced by the origin's")
+        .timeout(Duration::from_secs(5))
+        .max_attempts(3)
+        .base_delay(Duration::from_millis(1))
+        .max_delay(Duration::from_millis(5))
+}
+
+fn client(address: SocketAddr, policy: PolicyBuilder) -> HttpClient {
+    HttpClient::builder(&format!("http://{address}/v1")).policy(policy).build().unwrap()
+}
+
+/// An address where nothing listens.
+async fn nowhere() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
+}
+
+#[tokio::test]
+async fn get_is_repeated_until_it_is_answered() {
+    let server = Server::start(&[BUSY, NOTHING, OK]).await;
+    let names: Vec<String> = server.client().get("users").await.unwrap().json().unwrap();
+    assert_eq!((names, server.seen()), (vec!["Jo".to_owned()], 3));
+    assert!(server.seen.lock().unwrap()[0].starts_with("get /v1/users "));
+}
+
+#[tokio::test]
+async fn a_cut_body_is_repeated_like_any_failure() {
+    let server = Server::start(&[CUT, OK]).await;
+    assert_eq!(server.client().get("users").await.unwrap().bytes().len(), 6);
+    assert_eq!(server.seen(), 2);
+}
+
+#[tokio::test]
+async fn post_is_sent_once_when_its_outcome_is_unknown() {
+    for answer in [&[NOTHING], &[BUSY], &[CUT]] {
+        let server = Server::start(answer).await;
+        let error = server.client().post("users").json("Jo").await.unwrap_err();
+        assert!(error.is_outcome_unknown(), "{error}");
+        assert_eq!((server.seen(), error.attempts()), (1, 1));
+    }
+}
+
+#[tokio::test]
+async fn post_is_repeated_when_refused_before_work_or_keyed() {
+    let server = Server::start(&[LATER, OK]).await;
+    server.client().post("users").json("Jo").await.unwrap();
+    assert_eq!(server.seen(), 2);
+    let server = Server::start(&[NOTHING, BUSY, OK]).await;
+    server.client().post("users").json("Jo").idempotency_key("k1").await.unwrap();
+    let seen = server.seen.lock().unwrap();
+    assert_eq!(seen.len(), 3);
+    assert!(seen.iter().all(|r| r.contains("idempotency-key: \"k1\"") && r.ends_with("\"jo\"")));
+}
+
+#[tokio::test]
+async fn an_error_carries_the_response_and_other_statuses_are_answers() {
+    let server = Server::start(&[BUSY]).await;
+    let error = server.client().get("users").await.unwrap_err();
+    let failure = error.downcast_ref::<HttpFailure>().unwrap();
+    assert_eq!(failure.response().unwrap().status(), 503);
+    assert_eq!((error.attempts(), server.seen()), (3, 3));
+    let missing = "HTTP/1.1 404 No\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+    let server = Server::start(Box::leak(Box::new([missing]))).await;
+    assert_eq!(server.client().get("users").await.unwrap().status(), 404);
+    assert_eq!(server.seen(), 1);
+}
+
+#[tokio::test]
+async fn a_refused_connection_is_named_within_a_second_and_opens_the_breaker() {
+    let client = client(nowhere().await, quick().failure_threshold(2));
+    let started = Instant::now();
+    let error = client.post("users").header("x", "y").await.unwrap_err();
+    assert!(started.elapsed() < Duration::from_secs(1));
+    assert_eq!(error.attempts(), 3, "nothing was sent, so even a POST is repeated");
+    let text = report(&error).to_string();
+    assert!(text.contains("could not be reached") && text.contains("refused"), "{text}");
+    client.get("users").await.unwrap_err();
+    assert_eq!(client.policy().breaker().state(), BreakerState::Open);
+    assert!(client.get("users").await.unwrap_err().is_rejected());
+    assert_eq!(client.health_check().await.status, HealthStatus::Unhealthy);
+}
+
+#[tokio::test]
+async fn open_breaker_does_no_io_while_health_still_measures() {
+    let server = Server::start(&[BUSY, BUSY, BUSY, OK]).await;
+    let client = client(server.address, quick().failure_threshold(1));
+    client.get("users").await.unwrap_err();
+    let before = server.seen();
+    assert!(client.get("users").await.unwrap_err().is_circuit_open());
+    assert_eq!(server.seen(), before);
+    let health = client.health_check_at("health").await;
+    assert_eq!((health.status, server.seen()), (HealthStatus::Healthy, before + 1));
+    assert_eq!(client.policy().breaker().state(), BreakerState::Open);
+}
+
+#[tokio::test]
+async fn bodies_over_the_limit_and_bad_input_are_clear_errors() {
+    let server = Server::start(&[OK]).await;
+    let client = HttpClient::builder(&format!("http://{}", server.address))
+        .policy(quick())
+        .max_body(3)
+        .build()
+        .unwrap();
+    let error = client.get("users").await.unwrap_err();
+    assert!(report(&error).to_string().contains("limit of 3 bytes"));
+    assert_eq!(server.seen(), 1);
+    let refused = async |request| -> Error { HttpClient::get(&client, request).await.unwrap_err() };
+    assert!(refused("https://evil/x").await.to_string().contains("another host"));
+    let error = client.get("users").header("x", "a\r\nb: secret").await.unwrap_err();
+    assert!(!error.to_string().contains("secret"), "{error}");
+    assert_eq!(server.seen(), 1);
+}
+
+#[test]
+fn one_client_works_from_a_second_runtime_after_the_first_is_gone() {
+    for _ in 0..2 {
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        runtime.block_on(async {
+            let server = Server::start(&[OK]).await;
+            server.client().get("users").await.unwrap();
+        });
+    }
+    let client = get_http_client_for("http://127.0.0.1:9/").unwrap();
+    for _ in 0..2 {
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        assert!(runtime.block_on(async { client.reqwest() }).is_ok());
+    }
+    assert!(client.reqwest().is_err(), "no runtime here, and no panic");
+}
