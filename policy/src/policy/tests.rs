@@ -138,12 +138,6 @@ async fn calls_in_flight_stop_when_the_breaker_opens() {
     for _ in 0..3 {
         against(&quick, &READ, Verdict::transient()).await;
     }
-    policy.breaker().configure(BreakerConfig {
-        enabled: true,
-        failure_threshold: 3,
-        recovery_timeout: 30 * S,
-        probe_lease: S,
-    });
     let (error, sent) = waiting.await.unwrap();
     assert_eq!((sent, error.decider()), (1, Some(Decider::Breaker)));
     assert!(error.last().is_some());
