@@ -51,6 +51,11 @@ impl HttpFailure {
         Self { what: What::Transport(error), verdict }
     }
 
+    /// The answer had begun, so the request was sent whatever the error looks like.
+    pub(crate) fn body(error: reqwest::Error) -> Self {
+        Self { what: What::Transport(error.without_url()), verdict: Verdict::unknown() }
+    }
+
     /// RFC 9110: a method that may be repeated is, after any of these; another only if the server
     /// refused before it did any work.
     pub(crate) fn status(response: Response, idempotency: Idempotency) -> Result<Response, Self> {

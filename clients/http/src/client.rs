@@ -14,6 +14,13 @@ const IDLE: Duration = Duration::from_secs(50);
 const MAX_BODY: usize = 16 * 1024 * 1024;
 const MAX_REDIRECTS: usize = 5;
 
+tokio::task_local! {
+    /// Whether the request being sent may be redirected. After a redirect, "never sent" would be
+    /// true of the second hop only, while the first may have done the work: so a request that must
+    /// not be repeated is not redirected. Unset means no.
+    pub(crate) static FOLLOW: bool;
+}
+
 struct Inner {
     base: BaseUrl,
     headers: HeaderMap,
@@ -87,7 +94,8 @@ impl HttpClient {
         self.0.max_body
     }
 
-    /// The driver of the current runtime: its connections die with the runtime.
+    /// The driver of the current runtime: its connections die with the runtime. Used directly, it
+    /// follows no redirect.
     ///
     /// # Errors
     /// When called outside a tokio runtime, or when the platform's TLS cannot be set up.
@@ -105,8 +113,9 @@ fn driver(headers: HeaderMap) -> Option<reqwest::Client> {
     let same_origin = reqwest::redirect::Policy::custom(|attempt| {
         let stays =
             attempt.previous().last().map(reqwest::Url::origin) == Some(attempt.url().origin());
-        // Anywhere else, the redirect itself is the answer: default headers stay here.
-        if !stays {
+        let follow = FOLLOW.try_with(|follow| *follow).unwrap_or(false);
+        // Otherwise the redirect itself is the answer; default headers stay on their origin.
+        if !stays || !follow {
             attempt.stop()
         } else if attempt.previous().len() > MAX_REDIRECTS {
             attempt.error("too many redirects")
@@ -185,15 +194,15 @@ impl HttpClientBuilder {
     }
 }
 
-static CLIENTS: Singletons<HttpClient> = Singletons::new();
-const DEFAULT: &str = "";
+static DEFAULT: Singletons<HttpClient> = Singletons::new();
+static BY_URL: Singletons<HttpClient> = Singletons::new();
 
 /// The client of `MAINSTAY_HTTP_BASE_URL`; no I/O.
 ///
 /// # Errors
 /// When the setting is missing or cannot be used.
 pub fn get_http_client() -> Result<HttpClient, Error> {
-    CLIENTS.get_or_try_init(DEFAULT, || match settings()?.connection("http", "base_url") {
+    DEFAULT.get_or_try_init("default", || match settings()?.connection("http", "base_url") {
         Some(base) => HttpClient::builder(&base).build(),
         None => Err(Error::config(ConfigError::new(vec![
             "MAINSTAY_HTTP_BASE_URL is not set; set it, or use get_http_client_for".to_owned(),
@@ -206,10 +215,10 @@ pub fn get_http_client() -> Result<HttpClient, Error> {
 /// # Errors
 /// When the base URL or a setting cannot be used.
 pub fn get_http_client_for(base_url: &str) -> Result<HttpClient, Error> {
-    CLIENTS.get_or_try_init(base_url, || HttpClient::builder(base_url).build())
+    BY_URL.get_or_try_init(base_url, || HttpClient::builder(base_url).build())
 }
 
 /// Installs the client that [`get_http_client`] gives.
 pub fn set_http_client(client: HttpClient) {
-    CLIENTS.set(DEFAULT, client);
+    DEFAULT.set("default", client);
 }

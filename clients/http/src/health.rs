@@ -1,6 +1,6 @@
 //! The check of a probe: one GET under its own short timeout, past the breaker.
 
-use crate::client::HttpClient;
+use crate::client::{FOLLOW, HttpClient};
 use mainstay_policy::{Health, HealthStatus};
 use std::time::{Duration, Instant};
 
@@ -28,7 +28,7 @@ impl HttpClient {
     async fn ask(&self, path: &str) -> Result<u16, String> {
         let url = self.base().join(path).map_err(|e| e.to_string())?;
         let answer = self.reqwest().map_err(|e| e.to_string())?.get(url).send();
-        match tokio::time::timeout(TIMEOUT, answer).await {
+        match tokio::time::timeout(TIMEOUT, FOLLOW.scope(true, answer)).await {
             Ok(Ok(answer)) => Ok(answer.status().as_u16()),
             Ok(Err(error)) => Err(crate::HttpFailure::transport(error).to_string()),
             Err(_) => Err("no answer within 2 s".to_owned()),

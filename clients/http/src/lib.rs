@@ -5,6 +5,9 @@
 //! the server refused before working (425, 429), or with an idempotency key. Statuses 408, 425, 429,
 //! 500, 502, 503 and 504 that remain are an error; every other status is a response.
 //!
+//! Redirects are followed on the same origin, and never for a POST or PATCH without a key: its first
+//! hop may have done the work, so the redirect itself is the response.
+//!
 //! ```no_run
 //! # async fn main_() -> Result<(), mainstay_policy::Error> {
 //! let api = mainstay_http::get_http_client_for("https://api.example.com/v1")?;

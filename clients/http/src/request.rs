@@ -1,6 +1,10 @@
 //! One request, built once and sent once per attempt.
 
-use crate::{classify::HttpFailure, client::HttpClient, response::Response};
+use crate::{
+    classify::HttpFailure,
+    client::{FOLLOW, HttpClient},
+    response::Response,
+};
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 use mainstay_policy::{Error, Idempotency, Operation};
@@ -112,16 +116,24 @@ async fn attempt(
     limit: usize,
     idempotency: Idempotency,
 ) -> Result<Response, HttpFailure> {
-    let mut answer = request.send().await.map_err(HttpFailure::transport)?;
+    let follow = idempotency != Idempotency::Unsafe;
+    let sent = FOLLOW.scope(follow, request.send()).await;
+    let mut answer = sent.map_err(HttpFailure::transport)?;
     let (status, headers) = (answer.status(), answer.headers().clone());
     let mut body = BytesMut::new();
-    while let Some(piece) = answer.chunk().await.map_err(HttpFailure::transport)? {
-        if body.len().saturating_add(piece.len()) > limit {
-            return Err(HttpFailure::too_large(limit));
+    let mut over = false;
+    while let Some(piece) = answer.chunk().await.map_err(HttpFailure::body)? {
+        let room = limit - body.len();
+        body.extend_from_slice(&piece[..piece.len().min(room)]);
+        if piece.len() > room {
+            over = true;
+            break;
         }
-        body.extend_from_slice(&piece);
     }
-    HttpFailure::status(Response { status, headers, body: body.freeze() }, idempotency)
+    // A failing status counts as that failure, with the piece of its body that fits.
+    let response = Response { status, headers, body: body.freeze() };
+    let response = HttpFailure::status(response, idempotency)?;
+    if over { Err(HttpFailure::too_large(limit)) } else { Ok(response) }
 }
 
 impl IntoFuture for Request {

@@ -1,7 +1,9 @@
 //! The client against a scripted server on a real socket, which counts what it was sent.
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
 
-use mainstay_http::{HttpClient, HttpFailure, get_http_client_for};
+use mainstay_http::{
+    HttpClient, HttpFailure, get_http_client, get_http_client_for, set_http_client,
+};
 use mainstay_policy::{BreakerState, Error, HealthStatus, Kind, Policy, PolicyBuilder, report};
 use std::{
     net::SocketAddr,
@@ -17,6 +19,8 @@ const OK: &str = "HTTP/1.1 200 OK\r\ncontent-length: 6\r\nconnection: close\r\n\
 const BUSY: &str = "HTTP/1.1 503 Busy\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
 const LATER: &str =
     "HTTP/1.1 429 Later\r\nretry-after: 0\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+const SEE_OTHER: &str = "HTTP/1.1 303 See\r\nlocation: /v1/done\r\ncontent-length: 0\r\n\
+                         connection: close\r\n\r\n";
 const CUT: &str = "HTTP/1.1 200 OK\r\ncontent-length: 6\r\nconnection: close\r\n\r\n[\"";
 const NOTHING: &str = "";
 
@@ -132,6 +136,49 @@ async fn post_is_repeated_when_refused_before_work_or_keyed() {
     let seen = server.seen.lock().unwrap();
     assert_eq!(seen.len(), 3);
     assert!(seen.iter().all(|r| r.contains("idempotency-key: \"k1\"") && r.ends_with("\"jo\"")));
+}
+
+#[tokio::test]
+async fn a_redirected_post_is_not_sent_again_when_the_next_hop_refuses() {
+    let server = Server::start(&[SEE_OTHER, LATER, OK]).await;
+    let answer = server.client().post("users").json("Jo").await.unwrap();
+    let posts = server.seen.lock().unwrap().iter().filter(|r| r.starts_with("post ")).count();
+    assert_eq!(posts, 1, "the first hop may have done the work");
+    assert_eq!(answer.status(), 303, "the redirect is the answer: the caller decides");
+}
+
+#[tokio::test]
+async fn a_get_follows_redirects_on_its_origin_only() {
+    let server = Server::start(&[SEE_OTHER, OK]).await;
+    assert_eq!(server.client().get("users").await.unwrap().status(), 200);
+    assert!(server.seen.lock().unwrap()[1].starts_with("get /v1/done "));
+    let elsewhere = "HTTP/1.1 302 Go\r\nlocation: http://127.0.0.1:9/x\r\ncontent-length: 0\r\n\
+                     connection: close\r\n\r\n";
+    let server = Server::start(Box::leak(Box::new([elsewhere]))).await;
+    assert_eq!(server.client().get("users").await.unwrap().status(), 302);
+    assert_eq!(server.seen(), 1);
+}
+
+#[tokio::test]
+async fn a_failure_with_a_body_over_the_limit_is_still_that_failure() {
+    let long = "HTTP/1.1 503 Busy\r\ncontent-length: 6\r\nconnection: close\r\n\r\nsorry!";
+    let server = Server::start(Box::leak(Box::new([long]))).await;
+    let client = HttpClient::builder(&format!("http://{}", server.address))
+        .policy(quick().failure_threshold(1))
+        .max_body(3)
+        .build()
+        .unwrap();
+    let error = client.get("users").await.unwrap_err();
+    let response = error.downcast_ref::<HttpFailure>().unwrap().response().unwrap();
+    assert_eq!((response.status().as_u16(), response.bytes().len()), (503, 3));
+    assert_eq!(client.policy().breaker().state(), BreakerState::Open);
+}
+
+#[test]
+fn an_empty_base_url_is_refused_even_beside_a_default_client() {
+    set_http_client(HttpClient::builder("http://127.0.0.1:9").policy(quick()).build().unwrap());
+    assert!(get_http_client().is_ok());
+    assert!(get_http_client_for("").is_err());
 }
 
 #[tokio::test]
