@@ -4,6 +4,8 @@
 //! |---|---|
 //! | (always) | the policy engine |
 //! | `http` (default) | `HttpClient` |
+//! | `redis` (default) | `RedisClient`, which answers from memory while the server is away |
+//! | `redis-tls` | `rediss://` URLs |
 //!
 //! ```
 //! # #[tokio::main(flavor = "current_thread")]
@@ -22,3 +24,8 @@ pub use mainstay_http::{
     HttpClient, HttpFailure, Response, get_http_client, get_http_client_for, set_http_client,
 };
 pub use mainstay_policy::*;
+#[cfg(feature = "redis")]
+pub use mainstay_redis::{
+    FallbackConfig, RedisClient, RedisFailure, RedisState, get_redis_client,
+    get_redis_client_named, set_redis_client,
+};

@@ -1,0 +1,255 @@
+//! What went wrong with one attempt; the only file that looks into fred's errors.
+
+use fred::error::{Error as Driver, ErrorKind};
+use mainstay_policy::{Classify, Outcome, Verdict};
+use std::{error::Error as StdError, fmt};
+
+/// Why one attempt failed, or why the fallback could not answer for it.
+#[derive(Debug)]
+pub struct RedisFailure {
+    what: What,
+    verdict: Verdict,
+}
+
+#[derive(Debug)]
+enum What {
+    Driver(Driver),
+    /// Our own link was down; with what took it down.
+    Closed(Option<Driver>),
+    Silent,
+    Full,
+    WrongType,
+}
+
+impl RedisFailure {
+    pub(crate) fn driver(error: Driver) -> Self {
+        let verdict = verdict(&error);
+        Self { what: What::Driver(error), verdict }
+    }
+
+    /// The gate is closed, so nothing is sent. A refused password stays what it is: no outage.
+    /// With a fallback it is not worth a wait: the verdict keeps the policy from repeating it.
+    pub(crate) fn closed(cause: Option<Driver>, fallback: bool) -> Self {
+        match cause {
+            Some(error) if *error.kind() == ErrorKind::Auth => Self::driver(error),
+            cause => {
+                let verdict = if fallback {
+                    Verdict::permanent().with_outcome(Outcome::Failure)
+                } else {
+                    Verdict::never_sent()
+                };
+                Self { what: What::Closed(cause), verdict }
+            }
+        }
+    }
+
+    pub(crate) const fn silent() -> Self {
+        Self { what: What::Silent, verdict: Verdict::unknown() }
+    }
+
+    pub(crate) const fn full() -> Self {
+        let verdict = Verdict::transient().with_outcome(Outcome::Neutral);
+        Self { what: What::Full, verdict }
+    }
+
+    pub(crate) const fn wrong_type() -> Self {
+        Self { what: What::WrongType, verdict: Verdict::permanent() }
+    }
+
+    /// Whether the server is the problem, so that the fallback may answer instead.
+    #[must_use]
+    pub fn is_outage(&self) -> bool {
+        self.verdict.outcome == Outcome::Failure && !self.is_auth()
+    }
+
+    /// The server refused the user name or password, or wants one.
+    #[must_use]
+    pub fn is_auth(&self) -> bool {
+        matches!(&self.what, What::Driver(e) if *e.kind() == ErrorKind::Auth)
+    }
+
+    /// The fallback holds as many unsynchronised writes as it may; this one was not taken.
+    #[must_use]
+    pub const fn is_fallback_full(&self) -> bool {
+        matches!(self.what, What::Full)
+    }
+
+    /// The key holds another type of value than the command is for.
+    #[must_use]
+    pub fn is_wrong_type(&self) -> bool {
+        match &self.what {
+            What::WrongType => true,
+            What::Driver(error) => code(error) == "WRONGTYPE",
+            _ => false,
+        }
+    }
+}
+
+impl Classify for RedisFailure {
+    fn classify(&self) -> Verdict {
+        self.verdict
+    }
+}
+
+/// Redis puts an error's code first: `WRONGTYPE Operation against ...`.
+fn code(error: &Driver) -> &str {
+    error.details().split(' ').next().unwrap_or_default()
+}
+
+fn verdict(error: &Driver) -> Verdict {
+    match error.kind() {
+        // The server has the connection and refuses it until somebody changes a setting.
+        ErrorKind::Auth => Verdict::permanent().with_outcome(Outcome::Failure),
+        ErrorKind::Sentinel | ErrorKind::Routing => Verdict::never_sent(),
+        ErrorKind::Backpressure => Verdict::never_sent().with_outcome(Outcome::Neutral),
+        ErrorKind::Cluster if code(error) == "CLUSTERDOWN" => Verdict::transient(),
+        ErrorKind::Cluster => Verdict::transient().with_outcome(Outcome::Neutral),
+        ErrorKind::InvalidArgument
+        | ErrorKind::InvalidCommand
+        | ErrorKind::Config
+        | ErrorKind::Url
+        | ErrorKind::Parse
+        | ErrorKind::NotFound => Verdict::permanent(),
+        ErrorKind::Unknown => match error.details() {
+            // fred's own words for what it did not send.
+            "Too many failed write attempts."
+            | "Client is not initialized."
+            | "Failed to send command to router."
+            | "Failed to route command." => Verdict::never_sent(),
+            _ => match code(error) {
+                "LOADING" | "MASTERDOWN" | "TRYAGAIN" | "NOREPLICAS" | "BUSY" | "MISCONF"
+                | "OOM" | "READONLY" => Verdict::transient(),
+                _ => Verdict::permanent(),
+            },
+        },
+        // Timeout, IO, TLS, cancelled, a damaged stream: nobody knows.
+        _ => Verdict::unknown(),
+    }
+}
+
+impl fmt::Display for RedisFailure {
+    /// Our own words: the server's text may hold keys and arguments.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let error = match &self.what {
+            What::Closed(Some(error)) | What::Driver(error) => error,
+            What::Closed(None) => return f.write_str(UNREACHABLE),
+            What::Silent => return f.write_str("the server does not answer"),
+            What::Full => {
+                return f.write_str(
+                    "the server is away and the fallback is full; raise FallbackConfig's \
+                     max_dirty limits, or write less while degraded",
+                );
+            }
+            What::WrongType => return f.write_str(WRONG_TYPE),
+        };
+        match error.kind() {
+            ErrorKind::Auth => f.write_str(
+                "the server refused the credentials; check the user name and password in the \
+                 Redis URL",
+            ),
+            ErrorKind::IO => {
+                f.write_str(if matches!(self.what, What::Closed(_)) {
+                    UNREACHABLE
+                } else {
+                    "the connection was lost before an answer"
+                })?;
+                match io_message(error.details()) {
+                    Some(message) => write!(f, " ({message})"),
+                    None => Ok(()),
+                }
+            }
+            ErrorKind::Timeout => f.write_str("no answer in time"),
+            _ if code(error) == "WRONGTYPE" => f.write_str(WRONG_TYPE),
+            ErrorKind::Unknown if is_code(code(error)) => {
+                write!(f, "the server answered with {}", code(error))
+            }
+            ErrorKind::Canceled if matches!(self.what, What::Closed(_)) => {
+                f.write_str("the connection was closed")
+            }
+            kind => f.write_str(match kind {
+                ErrorKind::Canceled => "the connection was closed before an answer",
+                ErrorKind::Cluster => "the cluster has no node for this key now",
+                ErrorKind::Sentinel | ErrorKind::Routing => "no master is known",
+                ErrorKind::Config => "the server cannot be used with this Redis URL",
+                ErrorKind::Protocol => "the answer was damaged",
+                _ => "the command failed",
+            }),
+        }
+    }
+}
+
+const UNREACHABLE: &str = "the server could not be reached; check that it runs and the Redis URL";
+const WRONG_TYPE: &str = "the key holds another type of value (WRONGTYPE); use a key of its own";
+
+fn is_code(text: &str) -> bool {
+    text.len() > 1 && text.bytes().all(|b| b.is_ascii_uppercase())
+}
+
+/// fred keeps an I/O error as its `Debug` text; for people its message is enough.
+fn io_message(details: &str) -> Option<&str> {
+    let (_, rest) = details.split_once("message: \"")?;
+    rest.split_once('"').map(|(message, _)| message)
+}
+
+impl StdError for RedisFailure {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        match &self.what {
+            What::Driver(error) | What::Closed(Some(error)) => Some(error),
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use mainstay_policy::Effect;
+
+    #[test]
+    fn each_error_says_what_happened() {
+        use ErrorKind as K;
+        use Outcome::{Failure, Neutral, Success};
+        let rows = [
+            (K::Timeout, "", Effect::Unknown, Failure),
+            (K::IO, "Connection closed.", Effect::Unknown, Failure),
+            (K::Canceled, "", Effect::Unknown, Failure),
+            (K::Protocol, "", Effect::Unknown, Failure),
+            (K::Unknown, "Too many failed write attempts.", Effect::NeverSent, Failure),
+            (K::Unknown, "Client is not initialized.", Effect::NeverSent, Failure),
+            (K::Sentinel, "", Effect::NeverSent, Failure),
+            (K::Unknown, "LOADING Redis is loading", Effect::Transient, Failure),
+            (K::Unknown, "OOM command not allowed", Effect::Transient, Failure),
+            (K::Unknown, "READONLY You can't write", Effect::Transient, Failure),
+            (K::Cluster, "CLUSTERDOWN The cluster is down", Effect::Transient, Failure),
+            (K::Cluster, "MOVED 1 127.0.0.1:1", Effect::Transient, Neutral),
+            (K::Auth, "WRONGPASS invalid", Effect::Permanent, Failure),
+            (K::Unknown, "NOPERM no permission", Effect::Permanent, Success),
+            (K::InvalidArgument, "WRONGTYPE Operation", Effect::Permanent, Success),
+            (K::Unknown, "ERR unknown command", Effect::Permanent, Success),
+            (K::Parse, "", Effect::Permanent, Success),
+        ];
+        for (kind, details, effect, outcome) in rows {
+            let failure = RedisFailure::driver(Driver::new(kind, details));
+            let verdict = failure.classify();
+            assert_eq!((verdict.effect, verdict.outcome), (effect, outcome), "{details}");
+        }
+    }
+
+    #[test]
+    fn a_refused_password_is_no_outage() {
+        let auth = || Driver::new(ErrorKind::Auth, "WRONGPASS invalid");
+        assert!(!RedisFailure::driver(auth()).is_outage());
+        assert!(!RedisFailure::closed(Some(auth()), true).is_outage());
+        assert!(RedisFailure::closed(None, true).is_outage());
+        assert!(RedisFailure::silent().is_outage());
+    }
+
+    #[test]
+    fn the_servers_text_is_not_printed() {
+        let answer = Driver::new(ErrorKind::Unknown, "ERR unknown command 'x', args: 's3cret'");
+        assert_eq!(RedisFailure::driver(answer).to_string(), "the server answered with ERR");
+        let refused = "Os { code: 111, kind: ConnectionRefused, message: \"Connection refused\" }";
+        let closed = RedisFailure::closed(Some(Driver::new(ErrorKind::IO, refused)), true);
+        assert!(closed.to_string().ends_with("(Connection refused)"), "{closed}");
+    }
+}

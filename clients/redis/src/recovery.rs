@@ -1,0 +1,89 @@
+//! After an outage: deletes at the server what this client wrote meanwhile, so that no older value
+//! can come back; then forgets it here too. The next read is a miss that the caller refills.
+
+use crate::{
+    classify::RedisFailure,
+    command::{Command, RECOVER},
+    fallback::Fallback,
+    link::Line,
+};
+use futures_util::future::try_join_all;
+use mainstay_policy::Policy;
+use std::{sync::Arc, time::Duration};
+
+/// After the round trip that opened the gate: bytes of the lost connection may still be unread at
+/// the server, and a write among them must not land after its key was deleted.
+const SETTLE: Duration = Duration::from_millis(100);
+const PAUSE: Duration = Duration::from_millis(200);
+/// Sent together.
+const BATCH: usize = 64;
+
+/// Runs as long as the link does.
+pub(crate) async fn run(fallback: Arc<Fallback>, policy: Policy, line: Arc<Line>) {
+    loop {
+        fallback.until_dirty().await;
+        line.until_up().await;
+        tokio::time::sleep(SETTLE).await;
+        let _turn = fallback.recovery_turn().await;
+        while let Some(wait) = step(&fallback, &policy, &line).await {
+            if !wait.is_zero() {
+                tokio::time::sleep(wait).await;
+                // The connection may be another one by now.
+                break;
+            }
+        }
+    }
+}
+
+/// One batch; gives how long to wait before the next, if one is needed.
+async fn step(fallback: &Fallback, policy: &Policy, line: &Arc<Line>) -> Option<Duration> {
+    let drain = fallback.drain(BATCH);
+    if drain.tasks.is_empty() {
+        return None;
+    }
+    let commands: Arc<[Command]> = drain
+        .tasks
+        .iter()
+        .map(|task| Command::Forget { key: task.key.clone(), fields: task.fields.clone() })
+        .collect();
+    let result = policy
+        .run(&RECOVER, |attempt| {
+            let (line, commands) = (Arc::clone(line), Arc::clone(&commands));
+            async move {
+                let all = commands.iter().map(|c| forget(&line, c, attempt.timeout()));
+                try_join_all(all).await
+            }
+        })
+        .await;
+    match result {
+        Ok(_) => {
+            let count = drain.tasks.len();
+            let left = drain.acknowledge();
+            tracing::debug!(db.system.name = "redis", count, "keys written offline deleted");
+            if !left {
+                tracing::info!(db.system.name = "redis", "recovered from the fallback");
+            }
+            left.then_some(Duration::ZERO)
+        }
+        Err(error) => {
+            tracing::debug!(db.system.name = "redis", %error, "recovery put off");
+            Some(error.retry_after().unwrap_or(PAUSE).max(PAUSE))
+        }
+    }
+}
+
+async fn forget(
+    line: &Line,
+    command: &Command,
+    timeout: Option<Duration>,
+) -> Result<(), RedisFailure> {
+    match (line.send(command, timeout).await, command) {
+        (Ok(_), _) => Ok(()),
+        // Not a hash any more: somebody else's value, and the only way to be rid of our fields.
+        (Err(error), Command::Forget { key, .. }) if error.is_wrong_type() => {
+            let whole = Command::Forget { key: key.clone(), fields: Vec::new() };
+            line.send(&whole, timeout).await.map(drop)
+        }
+        (Err(error), _) => Err(error),
+    }
+}
