@@ -6,6 +6,8 @@
 //! | `http` (default) | `HttpClient` |
 //! | `redis` (default) | `RedisClient`, which answers from memory while the server is away |
 //! | `redis-tls` | `rediss://` URLs |
+//! | `s3` (default) | `S3Client` |
+//! | `full` | all of these |
 //!
 //! ```
 //! # #[tokio::main(flavor = "current_thread")]
@@ -28,4 +30,8 @@ pub use mainstay_policy::*;
 pub use mainstay_redis::{
     FallbackConfig, RedisClient, RedisFailure, RedisState, get_redis_client,
     get_redis_client_named, set_redis_client,
+};
+#[cfg(feature = "s3")]
+pub use mainstay_s3::{
+    ObjectSummary, S3Client, S3Failure, get_s3_client, get_s3_client_named, set_s3_client,
 };

@@ -185,8 +185,8 @@ fn target(url: &str) -> Result<Target, Error> {
     })
 }
 
-static CLIENTS: Singletons<RedisClient> = Singletons::new();
-const DEFAULT: &str = "";
+static DEFAULT: Singletons<RedisClient> = Singletons::new();
+static NAMED: Singletons<RedisClient> = Singletons::new();
 
 /// The client of `MAINSTAY_REDIS_URL`, else `REDIS_URL`; no I/O.
 ///
@@ -195,7 +195,7 @@ const DEFAULT: &str = "";
 /// # Errors
 /// When a setting cannot be used.
 pub fn get_redis_client() -> Result<RedisClient, Error> {
-    CLIENTS.get_or_try_init(DEFAULT, || {
+    DEFAULT.get_or_try_init("default", || {
         let url = settings()?.connection("redis", "url");
         RedisClientBuilder { url, ..Default::default() }.build()
     })
@@ -206,7 +206,7 @@ pub fn get_redis_client() -> Result<RedisClient, Error> {
 /// # Errors
 /// When that setting is missing or a setting cannot be used.
 pub fn get_redis_client_named(name: &str) -> Result<RedisClient, Error> {
-    CLIENTS.get_or_try_init(name, || {
+    NAMED.get_or_try_init(name, || {
         let key = format!("{}_url", name.to_lowercase());
         let Some(url) = settings()?.connection("redis", &key) else {
             let variable = format!("MAINSTAY_REDIS_{}_URL", name.to_uppercase());
@@ -220,7 +220,7 @@ pub fn get_redis_client_named(name: &str) -> Result<RedisClient, Error> {
 
 /// Installs the client that [`get_redis_client`] gives.
 pub fn set_redis_client(client: RedisClient) {
-    CLIENTS.set(DEFAULT, client);
+    DEFAULT.set("default", client);
 }
 
 #[cfg(test)]

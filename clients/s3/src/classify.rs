@@ -1,0 +1,382 @@
+//! What went wrong with one attempt; the only file that looks into the SDK's errors.
+
+use aws_credential_types::provider::error::CredentialsError;
+use aws_sdk_s3::{
+    config::http::HttpResponse,
+    error::{ProvideErrorMetadata, SdkError},
+    primitives::ByteStreamError,
+};
+use mainstay_policy::{Classify, Outcome, Verdict};
+use std::{error::Error as StdError, fmt, io, path::PathBuf, time::Duration};
+
+type Source = Box<dyn StdError + Send + Sync>;
+
+/// Why one attempt failed.
+///
+/// Its text names bucket and key once a call is over; events of single attempts do without.
+pub struct S3Failure {
+    what: What,
+    verdict: Verdict,
+    code: Option<String>,
+    status: Option<u16>,
+    target: Option<(String, Option<String>)>,
+    source: Option<Source>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum What {
+    Credentials,
+    Setup,
+    Connect,
+    Transport,
+    Timeout,
+    Garbled,
+    Body,
+    /// The object is not the one the transfer began with.
+    Changed,
+    Local(&'static str, PathBuf),
+    NoObject,
+    NoBucket,
+    NotFound,
+    Denied,
+    WrongCredentials,
+    WrongRegion(Option<String>),
+    Throttled,
+    Answer,
+}
+
+impl S3Failure {
+    /// The error code of the store's answer, such as `NoSuchKey`; HEAD requests get none.
+    #[must_use]
+    pub fn code(&self) -> Option<&str> {
+        self.code.as_deref()
+    }
+
+    /// The status of the store's answer.
+    #[must_use]
+    pub fn status(&self) -> Option<u16> {
+        self.status
+    }
+
+    /// The bucket or the object does not exist.
+    #[must_use]
+    pub fn is_not_found(&self) -> bool {
+        matches!(self.what, What::NoObject | What::NoBucket | What::NotFound)
+    }
+
+    pub(crate) fn is_changed(&self) -> bool {
+        self.what == What::Changed
+    }
+
+    /// Refused for who we are, or for what we may not do.
+    pub(crate) fn is_denied(&self) -> bool {
+        self.what == What::Denied
+    }
+
+    fn new(what: What, verdict: Verdict, source: Option<Source>) -> Self {
+        Self { what, verdict, code: None, status: None, target: None, source }
+    }
+
+    pub(crate) fn about(mut self, bucket: Option<&str>, key: Option<&str>) -> Self {
+        self.target = bucket.map(|bucket| (bucket.to_owned(), key.map(str::to_owned)));
+        self
+    }
+
+    pub(crate) fn changed() -> Self {
+        Self::new(What::Changed, Verdict::permanent(), None)
+    }
+
+    /// An answer that does not fit the request.
+    pub(crate) fn garbled() -> Self {
+        Self::new(What::Garbled, Verdict::permanent(), None)
+    }
+
+    /// A body shorter than it was announced.
+    pub(crate) fn short() -> Self {
+        Self::new(What::Body, Verdict::transient(), None)
+    }
+
+    pub(crate) fn body(error: ByteStreamError) -> Self {
+        Self::new(What::Body, Verdict::transient(), Some(Box::new(error)))
+    }
+
+    pub(crate) fn local(doing: &'static str, path: PathBuf, error: io::Error) -> Self {
+        let verdict = Verdict::permanent().with_outcome(Outcome::Neutral);
+        Self::new(What::Local(doing, path), verdict, Some(Box::new(error)))
+    }
+
+    /// The order matters: a `DispatchFailure` may be anything from a missing region to a reset.
+    pub(crate) fn sdk<E>(error: SdkError<E, HttpResponse>, attempt: u32) -> Self
+    where
+        E: StdError + ProvideErrorMetadata + Send + Sync + 'static,
+    {
+        let ours = Verdict::permanent().with_outcome(Outcome::Neutral);
+        let on_the_wire = find::<hyper::Error>(&error).is_some()
+            || find::<hyper_util::client::legacy::Error>(&error).is_some()
+            || find::<io::Error>(&error).is_some();
+        let never_connected = find::<hyper_util::client::legacy::Error>(&error)
+            .is_some_and(hyper_util::client::legacy::Error::is_connect);
+        let canceled = find::<hyper::Error>(&error).is_some_and(hyper::Error::is_canceled);
+        let (what, verdict) = if let SdkError::ServiceError(answer) = &error {
+            return Self::answer(answer.err().code().map(str::to_owned), answer.raw(), attempt)
+                .caused_by(error);
+        } else if find::<CredentialsError>(&error).is_some() {
+            (What::Credentials, ours)
+        } else {
+            match &error {
+                SdkError::TimeoutError(_) => (What::Timeout, Verdict::unknown()),
+                SdkError::ResponseError(_) => (What::Garbled, Verdict::unknown()),
+                SdkError::DispatchFailure(_) if never_connected => {
+                    (What::Connect, Verdict::never_sent())
+                }
+                SdkError::DispatchFailure(_) if canceled => {
+                    (What::Transport, Verdict::never_sent())
+                }
+                SdkError::DispatchFailure(d) if d.is_user() => (What::Setup, ours),
+                SdkError::DispatchFailure(d) if d.is_timeout() => {
+                    (What::Timeout, Verdict::unknown())
+                }
+                SdkError::DispatchFailure(d)
+                    if d.is_io() || d.as_other().is_some() || on_the_wire =>
+                {
+                    (What::Transport, Verdict::unknown())
+                }
+                _ => (What::Setup, ours),
+            }
+        };
+        Self::new(what, verdict, None).caused_by(error)
+    }
+
+    fn caused_by(mut self, error: impl StdError + Send + Sync + 'static) -> Self {
+        self.source = Some(Box::new(error));
+        self
+    }
+
+    fn answer(code: Option<String>, raw: &HttpResponse, attempt: u32) -> Self {
+        let status = raw.status().as_u16();
+        let header = |name| raw.headers().get(name);
+        let wait = retry_after(header("retry-after"), header("x-amz-retry-after"));
+        let (what, verdict) = judge(code.as_deref(), status, wait, attempt);
+        let what = match what {
+            What::WrongRegion(_) => {
+                What::WrongRegion(header("x-amz-bucket-region").map(str::to_owned))
+            }
+            what => what,
+        };
+        Self { code, status: Some(status), ..Self::new(what, verdict, None) }
+    }
+}
+
+fn judge(code: Option<&str>, status: u16, wait: Option<Duration>, attempt: u32) -> (What, Verdict) {
+    let neutral = Verdict::transient().with_outcome(Outcome::Neutral);
+    // Worth one more attempt: the SDK has learnt the clock's offset, or the bytes were damaged.
+    let once =
+        if attempt <= 1 { neutral } else { Verdict::permanent().with_outcome(Outcome::Neutral) };
+    let code = code.unwrap_or_default();
+    match (code, status) {
+        ("SlowDown" | "RequestLimitExceeded" | "BandwidthLimitExceeded", _) | (_, 429) => {
+            (What::Throttled, Verdict::throttled(wait))
+        }
+        (code, _) if code.starts_with("Throttl") => (What::Throttled, Verdict::throttled(wait)),
+        // In a 200 too: completing an upload begins to answer before it is done.
+        ("InternalError", _) => (What::Answer, Verdict::unknown()),
+        ("RequestTimeout" | "OperationAborted" | "ConditionalRequestConflict", _) | (_, 408) => {
+            (What::Answer, neutral)
+        }
+        ("RequestTimeTooSkewed" | "BadDigest" | "XAmzContentChecksumMismatch", _) => {
+            (What::Answer, once)
+        }
+        ("NoSuchKey", _) => (What::NoObject, Verdict::permanent()),
+        ("NoSuchBucket", _) => (What::NoBucket, Verdict::permanent()),
+        ("PreconditionFailed", _) | (_, 412) => (What::Changed, Verdict::permanent()),
+        (
+            "InvalidAccessKeyId"
+            | "SignatureDoesNotMatch"
+            | "NotSignedUp"
+            | "ExpiredToken"
+            | "InvalidToken"
+            | "InvalidSecurity",
+            _,
+        ) => {
+            // Every caller of this client meets the same answer.
+            (What::WrongCredentials, Verdict::permanent().with_outcome(Outcome::Failure))
+        }
+        ("PermanentRedirect" | "AuthorizationHeaderMalformed", _) | (_, 301) => {
+            (What::WrongRegion(None), Verdict::permanent())
+        }
+        // HEAD has no code: the object or its bucket.
+        ("NotFound" | "", 404) => (What::NotFound, Verdict::permanent()),
+        ("AccessDenied", _) | (_, 403) => (What::Denied, Verdict::permanent()),
+        ("ServiceUnavailable", _) | (_, 503) => match wait {
+            Some(_) => (What::Answer, Verdict::throttled(wait).with_outcome(Outcome::Failure)),
+            None => (What::Answer, Verdict::transient()),
+        },
+        (_, 500..) => (What::Answer, Verdict::unknown()),
+        _ => (What::Answer, Verdict::permanent()),
+    }
+}
+
+/// Seconds, or milliseconds in Amazon's own header; dates are left to the normal backoff.
+fn retry_after(seconds: Option<&str>, milliseconds: Option<&str>) -> Option<Duration> {
+    let milliseconds = milliseconds.and_then(|text| text.parse().ok()).map(Duration::from_millis);
+    milliseconds.or_else(|| seconds?.parse().ok().map(Duration::from_secs))
+}
+
+/// The first error of this type; at an `io::Error` its payload is next, which `source()` skips.
+fn find<'a, T: StdError + 'static>(error: &'a (dyn StdError + 'static)) -> Option<&'a T> {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(found) = error.downcast_ref() {
+            return Some(found);
+        }
+        next = match error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
+            Some(payload) => Some(payload),
+            None => error.source(),
+        };
+    }
+    None
+}
+
+impl Classify for S3Failure {
+    fn classify(&self) -> Verdict {
+        self.verdict
+    }
+}
+
+impl fmt::Display for S3Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let bucket = match &self.target {
+            Some((bucket, _)) => format!("bucket `{bucket}`"),
+            None => "bucket".to_owned(),
+        };
+        let object = match &self.target {
+            Some((bucket, Some(key))) => format!("object `{key}` in bucket `{bucket}`"),
+            Some((_, None)) => bucket.clone(),
+            None => "object".to_owned(),
+        };
+        match &self.what {
+            What::Credentials => f.write_str(
+                "no credentials were found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, give \
+                 them to the builder, or choose anonymous()",
+            ),
+            What::Setup => f.write_str("the request cannot be built or signed; nothing was sent"),
+            What::Connect => {
+                let hint = "the server could not be reached; check that it runs and the endpoint";
+                f.write_str(hint)?;
+                match self.source.as_deref().and_then(|e| find::<io::Error>(e)) {
+                    Some(error) => write!(f, " ({})", error.kind()),
+                    None => Ok(()),
+                }
+            }
+            What::Transport => f.write_str("the connection broke before the answer"),
+            What::Timeout => f.write_str("the server did not answer in time"),
+            What::Garbled => f.write_str(
+                "the answer does not fit the request; check that the endpoint speaks S3 and byte \
+                 ranges",
+            ),
+            What::Body => f.write_str("the object's bytes were cut short or damaged on the way"),
+            What::Changed => write!(f, "the {object} changed meanwhile; start again"),
+            What::Local(doing, path) => {
+                write!(f, "local file `{}` cannot be {doing}", path.display())?;
+                match self.source.as_deref().and_then(|e| find::<io::Error>(e)) {
+                    Some(error) => write!(f, ": {error}"),
+                    None => Ok(()),
+                }
+            }
+            What::NoObject => write!(f, "there is no {object}; check key and bucket"),
+            What::NoBucket => write!(f, "there is no {bucket}; create it or check the name"),
+            What::NotFound => write!(f, "there is no {object}; check that it and the bucket exist"),
+            What::Denied => {
+                write!(f, "access to the {object} is denied")?;
+                self.coded(f)?;
+                f.write_str("; check what these credentials are allowed to do")
+            }
+            What::WrongCredentials => {
+                f.write_str("the credentials are not accepted")?;
+                self.coded(f)?;
+                f.write_str("; check access key, secret and session token")
+            }
+            What::WrongRegion(Some(region)) => {
+                write!(f, "the {bucket} is in region {region}; set MAINSTAY_S3_REGION to it")
+            }
+            What::WrongRegion(None) => {
+                write!(f, "the {bucket} is in another region; check MAINSTAY_S3_REGION")
+            }
+            What::Throttled => {
+                f.write_str("the server asks for less load")?;
+                self.coded(f)
+            }
+            What::Answer => {
+                write!(f, "the server answered with status {}", self.status.unwrap_or_default())?;
+                self.coded(f)
+            }
+        }
+    }
+}
+
+impl S3Failure {
+    fn coded(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.code {
+            Some(code) => write!(f, " ({code})"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl fmt::Debug for S3Failure {
+    /// Without target and source: the SDK's own error holds whole answers.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("S3Failure")
+            .field("what", &self.what)
+            .field("code", &self.code)
+            .field("status", &self.status)
+            .field("verdict", &self.verdict)
+            .finish_non_exhaustive()
+    }
+}
+
+impl StdError for S3Failure {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        self.source.as_deref().map(|e| e as _)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use mainstay_policy::Effect;
+
+    #[test]
+    fn codes_and_statuses_mean_what_the_table_says() {
+        let hint = Some(Duration::from_secs(2));
+        let throttled = Effect::Throttled { retry_after: hint };
+        for (code, status, attempt, effect, outcome) in [
+            (Some("SlowDown"), 503, 1, throttled, Outcome::Neutral),
+            (Some("ThrottlingException"), 400, 1, throttled, Outcome::Neutral),
+            (None, 429, 1, throttled, Outcome::Neutral),
+            (Some("InternalError"), 500, 1, Effect::Unknown, Outcome::Failure),
+            (Some("InternalError"), 200, 1, Effect::Unknown, Outcome::Failure),
+            (None, 502, 1, Effect::Unknown, Outcome::Failure),
+            (Some("ServiceUnavailable"), 503, 1, throttled, Outcome::Failure),
+            (Some("RequestTimeout"), 400, 1, Effect::Transient, Outcome::Neutral),
+            (Some("BadDigest"), 400, 1, Effect::Transient, Outcome::Neutral),
+            (Some("BadDigest"), 400, 2, Effect::Permanent, Outcome::Neutral),
+            (Some("NoSuchKey"), 404, 1, Effect::Permanent, Outcome::Success),
+            (Some("NoSuchUpload"), 404, 1, Effect::Permanent, Outcome::Success),
+            (None, 403, 1, Effect::Permanent, Outcome::Success),
+            (Some("SignatureDoesNotMatch"), 403, 1, Effect::Permanent, Outcome::Failure),
+            (Some("PermanentRedirect"), 301, 1, Effect::Permanent, Outcome::Success),
+            (Some("EntityTooSmall"), 400, 1, Effect::Permanent, Outcome::Success),
+        ] {
+            let (_, verdict) = judge(code, status, hint, attempt);
+            assert_eq!((verdict.effect, verdict.outcome), (effect, outcome), "{code:?} {status}");
+        }
+    }
+
+    #[test]
+    fn a_wait_is_read_in_seconds_or_amazons_milliseconds() {
+        assert_eq!(retry_after(Some("2"), None), Some(Duration::from_secs(2)));
+        assert_eq!(retry_after(Some("2"), Some("150")), Some(Duration::from_millis(150)));
+        assert_eq!(retry_after(Some("-1"), None), None);
+    }
+}

@@ -1,0 +1,226 @@
+//! The client: cheap to clone, one store, one breaker.
+
+use crate::{
+    S3Failure,
+    call::{DELETE, GET, PUT, Target},
+    config::{Connection, S3ClientBuilder},
+    transfer::part,
+};
+use aws_sdk_s3::{Client, primitives::ByteStream};
+use bytes::Bytes;
+use mainstay_policy::{
+    ConfigError, Error, PerRuntime, Policy, PolicyBuilder, Singletons, settings,
+};
+use std::{fmt, sync::Arc};
+
+/// Read at once, in the plain attempt timeout; a longer object is asked for again, in more time.
+const AT_ONCE: u64 = 4 * 1024 * 1024;
+
+struct Inner {
+    driver: Driver,
+    bucket: Option<String>,
+    policy: Policy,
+    policy_builder: PolicyBuilder,
+}
+
+pub(crate) struct Driver(Kind);
+
+enum Kind {
+    Own { connection: Connection, clients: PerRuntime<Client> },
+    Given(Client),
+}
+
+impl Driver {
+    pub(crate) fn own(connection: Connection) -> Self {
+        Self(Kind::Own { connection, clients: PerRuntime::new() })
+    }
+
+    pub(crate) fn given(client: Client) -> Self {
+        Self(Kind::Given(client))
+    }
+}
+
+/// A client of one S3 store; clones share everything.
+#[derive(Clone)]
+pub struct S3Client(Arc<Inner>);
+
+impl fmt::Debug for S3Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("S3Client").field("policy", &self.0.policy.name()).finish_non_exhaustive()
+    }
+}
+
+impl S3Client {
+    /// A builder; without an endpoint URL it means AWS.
+    pub fn builder() -> S3ClientBuilder {
+        S3ClientBuilder::default()
+    }
+
+    /// Adopts a client of the SDK; see [`S3ClientBuilder::sdk`].
+    ///
+    /// # Errors
+    /// When it has no region to name its breaker after, or a setting cannot be used.
+    pub fn from_sdk(sdk: Client) -> Result<Self, Error> {
+        Self::builder().sdk(sdk).build()
+    }
+
+    pub(crate) fn new(
+        driver: Driver,
+        bucket: Option<String>,
+        policy_builder: PolicyBuilder,
+    ) -> Result<Self, Error> {
+        let policy = policy_builder.clone().build()?;
+        Ok(Self(Arc::new(Inner { driver, bucket, policy, policy_builder })))
+    }
+
+    /// The policy of this store.
+    #[must_use]
+    pub fn policy(&self) -> &Policy {
+        &self.0.policy
+    }
+
+    pub(crate) fn policy_builder(&self) -> PolicyBuilder {
+        self.0.policy_builder.clone()
+    }
+
+    /// The configured bucket.
+    #[must_use]
+    pub fn bucket(&self) -> Option<&str> {
+        self.0.bucket.as_deref()
+    }
+
+    /// The SDK's client of the current runtime, for what this client does not do. It makes one
+    /// attempt per call; no policy guards it.
+    ///
+    /// # Errors
+    /// When called outside a tokio runtime.
+    pub fn sdk(&self) -> Result<Client, Error> {
+        match &self.0.driver.0 {
+            Kind::Given(client) => Some(client.clone()),
+            Kind::Own { connection, clients } => clients.get_or_init(|| connection.connect()),
+        }
+        .ok_or_else(|| Error::invalid("an S3 call needs a tokio runtime around it"))
+    }
+
+    /// Writes an object, replacing one that is there.
+    ///
+    /// # Errors
+    /// A missing bucket, or what kept it from being written.
+    pub async fn put(&self, bucket: &str, key: &str, bytes: impl Into<Bytes>) -> Result<(), Error> {
+        self.put_as(&PUT, Target::object(bucket, key)?, bytes.into()).await
+    }
+
+    /// Reads an object into memory, its checksum verified if the store sends one.
+    ///
+    /// # Errors
+    /// A missing object or bucket, or what kept it from being read.
+    pub async fn get(&self, bucket: &str, key: &str) -> Result<Bytes, Error> {
+        let target = Target::object(bucket, key)?;
+        let read = |limit: u64, expected: u64| {
+            self.call(&GET, target, expected, move |sdk, attempt| {
+                let get = sdk.get_object().bucket(bucket).key(key).send();
+                async move {
+                    let got = get.await.map_err(|e| S3Failure::sdk(e, attempt))?;
+                    match got.content_length().and_then(|n| u64::try_from(n).ok()) {
+                        Some(length) if length > limit => Ok(Err(length)),
+                        length => part::collect(got.body, length).await.map(Ok),
+                    }
+                }
+            })
+        };
+        let (mut limit, mut expected) = (AT_ONCE, 0);
+        loop {
+            match read(limit, expected).await? {
+                Ok(bytes) => return Ok(bytes),
+                Err(length) => (limit, expected) = (length, length),
+            }
+        }
+    }
+
+    /// Deletes an object; one that is not there is no error.
+    ///
+    /// # Errors
+    /// A missing bucket, or what kept it from being deleted.
+    pub async fn delete(&self, bucket: &str, key: &str) -> Result<(), Error> {
+        self.call(&DELETE, Target::object(bucket, key)?, 0, |sdk, attempt| {
+            let delete = sdk.delete_object().bucket(bucket).key(key).send();
+            async move { delete.await.map(drop).map_err(|e| S3Failure::sdk(e, attempt)) }
+        })
+        .await
+    }
+
+    pub(crate) async fn put_as(
+        &self,
+        operation: &mainstay_policy::Operation,
+        target: Target<'_>,
+        bytes: Bytes,
+    ) -> Result<(), Error> {
+        let length = bytes.len() as u64;
+        self.call(operation, target, length, |sdk, attempt| {
+            let put = sdk
+                .put_object()
+                .bucket(target.bucket)
+                .key(target.key.unwrap_or_default())
+                .body(ByteStream::from(bytes.clone()))
+                // The SDK's CRC-32 header guards the bytes; signing them too costs a SHA-256.
+                .customize()
+                .disable_payload_signing()
+                .send();
+            async move { put.await.map(drop).map_err(|e| S3Failure::sdk(e, attempt)) }
+        })
+        .await
+    }
+}
+
+static DEFAULT: Singletons<S3Client> = Singletons::new();
+static NAMED: Singletons<S3Client> = Singletons::new();
+
+/// The client of `MAINSTAY_S3_ENDPOINT_URL`, `MAINSTAY_S3_REGION` and `MAINSTAY_S3_BUCKET`, and of
+/// the usual `AWS_*` variables; built on first use, no I/O.
+///
+/// # Errors
+/// When a setting is missing or cannot be used.
+pub fn get_s3_client() -> Result<S3Client, Error> {
+    DEFAULT.get_or_try_init("default", || from_settings("")?.build())
+}
+
+/// The client of `MAINSTAY_S3_{NAME}_ENDPOINT_URL`, `.._REGION` and `.._BUCKET`, of which one of
+/// the first two must be set; built on first use, no I/O.
+///
+/// # Errors
+/// When a setting is missing or cannot be used.
+pub fn get_s3_client_named(name: &str) -> Result<S3Client, Error> {
+    NAMED.get_or_try_init(name, || {
+        let prefix = format!("{}_", name.to_lowercase());
+        let settings = settings()?;
+        let set = |key| settings.connection("s3", &format!("{prefix}{key}")).is_some();
+        if !set("endpoint_url") && !set("region") {
+            let name = name.to_uppercase();
+            return Err(Error::config(ConfigError::new(vec![format!(
+                "neither MAINSTAY_S3_{name}_ENDPOINT_URL nor MAINSTAY_S3_{name}_REGION is set"
+            )])));
+        }
+        from_settings(&prefix)?.build()
+    })
+}
+
+fn from_settings(prefix: &str) -> Result<S3ClientBuilder, Error> {
+    let settings = settings()?;
+    let get = |key| settings.connection("s3", &format!("{prefix}{key}"));
+    let mut builder = S3Client::builder();
+    if let Some(url) = get("endpoint_url") {
+        builder = builder.endpoint_url(url);
+    }
+    if let Some(region) = get("region") {
+        builder = builder.region(region);
+    }
+    if let Some(bucket) = get("bucket") {
+        builder = builder.bucket(bucket);
+    }
+    Ok(builder)
+}
+
+/// Installs the client that [`get_s3_client`] gives.
+pub fn set_s3_client(client: S3Client) {
+    DEFAULT.set("default", client);
+}

@@ -1,0 +1,244 @@
+//! The builder, and the SDK's settings: one attempt per attempt, one pool per runtime.
+
+use crate::{S3Client, client::Driver, credentials};
+use aws_sdk_s3::{
+    Client,
+    config::{
+        BehaviorVersion, Config, Credentials, IdentityCache, Region, SharedCredentialsProvider,
+        SharedHttpClient, StalledStreamProtectionConfig,
+        retry::{ReconnectMode, RetryConfig},
+        timeout::TimeoutConfig,
+    },
+};
+use aws_smithy_http_client::{
+    Builder, Connector,
+    proxy::ProxyConfig,
+    tls::{Provider, rustls_provider::CryptoMode},
+};
+use http::Uri;
+use mainstay_policy::{ConfigError, Error, Kind, PolicyBuilder, settings};
+use std::{env, fmt, time::Duration};
+
+/// DNS, TCP and TLS together; below any attempt timeout, so that "never sent" stays known.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// Servers often close idle connections at 60 s or more.
+const IDLE: Duration = Duration::from_secs(50);
+/// Shorter ones have blamed slow uploads that were fine.
+const STALL_GRACE: Duration = Duration::from_secs(20);
+
+type Tune = Box<dyn FnOnce(PolicyBuilder) -> PolicyBuilder + Send>;
+
+/// Builds an [`S3Client`].
+#[derive(Default)]
+#[must_use]
+pub struct S3ClientBuilder {
+    endpoint_url: Option<String>,
+    region: Option<String>,
+    bucket: Option<String>,
+    signing: Signing,
+    sdk: Option<Client>,
+    tune: Option<Tune>,
+}
+
+#[derive(Clone, Default)]
+pub(crate) enum Signing {
+    #[default]
+    Chain,
+    Keys(Credentials),
+    Anonymous,
+}
+
+impl fmt::Debug for S3ClientBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("S3ClientBuilder").finish_non_exhaustive()
+    }
+}
+
+impl S3ClientBuilder {
+    /// A store other than AWS, such as `http://127.0.0.1:9000`; it is addressed by path, not by
+    /// host names. Default: `AWS_ENDPOINT_URL_S3`, `AWS_ENDPOINT_URL`, else AWS itself.
+    pub fn endpoint_url(mut self, url: impl Into<String>) -> Self {
+        self.endpoint_url = Some(url.into());
+        self
+    }
+
+    /// The region. Default: `AWS_REGION`, `AWS_DEFAULT_REGION`, else `us-east-1` if there is an
+    /// endpoint URL.
+    pub fn region(mut self, region: impl Into<String>) -> Self {
+        self.region = Some(region.into());
+        self
+    }
+
+    /// Access key and secret. Default: the SDK's chain (environment, profile, web identity, ECS,
+    /// EC2), searched on first use for at most 5 s.
+    pub fn credentials(mut self, access: impl Into<String>, secret: impl Into<String>) -> Self {
+        let keys = Credentials::new(access, secret, None, None, "mainstay");
+        self.signing = Signing::Keys(keys);
+        self
+    }
+
+    /// Sends every request unsigned, for public buckets.
+    pub fn anonymous(mut self) -> Self {
+        self.signing = Signing::Anonymous;
+        self
+    }
+
+    /// The bucket that [`S3Client::health_check`] asks for.
+    pub fn bucket(mut self, bucket: impl Into<String>) -> Self {
+        self.bucket = Some(bucket.into());
+        self
+    }
+
+    /// Changes the policy that the settings give.
+    pub fn policy(
+        mut self,
+        tune: impl FnOnce(PolicyBuilder) -> PolicyBuilder + Send + 'static,
+    ) -> Self {
+        self.tune = Some(Box::new(tune));
+        self
+    }
+
+    /// A client of the SDK to send through, with its retries switched off. Its own endpoint,
+    /// region and credentials stay; [`Self::endpoint_url`] then only names the breaker.
+    pub fn sdk(mut self, sdk: Client) -> Self {
+        self.sdk = Some(sdk);
+        self
+    }
+
+    /// Checks everything; does no I/O.
+    ///
+    /// # Errors
+    /// An endpoint, region or policy that cannot work, and what to write instead.
+    pub fn build(self) -> Result<S3Client, Error> {
+        let adopted = self.sdk.is_some();
+        let endpoint = self.endpoint_url.or_else(|| {
+            let from_env = || variable("AWS_ENDPOINT_URL_S3").or(variable("AWS_ENDPOINT_URL"));
+            if adopted { None } else { from_env() }
+        });
+        let of_sdk = self.sdk.as_ref().and_then(|sdk| sdk.config().region().cloned());
+        let region = self.region.map(Region::new).or(of_sdk).or_else(|| {
+            let named = variable("AWS_REGION").or(variable("AWS_DEFAULT_REGION"));
+            named.or(endpoint.is_some().then(|| "us-east-1".to_owned())).map(Region::new)
+        });
+        let Some(region) = region else {
+            return Err(Error::config(ConfigError::new(vec![
+                "there is neither region nor endpoint for S3; set MAINSTAY_S3_REGION or \
+                 AWS_REGION, or MAINSTAY_S3_ENDPOINT_URL for a store of your own"
+                    .to_owned(),
+            ])));
+        };
+        let name = match &endpoint {
+            Some(url) => format!("s3:{}", origin(url)?),
+            None => format!("s3:https://s3.{region}.amazonaws.com"),
+        };
+        let policy = settings()?.policy(Kind::File, &name);
+        let policy = match self.tune {
+            Some(tune) => tune(policy).name(name),
+            None => policy,
+        };
+        let driver = match self.sdk {
+            Some(sdk) => {
+                let config = sdk.config().to_builder().retry_config(retries()).build();
+                Driver::given(Client::from_conf(config))
+            }
+            None => Driver::own(Connection { endpoint, region, signing: self.signing }),
+        };
+        S3Client::new(driver, self.bucket, policy)
+    }
+}
+
+fn variable(name: &str) -> Option<String> {
+    env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+/// Scheme, host and port; never what may be a credential.
+fn origin(url: &str) -> Result<String, Error> {
+    let invalid = |why| {
+        Error::invalid(format!(
+            "the S3 endpoint URL {why}; write it as https://host or http://host:port"
+        ))
+    };
+    let uri: Uri = url.parse().map_err(|_| invalid("is not a URL"))?;
+    let scheme = match uri.scheme_str() {
+        Some(scheme @ ("http" | "https")) => scheme,
+        _ => return Err(invalid("does not begin with http:// or https://")),
+    };
+    match uri.authority() {
+        Some(a) if a.as_str().contains('@') => Err(invalid("holds credentials")),
+        Some(a) if !a.host().is_empty() => Ok(format!("{scheme}://{a}")),
+        _ => Err(invalid("has no host")),
+    }
+}
+
+fn retries() -> RetryConfig {
+    // By default the SDK drops the connection after each transient error.
+    RetryConfig::disabled().with_reconnect_mode(ReconnectMode::ReuseAllConnections)
+}
+
+/// What the SDK is built from, once per runtime.
+#[derive(Clone)]
+pub(crate) struct Connection {
+    endpoint: Option<String>,
+    region: Region,
+    signing: Signing,
+}
+
+impl Connection {
+    pub(crate) fn connect(&self) -> Client {
+        let timeouts = TimeoutConfig::builder()
+            .connect_timeout(CONNECT_TIMEOUT)
+            .disable_read_timeout()
+            .disable_operation_timeout()
+            .disable_operation_attempt_timeout()
+            .build();
+        // A little over our own limit, which remembers a failure.
+        let load_timeout = credentials::LIMIT + Duration::from_secs(1);
+        let mut config = Config::builder()
+            .behavior_version(BehaviorVersion::v2026_01_12())
+            .region(self.region.clone())
+            .retry_config(retries())
+            .timeout_config(timeouts)
+            .stalled_stream_protection(
+                StalledStreamProtectionConfig::enabled().grace_period(STALL_GRACE).build(),
+            )
+            .identity_cache(IdentityCache::lazy().load_timeout(load_timeout).build())
+            .http_client(http_client());
+        if let Some(endpoint) = &self.endpoint {
+            config = config.endpoint_url(endpoint).force_path_style(true);
+        }
+        let config = match &self.signing {
+            Signing::Anonymous => config.allow_no_auth(),
+            Signing::Keys(keys) => config.credentials_provider(keys.clone()),
+            Signing::Chain => config.credentials_provider(SharedCredentialsProvider::new(
+                credentials::Chain::new(self.region.clone()),
+            )),
+        };
+        Client::from_conf(config.build())
+    }
+}
+
+/// With proxies of the environment, which the SDK's shorter ways of building one leave out.
+fn http_client() -> SharedHttpClient {
+    Builder::new().pool_idle_timeout(IDLE).build_with_connector_fn(|settings, components| {
+        let mut connector = Connector::builder().tls_provider(Provider::Rustls(CryptoMode::AwsLc));
+        connector.set_connector_settings(settings.cloned());
+        connector.set_sleep_impl(components.and_then(|c| c.sleep_impl()));
+        connector.set_proxy_config(Some(ProxyConfig::from_env()));
+        connector.build()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_endpoint_is_named_without_path_and_never_with_credentials() {
+        assert_eq!(origin("http://127.0.0.1:9000/x").unwrap(), "http://127.0.0.1:9000");
+        for bad in ["", "localhost", "ftp://host", "http://key:secret@host", "http://", "a b"] {
+            let error = origin(bad).unwrap_err().to_string();
+            assert!(error.contains("https://host"), "{bad}: {error}");
+            assert!(!error.contains("secret"), "{error}");
+        }
+    }
+}

@@ -1,0 +1,33 @@
+//! An S3 client over the AWS SDK and the policy engine: AWS itself, or any store that speaks S3.
+//!
+//! The SDK's own retries are off: the policy owns every attempt. Uploads of 16 MiB and more go in
+//! parts, each repeated on its own, and are aborted if they fail or are dropped. Downloads go to a
+//! temporary file beside the target, are pinned to one version of the object, and replace the
+//! target at the end: it is whole or untouched. Credentials are looked for on first use; nothing is
+//! sent unsigned unless [`S3ClientBuilder::anonymous`] says so.
+//!
+//! ```no_run
+//! # async fn main_() -> Result<(), mainstay_policy::Error> {
+//! let s3 = mainstay_s3::get_s3_client()?;
+//! s3.upload_file("report.csv", "bucket", "2026/report.csv").await?;
+//! s3.download_file("bucket", "2026/report.csv", "copy.csv").await?;
+//! for object in s3.list("bucket", "2026/").await? {
+//!     println!("{} {}", object.size, object.key);
+//! }
+//! # Ok(()) }
+//! ```
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
+
+mod call;
+mod classify;
+mod client;
+mod config;
+mod credentials;
+mod health;
+mod list;
+mod transfer;
+
+pub use classify::S3Failure;
+pub use client::{S3Client, get_s3_client, get_s3_client_named, set_s3_client};
+pub use config::S3ClientBuilder;
+pub use list::ObjectSummary;

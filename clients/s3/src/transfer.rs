@@ -1,0 +1,5 @@
+//! Files to objects and back.
+
+mod download;
+pub(crate) mod part;
+mod upload;
