@@ -3,6 +3,7 @@
 //! | feature | gives |
 //! |---|---|
 //! | (always) | the policy engine |
+//! | `postgres`, `sqlite` (default), `mysql` | `DatabaseClient` with its sessions, over sqlx |
 //! | `http` (default) | `HttpClient` |
 //! | `redis` (default) | `RedisClient`, which answers from memory while the server is away |
 //! | `redis-tls` | `rediss://` URLs |
@@ -21,6 +22,17 @@
 //! # Ok(()) }
 //! ```
 
+#[cfg(feature = "mysql")]
+pub use mainstay_database::MySqlDatabase;
+#[cfg(feature = "postgres")]
+pub use mainstay_database::PgDatabase;
+#[cfg(feature = "sqlite")]
+pub use mainstay_database::SqliteDatabase;
+#[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
+pub use mainstay_database::{
+    DatabaseClient, DatabaseFailure, Session, get_database_client, get_database_client_named,
+    set_database_client, sqlx,
+};
 #[cfg(feature = "http")]
 pub use mainstay_http::{
     HttpClient, HttpFailure, Response, get_http_client, get_http_client_for, set_http_client,

@@ -431,6 +431,38 @@ impl From<ConfigError> for Error {
     }
 }
 
+/// `?` on a query: what a policy decided comes out of its wrapping whole; what the database
+/// answered keeps sqlx's error as its source.
+#[cfg(feature = "sqlx")]
+impl From<sqlx_core::Error> for Error {
+    fn from(error: sqlx_core::Error) -> Self {
+        use sqlx_core::Error as Sql;
+        let error = match error {
+            Sql::Io(io) if io.get_ref().is_some_and(|inner| inner.is::<Self>()) => {
+                match io.into_inner().map(|inner| inner.downcast::<Self>()) {
+                    Some(Ok(own)) => return *own,
+                    Some(Err(other)) => Sql::Io(std::io::Error::other(other)),
+                    None => Sql::WorkerCrashed,
+                }
+            }
+            other => other,
+        };
+        let words = match &error {
+            Sql::Database(e) => match e.code() {
+                Some(code) => format!("the database answered {code}; its words are in source()"),
+                None => "the database answered an error; its words are in source()".to_owned(),
+            },
+            Sql::RowNotFound => "no row; use fetch_optional where there may be none".to_owned(),
+            _ => "the driver's error; its words are in source()".to_owned(),
+        };
+        let mut own = Self::local(ErrorKind::Backend, format!("database: {words}"), None);
+        own.0.attempts = 1;
+        own.0.effect = Effect::Permanent;
+        own.0.source = Some(Box::new(error));
+        own
+    }
+}
+
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0.context)

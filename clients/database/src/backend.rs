@@ -1,0 +1,144 @@
+//! What differs between the three databases, and the one place that names sqlx's drivers.
+
+#[cfg(feature = "mysql")]
+mod mysql;
+#[cfg(feature = "postgres")]
+mod postgres;
+#[cfg(feature = "sqlite")]
+mod sqlite;
+
+use crate::{classify::Class, client::DatabaseClient, statement::Statement};
+use futures_core::{future::BoxFuture, stream::BoxStream};
+use mainstay_policy::Singletons;
+use sqlx::{Connection, Database, Either, SqlStr, error::DatabaseError};
+use std::time::Duration;
+
+pub(crate) type Options<DB> = <<DB as Database>::Connection as Connection>::Options;
+pub(crate) type Step<DB> = Either<<DB as Database>::QueryResult, <DB as Database>::Row>;
+
+/// What a connection is told when it is made.
+#[derive(Clone, Debug, Default)]
+pub struct Tuning {
+    #[cfg_attr(not(feature = "postgres"), allow(dead_code))] // The others have no such thing.
+    pub(crate) application_name: Option<String>,
+    /// The server ends a statement itself when it takes longer.
+    pub(crate) statement_timeout: Option<Duration>,
+}
+
+/// A database this client speaks to: [`sqlx::Postgres`], [`sqlx::MySql`] or [`sqlx::Sqlite`].
+///
+/// Sealed: which error means what is known for these three only.
+pub trait Backend: Database<Arguments: Clone + 'static> + sealed::Sealed {}
+
+pub(crate) mod sealed {
+    use super::*;
+
+    /// The driver's calls stand here so that no bound on its connection has to be repeated.
+    pub trait Sealed: Database<Arguments: Clone + 'static> {
+        const LABEL: &'static str;
+        const SCHEMES: &'static [&'static str];
+        const EXAMPLE: &'static str;
+        /// The data lives in this process and dies with the last connection.
+        fn in_memory(_options: &Options<Self>) -> bool {
+            false
+        }
+        fn options(url: &str, tuning: &Tuning) -> Result<Options<Self>, sqlx::Error>;
+        fn begin() -> Option<SqlStr> {
+            None
+        }
+        /// COMMIT answers Ok for a transaction that an error has already ended.
+        const COMMIT_HIDES_ERRORS: bool = false;
+        fn greet<'c>(
+            _connection: &'c mut Self::Connection,
+            _tuning: &'c Tuning,
+        ) -> BoxFuture<'c, Result<(), sqlx::Error>> {
+            Box::pin(async { Ok(()) })
+        }
+        fn class(error: &dyn DatabaseError) -> Class;
+        fn default_client() -> &'static Singletons<DatabaseClient<Self>>
+        where
+            Self: Backend;
+        fn named_clients() -> &'static Singletons<DatabaseClient<Self>>
+        where
+            Self: Backend;
+
+        fn execute(
+            connection: &mut Self::Connection,
+            statement: Statement<Self>,
+        ) -> BoxFuture<'_, Result<Self::QueryResult, sqlx::Error>>;
+        fn fetch_many(
+            connection: &mut Self::Connection,
+            statement: Statement<Self>,
+        ) -> BoxStream<'_, Result<Step<Self>, sqlx::Error>>;
+        fn fetch_all(
+            connection: &mut Self::Connection,
+            statement: Statement<Self>,
+        ) -> BoxFuture<'_, Result<Vec<Self::Row>, sqlx::Error>>;
+        fn fetch_optional(
+            connection: &mut Self::Connection,
+            statement: Statement<Self>,
+        ) -> BoxFuture<'_, Result<Option<Self::Row>, sqlx::Error>>;
+        fn prepare<'c>(
+            connection: &'c mut Self::Connection,
+            sql: SqlStr,
+            parameters: &'c [Self::TypeInfo],
+        ) -> BoxFuture<'c, Result<Self::Statement, sqlx::Error>>;
+        fn describe(
+            connection: &mut Self::Connection,
+            sql: SqlStr,
+        ) -> BoxFuture<'_, Result<sqlx::Describe<Self>, sqlx::Error>>;
+    }
+}
+pub(crate) use sealed::Sealed;
+
+/// The part of [`Sealed`] that reads the same for every driver.
+macro_rules! driver_calls {
+    ($DB:ty) => {
+        fn default_client() -> &'static Singletons<DatabaseClient<Self>> {
+            static CLIENT: Singletons<DatabaseClient<$DB>> = Singletons::new();
+            &CLIENT
+        }
+        fn named_clients() -> &'static Singletons<DatabaseClient<Self>> {
+            static CLIENTS: Singletons<DatabaseClient<$DB>> = Singletons::new();
+            &CLIENTS
+        }
+        fn execute(
+            connection: &mut Self::Connection,
+            statement: Statement<Self>,
+        ) -> BoxFuture<'_, Result<Self::QueryResult, sqlx::Error>> {
+            sqlx::Executor::execute(connection, statement)
+        }
+        fn fetch_many(
+            connection: &mut Self::Connection,
+            statement: Statement<Self>,
+        ) -> BoxStream<'_, Result<Step<Self>, sqlx::Error>> {
+            sqlx::Executor::fetch_many(connection, statement)
+        }
+        fn fetch_all(
+            connection: &mut Self::Connection,
+            statement: Statement<Self>,
+        ) -> BoxFuture<'_, Result<Vec<Self::Row>, sqlx::Error>> {
+            sqlx::Executor::fetch_all(connection, statement)
+        }
+        fn fetch_optional(
+            connection: &mut Self::Connection,
+            statement: Statement<Self>,
+        ) -> BoxFuture<'_, Result<Option<Self::Row>, sqlx::Error>> {
+            sqlx::Executor::fetch_optional(connection, statement)
+        }
+        fn prepare<'c>(
+            connection: &'c mut Self::Connection,
+            sql: SqlStr,
+            parameters: &'c [Self::TypeInfo],
+        ) -> BoxFuture<'c, Result<Self::Statement, sqlx::Error>> {
+            sqlx::Executor::prepare_with(connection, sql, parameters)
+        }
+        fn describe(
+            connection: &mut Self::Connection,
+            sql: SqlStr,
+        ) -> BoxFuture<'_, Result<sqlx::Describe<Self>, sqlx::Error>> {
+            sqlx::Executor::describe(connection, sql)
+        }
+    };
+}
+pub(crate) use driver_calls;

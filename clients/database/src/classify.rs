@@ -1,0 +1,319 @@
+//! What went wrong with one attempt. The phase decides what may have happened: a connection lost
+//! while idle and one lost in mid-statement give the same driver error.
+
+use crate::backend::Sealed;
+use mainstay_policy::{Classify, Effect, Outcome, Verdict};
+use std::{error::Error as StdError, fmt, sync::Arc, time::Duration};
+
+/// How far an attempt had come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Phase {
+    /// Waiting for a connection or making one, and BEGIN: nothing was done.
+    Acquire,
+    /// A statement that stands for itself.
+    Statement,
+    /// A statement before COMMIT was sent: nothing will be committed.
+    Transaction,
+    /// COMMIT.
+    Commit,
+}
+
+/// What a server's error code means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Class {
+    /// The server takes no more for now; not executed.
+    Busy,
+    /// A lock was not to be had; not executed.
+    Contended,
+    /// Serialization failure or deadlock: the transaction may be run again.
+    Conflict,
+    /// The server is going away.
+    GoingAway,
+    /// Ended by a time limit, rolled back.
+    Cancelled,
+    /// Disk or memory is full.
+    Exhausted,
+    /// A replica, or a server set to read only.
+    WrongNode,
+    /// Credentials, or a database that is not there.
+    Refused,
+    /// The transaction had failed before.
+    Aborted,
+    /// Data are damaged.
+    Damaged,
+    /// The statement's own fault.
+    Permanent,
+}
+
+/// Why one attempt failed. [`sqlx::Error`] is its source where the driver said something.
+#[derive(Debug)]
+pub struct DatabaseFailure {
+    what: What,
+    verdict: Verdict,
+}
+
+#[derive(Debug)]
+enum What {
+    Driver(sqlx::Error, String),
+    Connect(Arc<sqlx::Error>, String),
+    Silent(Duration),
+    PoolExhausted { in_use: u32, max: u32, waited: Duration },
+    TimedOut(Phase, Duration),
+    NoRuntime,
+    Unusable,
+    Aborted,
+    Seen(&'static str),
+    Closure(mainstay_policy::Error),
+}
+
+impl DatabaseFailure {
+    pub(crate) fn driver<DB: Sealed>(error: sqlx::Error, phase: Phase) -> Self {
+        let (verdict, words) = read::<DB>(&error, phase);
+        Self { what: What::Driver(error, words), verdict }
+    }
+
+    /// The shared dial beside the pool found out why no connection comes.
+    pub(crate) fn connect<DB: Sealed>(error: Arc<sqlx::Error>) -> Self {
+        let (verdict, words) = read::<DB>(&error, Phase::Acquire);
+        Self { what: What::Connect(error, words), verdict }
+    }
+
+    pub(crate) const fn silent(waited: Duration) -> Self {
+        Self { what: What::Silent(waited), verdict: Verdict::never_sent() }
+    }
+
+    pub(crate) const fn pool_exhausted(in_use: u32, max: u32, waited: Duration) -> Self {
+        // Our own load, not the server's fault.
+        let verdict = Verdict::never_sent().with_outcome(Outcome::Neutral);
+        Self { what: What::PoolExhausted { in_use, max, waited }, verdict }
+    }
+
+    pub(crate) const fn timed_out(phase: Phase, limit: Duration) -> Self {
+        Self { what: What::TimedOut(phase, limit), verdict: lost(phase) }
+    }
+
+    pub(crate) const fn no_runtime() -> Self {
+        let verdict = Verdict::permanent().with_outcome(Outcome::Neutral);
+        Self { what: What::NoRuntime, verdict }
+    }
+
+    pub(crate) const fn unusable() -> Self {
+        let verdict = Verdict::transient().with_outcome(Outcome::Neutral);
+        Self { what: What::Unusable, verdict }
+    }
+
+    pub(crate) const fn aborted() -> Self {
+        let verdict = Verdict::permanent().with_outcome(Outcome::Neutral);
+        Self { what: What::Aborted, verdict }
+    }
+
+    /// What a session saw go by on its way to the caller.
+    pub(crate) const fn seen(words: &'static str, verdict: Verdict) -> Self {
+        Self { what: What::Seen(words), verdict }
+    }
+
+    /// The closure's own error, after the last attempt.
+    pub(crate) const fn closure(error: mainstay_policy::Error, verdict: Verdict) -> Self {
+        Self { what: What::Closure(error), verdict }
+    }
+
+    /// All connections of the pool are in use.
+    #[must_use]
+    pub const fn is_pool_exhausted(&self) -> bool {
+        matches!(self.what, What::PoolExhausted { .. })
+    }
+
+    /// The server's answer, or the driver's refusal: the driver's own error says it best.
+    pub(crate) fn is_answer(&self) -> bool {
+        let lost = |e: &sqlx::Error| {
+            matches!(
+                e,
+                sqlx::Error::Io(_)
+                    | sqlx::Error::Tls(_)
+                    | sqlx::Error::Protocol(_)
+                    | sqlx::Error::WorkerCrashed
+                    | sqlx::Error::PoolClosed
+                    | sqlx::Error::PoolTimedOut
+            )
+        };
+        self.verdict.effect != Effect::Unknown
+            && matches!(&self.what, What::Driver(e, _) if !lost(e))
+    }
+
+    /// The driver's error, to be handed on as it is.
+    pub(crate) fn into_driver(self) -> Result<sqlx::Error, Self> {
+        match self.what {
+            What::Driver(error, _) => Ok(error),
+            what => Err(Self { what, verdict: self.verdict }),
+        }
+    }
+}
+
+impl Classify for DatabaseFailure {
+    fn classify(&self) -> Verdict {
+        self.verdict
+    }
+}
+
+impl fmt::Display for DatabaseFailure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.what {
+            What::Driver(_, words) | What::Connect(_, words) => f.write_str(words),
+            What::Silent(waited) => write!(
+                f,
+                "the server did not answer within {waited:.1?}; check host and port, or raise \
+                 connect_timeout"
+            ),
+            What::PoolExhausted { in_use, max, waited } => write!(
+                f,
+                "no free connection within {waited:.1?}: {in_use} of {max} are in use; hold them \
+                 for less time or raise max_connections"
+            ),
+            What::TimedOut(Phase::Acquire, limit) => {
+                write!(f, "no connection within {limit:.1?}")
+            }
+            What::TimedOut(_, limit) => write!(f, "no answer within {limit:.1?}"),
+            What::NoRuntime => f.write_str("no tokio runtime here; call it from async code"),
+            What::Unusable => f.write_str(
+                "this session's connection was lost or left in the middle of a statement; take a \
+                 new session",
+            ),
+            What::Aborted => f.write_str(
+                "nothing was committed, as a statement before had failed; hand its error on",
+            ),
+            What::Seen(words) => f.write_str(words),
+            What::Closure(error) => write!(f, "{error}"),
+        }
+    }
+}
+
+impl StdError for DatabaseFailure {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        match &self.what {
+            What::Driver(error, _) => Some(error),
+            What::Connect(error, _) => Some(&**error),
+            What::Closure(error) => Some(error),
+            _ => None,
+        }
+    }
+}
+
+/// Whether the connection is in order after this error: the server answered and went on.
+pub(crate) fn keeps_connection<DB: Sealed>(error: &sqlx::Error) -> bool {
+    match error {
+        sqlx::Error::Database(e) => !matches!(
+            DB::class(e.as_ref()),
+            Class::GoingAway | Class::WrongNode | Class::Refused | Class::Damaged
+        ),
+        sqlx::Error::Io(_)
+        | sqlx::Error::Tls(_)
+        | sqlx::Error::Protocol(_)
+        | sqlx::Error::WorkerCrashed
+        | sqlx::Error::BeginFailed
+        | sqlx::Error::PoolClosed
+        | sqlx::Error::PoolTimedOut => false,
+        _ => true,
+    }
+}
+
+/// The class of a server's answer.
+pub(crate) fn class<DB: Sealed>(error: &sqlx::Error) -> Option<Class> {
+    match error {
+        sqlx::Error::Database(e) => Some(DB::class(e.as_ref())),
+        _ => None,
+    }
+}
+
+/// The connection, or the answer, is gone.
+const fn lost(phase: Phase) -> Verdict {
+    match phase {
+        Phase::Acquire => Verdict::never_sent(),
+        Phase::Transaction => Verdict::transient(),
+        Phase::Statement | Phase::Commit => Verdict::unknown(),
+    }
+}
+
+pub(crate) const fn verdict(class: Class, phase: Phase) -> Verdict {
+    match class {
+        Class::Busy | Class::Exhausted | Class::WrongNode | Class::Cancelled => {
+            Verdict::transient()
+        }
+        Class::Contended | Class::Conflict => Verdict::transient().with_outcome(Outcome::Neutral),
+        Class::GoingAway => lost(phase),
+        Class::Refused | Class::Damaged => Verdict::permanent().with_outcome(Outcome::Failure),
+        Class::Aborted => Verdict::permanent().with_outcome(Outcome::Neutral),
+        Class::Permanent => Verdict::permanent(),
+    }
+}
+
+fn read<DB: Sealed>(error: &sqlx::Error, phase: Phase) -> (Verdict, String) {
+    use sqlx::Error as E;
+    let neutral = Verdict::permanent().with_outcome(Outcome::Neutral);
+    let failure = Verdict::permanent().with_outcome(Outcome::Failure);
+    let (verdict, words) = match error {
+        E::Database(e) => {
+            let class = DB::class(e.as_ref());
+            let code = e.code().unwrap_or_default();
+            let mut words = format!("{} answered {code}: {}", DB::LABEL, words(class));
+            // The messages about a role, a database or a file name no value.
+            if class == Class::Refused && phase == Phase::Acquire {
+                words = format!("{words} ({})", e.message());
+            }
+            return (self::verdict(class, phase), words);
+        }
+        E::Io(e) => {
+            let words = if phase == Phase::Acquire {
+                format!("cannot connect ({}); check host, port and that it is up", io(e))
+            } else {
+                format!("the connection was lost ({})", io(e))
+            };
+            return (lost(phase), words);
+        }
+        E::Tls(e) => {
+            // Another attempt meets the same certificate.
+            let certificate = e.to_string().to_lowercase().contains("certificate");
+            let verdict = if certificate { failure } else { lost(phase) };
+            (verdict, "TLS failed; check the server's certificate and the URL's sslmode")
+        }
+        E::Protocol(_) => {
+            (lost(phase), "the server's answer makes no sense; the connection is cut")
+        }
+        E::WorkerCrashed => (lost(phase), "the database's worker thread is gone"),
+        E::BeginFailed => (lost(phase), "BEGIN did not begin a transaction"),
+        E::PoolTimedOut => (Verdict::never_sent(), "no connection in time"),
+        E::PoolClosed => (neutral, "the client is closed; build a new one"),
+        E::RowNotFound => (Verdict::permanent(), "no row"),
+        E::Configuration(_) => (neutral, "the connection's settings cannot be used"),
+        E::Encode(_) => (neutral, "a bound value cannot be encoded"),
+        E::ColumnNotFound(_)
+        | E::ColumnIndexOutOfBounds { .. }
+        | E::ColumnDecode { .. }
+        | E::Decode(_)
+        | E::TypeNotFound { .. } => {
+            (Verdict::permanent(), "the row does not fit the type it is read into")
+        }
+        _ => (neutral, "the driver refused"),
+    };
+    (verdict, words.to_owned())
+}
+
+/// An I/O error in words that hold no host name and no path.
+fn io(error: &std::io::Error) -> String {
+    error.kind().to_string()
+}
+
+pub(crate) const fn words(class: Class) -> &'static str {
+    match class {
+        Class::Busy => "it takes no more connections or work for now",
+        Class::Contended => "a lock was not to be had in time",
+        Class::Conflict => "another transaction was in the way; run this one again",
+        Class::GoingAway => "the server is going away",
+        Class::Cancelled => "ended by a time limit and rolled back",
+        Class::Exhausted => "the server's disk or memory is full",
+        Class::WrongNode => "this server is read-only; a failover may be under way",
+        Class::Refused => "it refuses user, password or database; check the URL",
+        Class::Aborted => "the transaction had failed before",
+        Class::Damaged => "the data are damaged; look at the server's log",
+        Class::Permanent => "the statement cannot be executed as it is",
+    }
+}
