@@ -512,3 +512,19 @@ mod server {
         }
     }
 }
+
+/// Values are this process's; links are each runtime's own.
+#[test]
+fn the_singleton_works_from_a_second_runtime() {
+    let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let local = RedisClient::builder().name("t-singleton").build().unwrap();
+    mainstay_redis::set_redis_client(local);
+    runtime().block_on(async {
+        let cache = mainstay_redis::get_redis_client().unwrap();
+        cache.set("k", "1").await.unwrap();
+    });
+    runtime().block_on(async {
+        let cache = mainstay_redis::get_redis_client().unwrap();
+        assert_eq!(text(&cache, "k").await.as_deref(), Some("1"));
+    });
+}
