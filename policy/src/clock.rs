@@ -9,14 +9,22 @@ pub(crate) fn now() -> Instant {
     Instant::now()
 }
 
+/// No wait outside a runtime, where there is no timer.
 pub(crate) async fn sleep(duration: Duration) {
-    tokio::time::sleep(duration).await;
+    if has_timer() {
+        tokio::time::sleep(duration).await;
+    }
 }
 
 /// `None` when the limit passed first. The work is polled before the timer is.
 pub(crate) async fn within<F: Future>(limit: Option<Duration>, work: F) -> Option<F::Output> {
     match limit {
-        None => Some(work.await),
-        Some(limit) => tokio::time::timeout(limit, work).await.ok(),
+        Some(limit) if has_timer() => tokio::time::timeout(limit, work).await.ok(),
+        _ => Some(work.await),
     }
+}
+
+/// Tokio panics without a runtime; a driver says what is wrong in its own error.
+fn has_timer() -> bool {
+    tokio::runtime::Handle::try_current().is_ok()
 }

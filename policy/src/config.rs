@@ -141,6 +141,21 @@ impl Settings {
     }
 }
 
+impl Settings {
+    /// The URL of a named client, from `MAINSTAY_{KIND}_{NAME}_URL`.
+    ///
+    /// # Errors
+    /// When it is not set.
+    pub fn named_url(&self, kind: &str, name: &str) -> Result<String, ConfigError> {
+        self.connection(kind, &format!("{}_url", name.to_lowercase())).ok_or_else(|| {
+            let variable = format!("{PREFIX}{kind}_{name}_URL").to_uppercase();
+            ConfigError::new(vec![format!(
+                "{variable} is not set; set it, or build the client with its builder()"
+            )])
+        })
+    }
+}
+
 struct Reader<'a> {
     figment: &'a Figment,
     problems: Vec<String>,

@@ -3,6 +3,9 @@
 //! [`CallError`] carries the operation's own error type; [`Error`] is the one type of all clients.
 //! Neither prints its source: a driver's error may hold what must not be logged.
 
+#[cfg(feature = "sqlx")]
+mod sqlx;
+
 use crate::classify::Effect;
 use serde::Serialize;
 use std::{
@@ -292,6 +295,8 @@ struct Inner {
     effect: Effect,
     retry_after: Option<Duration>,
     source: Option<Box<dyn StdError + Send + Sync>>,
+    /// The context says what may be said; the source adds nothing, or what must not be logged.
+    says_all: bool,
 }
 
 impl Error {
@@ -314,6 +319,7 @@ impl Error {
             effect: error.effect(),
             retry_after: error.retry_after(),
             source: error.into_last().map(|e| Box::new(e) as _),
+            says_all: false,
         }))
     }
 
@@ -342,6 +348,7 @@ impl Error {
             effect: Effect::NeverSent,
             retry_after: None,
             source,
+            says_all: true,
         }))
     }
 
@@ -431,38 +438,6 @@ impl From<ConfigError> for Error {
     }
 }
 
-/// `?` on a query: what a policy decided comes out of its wrapping whole; what the database
-/// answered keeps sqlx's error as its source.
-#[cfg(feature = "sqlx")]
-impl From<sqlx_core::Error> for Error {
-    fn from(error: sqlx_core::Error) -> Self {
-        use sqlx_core::Error as Sql;
-        let error = match error {
-            Sql::Io(io) if io.get_ref().is_some_and(|inner| inner.is::<Self>()) => {
-                match io.into_inner().map(|inner| inner.downcast::<Self>()) {
-                    Some(Ok(own)) => return *own,
-                    Some(Err(other)) => Sql::Io(std::io::Error::other(other)),
-                    None => Sql::WorkerCrashed,
-                }
-            }
-            other => other,
-        };
-        let words = match &error {
-            Sql::Database(e) => match e.code() {
-                Some(code) => format!("the database answered {code}; its words are in source()"),
-                None => "the database answered an error; its words are in source()".to_owned(),
-            },
-            Sql::RowNotFound => "no row; use fetch_optional where there may be none".to_owned(),
-            _ => "the driver's error; its words are in source()".to_owned(),
-        };
-        let mut own = Self::local(ErrorKind::Backend, format!("database: {words}"), None);
-        own.0.attempts = 1;
-        own.0.effect = Effect::Permanent;
-        own.0.source = Some(Box::new(error));
-        own
-    }
-}
-
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0.context)
@@ -489,14 +464,14 @@ impl StdError for Error {
     }
 }
 
-/// Prints an error and the first cause below it, which for our clients is their own words.
+/// Prints an error and the first cause below it, if that is in our own words and not a driver's.
 pub fn report(error: &Error) -> impl fmt::Display + '_ {
     struct Report<'a>(&'a Error);
     impl fmt::Display for Report<'_> {
         fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
             write!(f, "{}", self.0)?;
             match self.0.source() {
-                Some(cause) if self.0.0.kind != ErrorKind::Config => write!(f, ": {cause}"),
+                Some(cause) if !self.0.0.says_all => write!(f, ": {cause}"),
                 _ => Ok(()),
             }
         }

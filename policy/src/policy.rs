@@ -151,6 +151,9 @@ impl Policy {
 
     /// Runs a user's own operation, which may be repeated: any error counts as transient.
     ///
+    /// Outside a tokio runtime there is no timer: attempts are neither bounded nor spaced. A runtime
+    /// built without its time driver makes tokio panic.
+    ///
     /// # Errors
     /// [`CallError`] with the operation's own last error.
     ///

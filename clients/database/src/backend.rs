@@ -16,6 +16,12 @@ use std::time::Duration;
 pub(crate) type Options<DB> = <<DB as Database>::Connection as Connection>::Options;
 pub(crate) type Step<DB> = Either<<DB as Database>::QueryResult, <DB as Database>::Row>;
 
+/// One of the driver's calls below.
+pub(crate) type Call<DB, T> = for<'c> fn(
+    &'c mut <DB as Database>::Connection,
+    Statement<DB>,
+) -> BoxFuture<'c, Result<T, sqlx::Error>>;
+
 /// What a connection is told when it is made.
 #[derive(Clone, Debug, Default)]
 pub struct Tuning {

@@ -1,7 +1,7 @@
 //! The client: cheap to clone, and an sqlx executor that repeats what may be repeated.
 
 use crate::{
-    backend::{Backend, Options, Step, Tuning},
+    backend::{Backend, Call, Options, Step, Tuning},
     classify::{DatabaseFailure, Phase},
     config::DatabaseClientBuilder,
     pool::{Limits, Pool},
@@ -109,7 +109,8 @@ impl<DB: Backend> DatabaseClient<DB> {
 
     /// A view whose statements may be repeated even when their outcome is unknown.
     ///
-    /// For writes that are the same done twice, such as `insert .. on conflict do nothing`.
+    /// For writes that are the same done twice, such as `insert .. on conflict do nothing`:
+    /// `query.execute(db.idempotent())`.
     #[must_use]
     pub fn idempotent(&self) -> Idempotent<DB> {
         Idempotent(self.clone())
@@ -181,6 +182,21 @@ impl<DB: Backend> DatabaseClient<DB> {
                 })
             }
             error => self.wrap(error),
+        })
+    }
+
+    fn statement<'e, 'q: 'e, T: Send + 'e, Q: Execute<'q, DB>>(
+        &self,
+        idempotency: Option<Idempotency>,
+        query: Q,
+        call: Call<DB, T>,
+    ) -> BoxFuture<'e, Result<T, sqlx::Error>> {
+        let (client, statement) = (self.clone(), Statement::take(query));
+        Box::pin(async move {
+            let step = |mut wire: Wire<DB>, statement| async move {
+                wire.step(|connection| call(connection, statement)).await
+            };
+            client.autocommit(idempotency, statement?, step).await
         })
     }
 
@@ -265,13 +281,7 @@ macro_rules! executor {
                 E: 'q + Execute<'q, DB>,
             {
                 let $this = self;
-                let (client, statement) = ($client.clone(), Statement::take(query));
-                Box::pin(async move {
-                    let call = |mut wire: Wire<DB>, statement| async move {
-                        wire.step(|c| DB::execute(c, statement)).await
-                    };
-                    client.autocommit($idempotency, statement?, call).await
-                })
+                $client.statement($idempotency, query, DB::execute)
             }
 
             fn fetch_all<'e, 'q: 'e, E>(
@@ -283,13 +293,7 @@ macro_rules! executor {
                 E: 'q + Execute<'q, DB>,
             {
                 let $this = self;
-                let (client, statement) = ($client.clone(), Statement::take(query));
-                Box::pin(async move {
-                    let call = |mut wire: Wire<DB>, statement| async move {
-                        wire.step(|c| DB::fetch_all(c, statement)).await
-                    };
-                    client.autocommit($idempotency, statement?, call).await
-                })
+                $client.statement($idempotency, query, DB::fetch_all)
             }
 
             fn fetch_optional<'e, 'q: 'e, E>(
@@ -301,13 +305,7 @@ macro_rules! executor {
                 E: 'q + Execute<'q, DB>,
             {
                 let $this = self;
-                let (client, statement) = ($client.clone(), Statement::take(query));
-                Box::pin(async move {
-                    let call = |mut wire: Wire<DB>, statement| async move {
-                        wire.step(|c| DB::fetch_optional(c, statement)).await
-                    };
-                    client.autocommit($idempotency, statement?, call).await
-                })
+                $client.statement($idempotency, query, DB::fetch_optional)
             }
 
             fn prepare_with<'e>(
@@ -343,4 +341,4 @@ macro_rules! executor {
 }
 
 executor!(&'c DatabaseClient<DB>, None, |this| this);
-executor!(&'c Idempotent<DB>, Some(Idempotency::Safe), |this| this.0);
+executor!(Idempotent<DB>, Some(Idempotency::Safe), |this| this.0);

@@ -5,7 +5,7 @@ use crate::{
     client::DatabaseClient,
     pool::Limits,
 };
-use mainstay_policy::{ConfigError, Error, Kind, PolicyBuilder, settings};
+use mainstay_policy::{Error, Kind, PolicyBuilder, settings};
 use std::{fmt, marker::PhantomData, time::Duration};
 
 /// Builds a [`DatabaseClient`].
@@ -155,13 +155,7 @@ pub fn get_database_client<DB: Backend>() -> Result<DatabaseClient<DB>, Error> {
 /// When that setting is missing or a setting cannot be used.
 pub fn get_database_client_named<DB: Backend>(name: &str) -> Result<DatabaseClient<DB>, Error> {
     DB::named_clients().get_or_try_init(name, || {
-        let key = format!("{}_url", name.to_lowercase());
-        let Some(url) = settings()?.connection("database", &key) else {
-            let variable = format!("MAINSTAY_DATABASE_{}_URL", name.to_uppercase());
-            return Err(Error::config(ConfigError::new(vec![format!(
-                "{variable} is not set; set it, or build the client with its builder()"
-            )])));
-        };
+        let url = settings()?.named_url("database", name)?;
         DatabaseClient::builder().name(name).url(url).build()
     })
 }

@@ -6,7 +6,7 @@
 //! remembers what it saw for COMMIT and for the retry of a whole transaction.
 
 use crate::{
-    backend::{Backend, Step},
+    backend::{Backend, Call, Step},
     classify::{self, Class, DatabaseFailure, Phase},
     pool::{Lease, Pool},
     statement::Statement,
@@ -107,6 +107,19 @@ impl<DB: Backend> Wire<DB> {
     {
         let (policy, started) = (self.policy.clone(), Instant::now());
         self.step(call).await.map_err(|e| hand_on(&policy, operation, started, e))
+    }
+
+    fn statement<'e, 'q: 'e, 'c: 'e, T: Send + 'e, Q: 'q + Execute<'q, DB>>(
+        &'c mut self,
+        operation: &'static str,
+        query: Q,
+        call: Call<DB, T>,
+    ) -> BoxFuture<'e, Result<T, sqlx::Error>> {
+        let statement = Statement::take(query);
+        Box::pin(async move {
+            let statement = statement?;
+            self.run(operation, |connection| call(connection, statement)).await
+        })
     }
 
     pub(crate) fn stream(
@@ -372,10 +385,7 @@ macro_rules! executor {
                 'c: 'e,
                 E: 'q + Execute<'q, DB>,
             {
-                Box::pin(async move {
-                    let statement = Statement::take(query)?;
-                    self.$wire.run("execute", |c| DB::execute(c, statement)).await
-                })
+                self.$wire.statement("execute", query, DB::execute)
             }
 
             fn fetch_all<'e, 'q: 'e, E>(
@@ -386,10 +396,7 @@ macro_rules! executor {
                 'c: 'e,
                 E: 'q + Execute<'q, DB>,
             {
-                Box::pin(async move {
-                    let statement = Statement::take(query)?;
-                    self.$wire.run("fetch", |c| DB::fetch_all(c, statement)).await
-                })
+                self.$wire.statement("fetch", query, DB::fetch_all)
             }
 
             fn fetch_optional<'e, 'q: 'e, E>(
@@ -400,10 +407,7 @@ macro_rules! executor {
                 'c: 'e,
                 E: 'q + Execute<'q, DB>,
             {
-                Box::pin(async move {
-                    let statement = Statement::take(query)?;
-                    self.$wire.run("fetch", |c| DB::fetch_optional(c, statement)).await
-                })
+                self.$wire.statement("fetch", query, DB::fetch_optional)
             }
 
             fn prepare_with<'e>(

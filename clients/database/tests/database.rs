@@ -88,7 +88,8 @@ async fn what_the_database_answers_comes_as_sqlx_gives_it() {
     let missing = sqlx::query("select 1 from nowhere").fetch_one(&db).await.unwrap_err();
     let own = Error::from(missing);
     assert_eq!(own.kind(), ErrorKind::Backend);
-    assert!(own.downcast_ref::<sqlx::Error>().unwrap().to_string().contains("nowhere"));
+    assert!(own.to_string().contains("no such table: nowhere"), "{own}");
+    assert!(own.downcast_ref::<sqlx::Error>().unwrap().as_database_error().is_some());
     let typed = sqlx::query_scalar::<_, i64>("select 'text'").fetch_one(&db).await.unwrap_err();
     assert!(matches!(typed, sqlx::Error::ColumnDecode { .. }));
     assert_eq!(db.policy().breaker().state(), BreakerState::Closed);
@@ -232,6 +233,21 @@ fn the_singleton_works_from_a_second_runtime() {
     }
     let outside: SqliteDatabase = get_database_client().unwrap();
     assert!(outside.pool().is_none());
+}
+
+/// No timer, no pool: an error, not a panic.
+#[test]
+fn outside_a_runtime_it_says_so() {
+    let db = SqliteDatabase::builder().name("t-no-runtime").url("sqlite::memory:").build().unwrap();
+    let session = std::pin::pin!(db.session());
+    let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+    match session.poll(&mut context) {
+        std::task::Poll::Ready(Err(error)) => {
+            let text = mainstay_policy::report(&error).to_string();
+            assert!(text.contains("no tokio runtime"), "{text}");
+        }
+        other => panic!("{other:?}"),
+    }
 }
 
 #[cfg(feature = "test-servers")]
@@ -446,6 +462,11 @@ mod with_servers {
         .await
         .unwrap();
         sqlx::query("insert into test.t values (1, 0), (2, 0)").execute(&db).await.unwrap();
+        let twice = "insert into test.t values (1, 0)";
+        let error = Error::from(sqlx::query(twice).execute(db.idempotent()).await.unwrap_err());
+        assert!(error.downcast_ref::<sqlx::Error>().unwrap().to_string().contains("'1'"));
+        let text = format!("{error:?} {}", mainstay_policy::report(&error));
+        assert!(text.contains("23000") && !text.contains("'1'"), "{text}");
         let limit: f64 = sqlx::query_scalar("select cast(@@max_statement_time as double)")
             .fetch_one(&db)
             .await

@@ -4,7 +4,7 @@ use crate::{
     client::RedisClient,
     link::{self, Target},
 };
-use mainstay_policy::{ConfigError, Error, Kind, PolicyBuilder, Singletons, settings};
+use mainstay_policy::{Error, Kind, PolicyBuilder, Singletons, settings};
 use std::{fmt, time::Duration};
 
 /// How much the fallback may hold, and how old its answers may be.
@@ -207,13 +207,7 @@ pub fn get_redis_client() -> Result<RedisClient, Error> {
 /// When that setting is missing or a setting cannot be used.
 pub fn get_redis_client_named(name: &str) -> Result<RedisClient, Error> {
     NAMED.get_or_try_init(name, || {
-        let key = format!("{}_url", name.to_lowercase());
-        let Some(url) = settings()?.connection("redis", &key) else {
-            let variable = format!("MAINSTAY_REDIS_{}_URL", name.to_uppercase());
-            return Err(Error::config(ConfigError::new(vec![format!(
-                "{variable} is not set; set it, or build the client with RedisClient::builder()"
-            )])));
-        };
+        let url = settings()?.named_url("redis", name)?;
         RedisClient::builder().name(name).url(url).build()
     })
 }

@@ -226,6 +226,13 @@ mod server {
         Ok(String::from_utf8_lossy(&buffer[..length]).into_owned())
     }
 
+    fn answers_within(port: u16, limit: Duration) -> bool {
+        let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        stream.set_read_timeout(Some(limit)).unwrap();
+        stream.write_all(b"PING\r\n").unwrap();
+        stream.read(&mut [0; 16]).is_ok()
+    }
+
     async fn until(client: &RedisClient, state: RedisState) {
         let started = Instant::now();
         while client.state() != state {
@@ -280,6 +287,7 @@ mod server {
         let mut redis = Redis::start(&[]);
         let cache = client("t-kill", redis.port);
         cache.set("seen", "server").await.unwrap();
+        let (progress, mut written) = tokio::sync::watch::channel(0_u32);
         let worker = tokio::spawn({
             let cache = cache.clone();
             async move {
@@ -294,12 +302,13 @@ mod server {
                         assert_eq!(read, n.to_string());
                     }
                     slowest = slowest.max(began.elapsed());
+                    progress.send_replace(n);
                     tokio::time::sleep(ms(1)).await;
                 }
                 (n, slowest)
             }
         });
-        tokio::time::sleep(ms(200)).await;
+        written.wait_for(|n| *n >= 50).await.unwrap();
         redis.kill();
         let killed = Instant::now();
         while cache.policy().breaker().state() != BreakerState::Open {
@@ -309,7 +318,8 @@ mod server {
         assert_eq!(text(&cache, "seen").await.as_deref(), Some("server"), "the shadow answers");
         assert_eq!(cache.state(), RedisState::Degraded);
         assert_eq!(cache.health_check().await.status, HealthStatus::Degraded);
-        tokio::time::sleep(ms(400)).await;
+        let before = *written.borrow();
+        written.wait_for(|n| *n >= before + 100).await.unwrap();
         redis.restart();
         let (n, slowest) = worker.await.unwrap();
         assert!(n > 100, "{n}");
@@ -432,7 +442,7 @@ mod server {
         client.del("k").await.unwrap();
         let port = redis.port;
         let sleeper = std::thread::spawn(move || say(port, "DEBUG SLEEP 0.6"));
-        tokio::time::sleep(ms(100)).await;
+        while answers_within(port, ms(20)) {}
         let error = client.set("k", "1").await.unwrap_err();
         assert!(error.is_outcome_unknown(), "{error:?}");
         assert_eq!(error.attempts(), 2, "{error:?}");

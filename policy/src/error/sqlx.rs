@@ -1,0 +1,53 @@
+//! `?` on a query. Here and not in the database client, because of the orphan rule.
+
+use super::{Effect, Error, ErrorKind};
+use sqlx_core::Error as Driver;
+
+/// What a policy decided comes out of its wrapping whole; what the database answered keeps sqlx's
+/// error as its source.
+impl From<Driver> for Error {
+    fn from(error: Driver) -> Self {
+        let error = match error {
+            Driver::Io(io) if io.get_ref().is_some_and(|inner| inner.is::<Self>()) => {
+                match io.downcast::<Self>() {
+                    Ok(own) => return own,
+                    Err(io) => Driver::Io(io),
+                }
+            }
+            other => other,
+        };
+        let mut own = Self::local(ErrorKind::Backend, format!("database: {}", words(&error)), None);
+        own.0.attempts = 1;
+        own.0.effect = Effect::Permanent;
+        own.0.source = Some(Box::new(error));
+        own
+    }
+}
+
+fn words(error: &Driver) -> String {
+    match error {
+        Driver::Database(answer) => {
+            let code = answer.code().unwrap_or_default();
+            match answer.message() {
+                message if holds_names_only(&code, message) => {
+                    format!("the database answered {code}: {message}")
+                }
+                // It may quote a value.
+                _ => format!("the database answered {code}; its words are in source()"),
+            }
+        }
+        Driver::RowNotFound => "no row; use fetch_optional where there may be none".to_owned(),
+        _ => "the driver's error; its words are in source()".to_owned(),
+    }
+}
+
+/// A table or column that is not there: the message is about names, not values.
+fn holds_names_only(code: &str, message: &str) -> bool {
+    match code {
+        // PostgreSQL; then MariaDB and MySQL.
+        "42P01" | "42703" | "42S02" | "42S22" => true,
+        // SQLite.
+        "1" => message.starts_with("no such "),
+        _ => false,
+    }
+}
