@@ -451,6 +451,25 @@ mod with_servers {
     }
 
     #[tokio::test]
+    async fn a_silent_host_is_named_at_the_connect_timeout() {
+        // The kernel accepts; nobody answers.
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let db: PgDatabase = DatabaseClient::builder()
+            .name("t-silent")
+            .url(postgres_url(port))
+            .policy(|p| p.max_attempts(1))
+            .build()
+            .unwrap();
+        let started = Instant::now();
+        let error = db.session().await.unwrap_err();
+        assert!(started.elapsed() < ms(2000), "{:?}", started.elapsed());
+        let text = mainstay_policy::report(&error).to_string();
+        assert!(text.contains("did not answer within 900"), "{text}");
+        assert!(!error.is_outcome_unknown());
+    }
+
+    #[tokio::test]
     async fn mariadb_commits_rolls_back_meets_a_deadlock_and_comes_back() {
         let (mut server, options) = mariadb();
         server.start(&options).await;
@@ -500,6 +519,14 @@ mod with_servers {
         let sum = "select cast(sum(n) as signed) from test.t";
         let n: i64 = sqlx::query_scalar(sum).fetch_one(&db).await.unwrap();
         assert_eq!(n, 4);
+
+        let url = format!("mysql://stranger:s3cret@127.0.0.1:{}/mysql", server.port);
+        let stranger: MySqlDatabase = client("t-maria-stranger", url);
+        let error = stranger.session().await.unwrap_err();
+        let text = format!("{error:?} {}", mainstay_policy::report(&error));
+        assert!(text.contains("refuses user, password or database"), "{text}");
+        assert!(text.contains("stranger") && !text.contains("s3cret"), "{text}");
+        assert_eq!(error.attempts(), 1);
 
         server.kill();
         for _ in 0..10 {
