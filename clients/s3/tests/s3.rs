@@ -1,10 +1,12 @@
 //! The client against a store in this process, behind a front that counts, refuses and breaks.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-mod store;
-
 use mainstay_policy::{BreakerState, ErrorKind, HealthStatus, PolicyBuilder, report};
 use mainstay_s3::{S3Client, S3ClientBuilder, S3Failure, get_s3_client};
+use mainstay_test_support::{
+    Port, S3,
+    s3::{Answer, BUCKET, KEY, SECRET},
+};
 use std::{
     fs,
     path::Path,
@@ -12,7 +14,6 @@ use std::{
     sync::atomic::{AtomicUsize, Ordering},
     time::{Duration, Instant},
 };
-use store::{Answer, BUCKET, KEY, SECRET, Store};
 use tempfile::TempDir;
 
 const MIB: usize = 1024 * 1024;
@@ -25,7 +26,7 @@ fn builder(endpoint: &str) -> S3ClientBuilder {
     S3Client::builder().endpoint_url(endpoint).credentials(KEY, SECRET).policy(quick)
 }
 
-fn client(store: &Store) -> S3Client {
+fn client(store: &S3) -> S3Client {
     builder(store.endpoint()).build().unwrap()
 }
 
@@ -57,7 +58,7 @@ async fn eventually(what: &str, done: impl Fn() -> bool) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn bytes_come_back_as_they_went() {
-    let store = Store::start().await;
+    let store = S3::start().await;
     let (s3, dir) = (client(&store), TempDir::new().unwrap());
     let (from, to) = (dir.path().join("from"), dir.path().join("to"));
     for length in [0, 1024, 20 * MIB] {
@@ -85,7 +86,7 @@ async fn bytes_come_back_as_they_went() {
 
 #[tokio::test]
 async fn damaged_bytes_are_never_returned() {
-    let store = Store::start().await;
+    let store = S3::start().await;
     let s3 = client(&store);
     s3.put(BUCKET, "k", "right").await.unwrap();
     store.write("k", b"wrong");
@@ -96,7 +97,7 @@ async fn damaged_bytes_are_never_returned() {
 
 #[tokio::test]
 async fn what_was_put_is_listed_found_and_deleted() {
-    let store = Store::start().await;
+    let store = S3::start().await;
     let s3 = client(&store);
     for key in ["x/1", "x/2", "y/1"] {
         s3.put(BUCKET, key, key).await.unwrap();
@@ -115,7 +116,7 @@ async fn what_was_put_is_listed_found_and_deleted() {
 
 #[tokio::test]
 async fn every_page_of_a_list_is_read() {
-    let store = Store::start().await;
+    let store = S3::start().await;
     for n in 0..1_100 {
         store.write(&format!("many/{n:04}"), b"");
     }
@@ -125,7 +126,7 @@ async fn every_page_of_a_list_is_read() {
 
 #[tokio::test]
 async fn what_is_missing_is_named_and_not_asked_for_again() {
-    let store = Store::start().await;
+    let store = S3::start().await;
     let (s3, dir) = (client(&store), TempDir::new().unwrap());
     let file = dir.path().join("file");
     fs::write(&file, bytes(10)).unwrap();
@@ -169,7 +170,7 @@ async fn what_is_missing_is_named_and_not_asked_for_again() {
 
 #[tokio::test]
 async fn wrong_credentials_are_refused_once_and_never_shown() {
-    let store = Store::start().await;
+    let store = S3::start().await;
     for (access, secret) in [(KEY, "wrong-secret"), ("unknown-key", SECRET)] {
         let s3 = builder(store.endpoint()).credentials(access, secret).build().unwrap();
         let error = s3.get(BUCKET, "k").await.unwrap_err();
@@ -184,7 +185,8 @@ async fn wrong_credentials_are_refused_once_and_never_shown() {
 #[tokio::test]
 async fn an_unreachable_server_is_known_in_under_a_second_with_its_cause() {
     // The defaults' own delays, on purpose.
-    let endpoint = store::closed_endpoint().await;
+    let closed = Port::reserve();
+    let endpoint = format!("http://{}", closed.address());
     let s3 = S3Client::builder().endpoint_url(&endpoint).credentials(KEY, SECRET).build().unwrap();
     let started = Instant::now();
     let error = s3.get(BUCKET, "k").await.unwrap_err();
@@ -199,7 +201,7 @@ async fn an_unreachable_server_is_known_in_under_a_second_with_its_cause() {
 
 #[tokio::test]
 async fn a_server_that_fails_is_sent_each_attempt_once() {
-    let store = Store::start().await;
+    let store = S3::start().await;
     let s3 = client(&store);
     store.front(|_| Answer::Status(503, "ServiceUnavailable"));
     for calls in 1..=3 {
@@ -218,7 +220,7 @@ async fn a_server_that_fails_is_sent_each_attempt_once() {
 
 #[tokio::test]
 async fn a_part_is_repeated_alone() {
-    let store = Store::start().await;
+    let store = S3::start().await;
     let (s3, dir) = (client(&store), TempDir::new().unwrap());
     let (file, back) = (dir.path().join("file"), dir.path().join("back"));
     let data = bytes(20 * MIB);
@@ -243,7 +245,7 @@ async fn a_part_is_repeated_alone() {
 
 #[tokio::test]
 async fn a_failed_upload_is_aborted() {
-    let store = Store::start().await;
+    let store = S3::start().await;
     let (s3, dir) = (client(&store), TempDir::new().unwrap());
     let file = dir.path().join("file");
     fs::write(&file, bytes(20 * MIB)).unwrap();
@@ -260,7 +262,7 @@ async fn a_failed_upload_is_aborted() {
 
 #[tokio::test]
 async fn a_dropped_upload_is_aborted() {
-    let store = Store::start().await;
+    let store = S3::start().await;
     let (s3, dir) = (client(&store), TempDir::new().unwrap());
     let file = dir.path().join("file");
     fs::write(&file, bytes(20 * MIB)).unwrap();
@@ -277,7 +279,7 @@ async fn a_dropped_upload_is_aborted() {
 
 #[tokio::test]
 async fn a_completion_that_was_not_acknowledged_is_looked_into() {
-    let store = Store::start().await;
+    let store = S3::start().await;
     let (s3, dir) = (client(&store), TempDir::new().unwrap());
     let file = dir.path().join("file");
     let data = bytes(17 * MIB);
@@ -297,7 +299,7 @@ async fn a_completion_that_was_not_acknowledged_is_looked_into() {
 
 #[tokio::test]
 async fn a_failed_download_leaves_the_target_untouched() {
-    let store = Store::start().await;
+    let store = S3::start().await;
     let (s3, dir) = (client(&store), TempDir::new().unwrap());
     let target = dir.path().join("target");
     fs::write(&target, "before").unwrap();
@@ -315,7 +317,7 @@ async fn a_failed_download_leaves_the_target_untouched() {
 
 #[tokio::test]
 async fn a_dropped_download_leaves_nothing_behind() {
-    let store = Store::start().await;
+    let store = S3::start().await;
     let (s3, dir) = (client(&store), TempDir::new().unwrap());
     let target = dir.path().join("target");
     store.write("k", &bytes(10 * MIB));
@@ -334,7 +336,7 @@ async fn a_dropped_download_leaves_nothing_behind() {
 
 #[tokio::test]
 async fn a_download_never_mixes_two_versions() {
-    let store = Store::start().await;
+    let store = S3::start().await;
     let (s3, dir) = (client(&store), TempDir::new().unwrap());
     let target = dir.path().join("target");
     store.write("k", &bytes(20 * MIB));
@@ -354,7 +356,7 @@ async fn a_download_never_mixes_two_versions() {
 
 #[tokio::test]
 async fn health_tells_missing_from_forbidden_and_feeds_no_breaker() {
-    let store = Store::start().await;
+    let store = S3::start().await;
     let s3 = builder(store.endpoint()).bucket(BUCKET).build().unwrap();
     assert_eq!(s3.health_check().await.status, HealthStatus::Healthy);
     assert_eq!(client(&store).health_check().await.status, HealthStatus::Healthy);
@@ -382,7 +384,7 @@ async fn health_tells_missing_from_forbidden_and_feeds_no_breaker() {
 #[test]
 fn one_client_serves_two_runtimes() {
     let server = tokio::runtime::Runtime::new().unwrap();
-    let store = server.block_on(Store::start());
+    let store = server.block_on(S3::start());
     let s3 = client(&store);
     for _ in 0..2 {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -393,7 +395,7 @@ fn one_client_serves_two_runtimes() {
 
 #[tokio::test]
 async fn an_adopted_client_repeats_nothing_by_itself() {
-    let store = Store::start().await;
+    let store = S3::start().await;
     let sdk = client(&store).sdk().unwrap();
     let retrying = aws_sdk_s3::config::retry::RetryConfig::standard();
     let config = sdk.config().to_builder().retry_config(retrying).build();
@@ -408,7 +410,7 @@ async fn an_adopted_client_repeats_nothing_by_itself() {
 
 #[tokio::test]
 async fn only_anonymous_clients_send_unsigned() {
-    let store = Store::start().await;
+    let store = S3::start().await;
     let signed = |r: &str| r.contains(" signed");
     let _ = client(&store).get(BUCKET, "k").await;
     assert_eq!(store.seen(signed), 1);
@@ -435,7 +437,7 @@ fn inner() -> bool {
 async fn nothing_is_sent_without_credentials() {
     const NAME: &str = "nothing_is_sent_without_credentials";
     if !inner() {
-        let (store, metadata) = (Store::start().await, Store::start().await);
+        let (store, metadata) = (S3::start().await, S3::start().await);
         metadata.front(|_| Answer::Status(403, ""));
         let nowhere = TempDir::new().unwrap();
         let environment = [
@@ -469,7 +471,7 @@ async fn nothing_is_sent_without_credentials() {
 async fn settings_and_the_usual_variables_make_the_client() {
     const NAME: &str = "settings_and_the_usual_variables_make_the_client";
     if !inner() {
-        let store = Store::start().await;
+        let store = S3::start().await;
         let environment = [
             ("MAINSTAY_S3_ENDPOINT_URL", store.endpoint()),
             ("MAINSTAY_S3_BUCKET", BUCKET),

@@ -1,0 +1,67 @@
+use std::net::{Ipv4Addr, SocketAddr};
+use tokio::net::{TcpListener, TcpSocket};
+
+/// A port of this machine that nobody else is given for as long as this lives.
+///
+/// It is bound and not listening: connections are refused until someone listens, [`Port::listen`]
+/// here or a server that is given the number (the kernel lets a socket with `SO_REUSEADDR` listen
+/// beside ours), and are refused again when that someone is gone. A port that is merely free can
+/// meanwhile go to another test, or to the very connection that should be refused.
+#[derive(Debug)]
+pub struct Port {
+    address: SocketAddr,
+    _held: TcpSocket,
+}
+
+impl Port {
+    /// Takes a free one.
+    #[must_use]
+    pub fn reserve() -> Self {
+        let held = bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)));
+        Self { address: held.local_addr().unwrap(), _held: held }
+    }
+
+    /// Where it is, on 127.0.0.1.
+    #[must_use]
+    pub const fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Its number.
+    #[must_use]
+    pub const fn number(&self) -> u16 {
+        self.address.port()
+    }
+
+    /// Accepts connections, until what this returns is dropped.
+    #[must_use]
+    pub fn listen(&self) -> TcpListener {
+        bind(self.address).listen(1024).unwrap()
+    }
+}
+
+fn bind(address: SocketAddr) -> TcpSocket {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_reuseaddr(true).unwrap();
+    socket.bind(address).unwrap();
+    socket
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::{io::ErrorKind, net::TcpStream};
+
+    #[tokio::test]
+    async fn connections_are_refused_before_between_and_after_listeners() {
+        let port = Port::reserve();
+        let refused = || TcpStream::connect(port.address()).map(drop).unwrap_err().kind();
+        for _ in 0..2 {
+            assert_eq!(refused(), ErrorKind::ConnectionRefused);
+            let listener = port.listen();
+            TcpStream::connect(port.address()).unwrap();
+            drop(listener);
+        }
+        assert_eq!(refused(), ErrorKind::ConnectionRefused);
+    }
+}
