@@ -97,7 +97,7 @@ impl Servers {
 
     pub(crate) fn about(&self, of: Dependency) -> &'static str {
         if !self.is_ours(of) {
-            return "your own server, as set; it will be used and not broken";
+            return "your own server; it is used with the delays of your settings, and not broken";
         }
         match of {
             Dependency::Database => "an SQLite file, made for this run",

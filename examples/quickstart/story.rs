@@ -179,7 +179,7 @@ impl Story {
         let mut refused: Vec<Seen> = Vec::new();
         let mut before = self.servers.counted(of).await;
         while refused.len() < CALLS {
-            let seen = self.work.step(of).await;
+            let seen = self.work.ask(of).await;
             let rejected = matches!(&seen.result, Err(e) if e.is_rejected() && e.attempts() == 0);
             if rejected {
                 refused.push(seen);

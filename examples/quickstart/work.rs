@@ -114,6 +114,20 @@ impl Work {
         Seen { result, latency, retries: retries(&policy) - before }
     }
 
+    /// The plainest call: an upload would read its file before it asks anybody.
+    pub(crate) async fn ask(&mut self, of: Dependency) -> Seen {
+        if of != Dependency::S3 {
+            return self.step(of).await;
+        }
+        let started = Instant::now();
+        let result = match get_s3_client() {
+            Ok(s3) => s3.get(&self.bucket, OBJECT).await,
+            Err(error) => Err(error),
+        };
+        let latency = started.elapsed();
+        Seen { result: result.map(|got| count(got.len(), "byte")), latency, retries: 0 }
+    }
+
     /// Writes an order and reads all there are.
     async fn order(&mut self) -> Result<String, Error> {
         const ITEMS: [&str; 4] = ["tea", "bread", "honey", "apples"];
@@ -172,7 +186,7 @@ impl Work {
         Ok(format!("{orders} posted, status {}", answer.status().as_u16()))
     }
 
-    /// The same without a key, as most callers send it.
+    /// The same without a key, so that nobody may send it again.
     pub(crate) async fn post_without_key(&mut self) -> Seen {
         let started = Instant::now();
         let result = match get_http_client() {
