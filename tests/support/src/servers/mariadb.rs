@@ -1,0 +1,55 @@
+use super::Program;
+use crate::process::{command, find, run};
+use rustix::process::Signal;
+use std::{
+    io::{self, Read},
+    net::{SocketAddr, TcpStream},
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+const PACKAGES: &str = "mariadb-server-core mariadb-client-core";
+const SMALL: [&str; 3] =
+    ["--skip-name-resolve", "--innodb-log-file-size=5M", "--innodb-buffer-pool-size=8M"];
+
+/// How a MariaDB server is run.
+#[derive(Debug)]
+pub enum Mariadb {}
+
+impl Program for Mariadb {
+    const NAME: &'static str = "MariaDB";
+    const STOP: Signal = Signal::TERM;
+
+    fn prepare(dir: &Path) {
+        run(command(&find("mariadb-install-db", PACKAGES, &[]), dir)
+            .args(["--no-defaults", &datadir(dir), "--skip-test-db"])
+            .arg("--auth-root-authentication-method=normal")
+            .args(SMALL));
+    }
+
+    fn command(dir: &Path, port: u16) -> Command {
+        let program = find("mariadbd", PACKAGES, &["/usr/sbin", "/usr/libexec"].map(PathBuf::from));
+        let mut command = command(&program, dir);
+        command.args(["--no-defaults", &datadir(dir), &format!("--port={port}")]);
+        command.arg(format!("--socket={}", dir.join("s").display()));
+        command.arg(format!("--pid-file={}", dir.join("pid").display()));
+        command.args(["--bind-address=127.0.0.1", "--innodb-flush-method=nosync"]);
+        command.arg("--performance-schema=OFF").args(SMALL);
+        command
+    }
+
+    /// It greets first: length, number, then the version of its protocol, or 255 for an error.
+    fn is_ready(mut stream: TcpStream) -> io::Result<bool> {
+        let mut greeting = [0; 5];
+        stream.read_exact(&mut greeting)?;
+        Ok(greeting[4] == 10)
+    }
+
+    fn url(address: SocketAddr) -> String {
+        format!("mysql://root@{address}/mysql?ssl-mode=disabled")
+    }
+}
+
+fn datadir(dir: &Path) -> String {
+    format!("--datadir={}", dir.join("data").display())
+}

@@ -1,0 +1,74 @@
+use super::{Program, Server};
+use crate::process::{command, find};
+use rustix::process::Signal;
+use std::{
+    io::{self, BufRead, BufReader, Read, Write},
+    net::{SocketAddr, TcpStream},
+    path::Path,
+    process::Command,
+};
+
+/// How a Redis server is run.
+#[derive(Debug)]
+pub enum Redis {}
+
+impl Program for Redis {
+    const NAME: &'static str = "redis-server";
+    const STOP: Signal = Signal::TERM;
+
+    fn prepare(_: &Path) {}
+
+    fn command(dir: &Path, port: u16) -> Command {
+        let mut command = command(&find("redis-server", "redis-server", &[]), dir);
+        command.args(["--bind", "127.0.0.1", "--port", &port.to_string(), "--save", ""]);
+        command.args(["--appendonly", "no", "--loglevel", "warning"]);
+        command.args(["--enable-debug-command", "local"]);
+        command
+    }
+
+    fn is_ready(mut stream: TcpStream) -> io::Result<bool> {
+        stream.write_all(b"PING\r\n")?;
+        let answer = reply(stream)?;
+        Ok(answer.starts_with("+PONG") || answer.starts_with("-NOAUTH"))
+    }
+
+    fn url(address: SocketAddr) -> String {
+        format!("redis://{address}")
+    }
+}
+
+impl Server<Redis> {
+    /// Sends a command on a connection of its own, which sees what the client under test does not,
+    /// and gives the answer as it came, marks and all. Strings and lines only.
+    ///
+    /// # Errors
+    /// If the server is gone, or does not answer within a second.
+    pub fn say(&self, command: &str) -> io::Result<String> {
+        reply(self.tell(command)?)
+    }
+
+    /// Sends a command and does not wait; the answer comes on what this returns.
+    ///
+    /// # Errors
+    /// If the server is gone.
+    pub fn tell(&self, command: &str) -> io::Result<TcpStream> {
+        let mut stream = TcpStream::connect(self.address())?;
+        stream.set_read_timeout(Some(std::time::Duration::from_secs(1)))?;
+        stream.write_all(format!("{command}\r\n").as_bytes())?;
+        Ok(stream)
+    }
+}
+
+fn reply(stream: TcpStream) -> io::Result<String> {
+    let mut stream = BufReader::new(stream);
+    let mut answer = String::new();
+    if stream.read_line(&mut answer)? == 0 {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    // A string says its length first, or -1 for none; then come its bytes and an end of line.
+    let length = answer.strip_prefix('$').and_then(|length| length.trim_end().parse::<u64>().ok());
+    if let Some(length) = length {
+        stream.take(length + 2).read_to_string(&mut answer)?;
+    }
+    Ok(answer)
+}
