@@ -250,8 +250,8 @@ fn healthy(setting: &str, health: &Health) -> Result<(), AnyError> {
 
 fn unusable(setting: &str, why: &dyn std::fmt::Display) -> AnyError {
     format!(
-        "{setting} is set, and what it names cannot be used: {why}.\nMend it and run this again, or \
-         unset it to run with a server of quickstart's own."
+        "{setting} (or its line in a settings file) names what cannot be used: {why}.\nMend it and \
+         run this again, or unset it to run with a server of quickstart's own."
     )
     .into()
 }
