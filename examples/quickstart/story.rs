@@ -199,7 +199,11 @@ impl Story {
             self.timeline.quote(&error.to_string());
         }
         let quick = fastest < PATIENCE.as_micros() / 1000;
-        self.expect(before == after && quick, "refused at once, and the server heard nothing")
+        let claim = match after {
+            Some(_) => "refused at once, and the server counted nothing",
+            None => "refused at once, with no attempt made",
+        };
+        self.expect(before == after && quick, claim)
     }
 
     /// Rounds go on until the breaker's probe gets through.
