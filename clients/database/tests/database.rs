@@ -1,9 +1,6 @@
 //! SQLite always; with feature `test-servers` private PostgreSQL and MariaDB servers too.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::missing_panics_doc)]
 
-#[cfg(feature = "test-servers")]
-mod servers;
-
 use futures_util::TryStreamExt;
 use mainstay_database::{
     DatabaseFailure, SqliteDatabase, get_database_client, set_database_client,
@@ -252,9 +249,10 @@ fn outside_a_runtime_it_says_so() {
 
 #[cfg(feature = "test-servers")]
 mod with_servers {
-    use super::{ms, servers::*};
+    use super::ms;
     use mainstay_database::{Backend, DatabaseClient, MySqlDatabase, PgDatabase};
     use mainstay_policy::{BreakerState, Error, HealthStatus};
+    use mainstay_test_support::{Mariadb, Port, Postgres, Proxy, proxy::Accept};
     use std::{
         pin::Pin,
         task::Poll,
@@ -285,9 +283,8 @@ mod with_servers {
 
     #[tokio::test]
     async fn postgres_killed_in_mid_work_opens_the_breaker_and_back_again_closes_it() {
-        let (mut server, options) = postgres(&[]);
-        server.start(&options).await;
-        let db: PgDatabase = client("t-pg-kill", postgres_url(server.port));
+        let mut server = Postgres::start();
+        let db: PgDatabase = client("t-pg-kill", server.url());
         sqlx::query("create table t (n int)").execute(&db).await.unwrap();
         let mut session = db.session().await.unwrap();
         sqlx::query("insert into t values (1)").execute(&mut session).await.unwrap();
@@ -311,7 +308,7 @@ mod with_servers {
         let health = db.health_check().await;
         assert_eq!(health.status, HealthStatus::Unhealthy);
         assert!(health.detail.contains("refused"), "{}", health.detail);
-        server.start(&options).await;
+        server.restart();
         until_it_answers(&db).await;
         assert_eq!(db.policy().breaker().state(), BreakerState::Closed);
         let rows: i64 = sqlx::query_scalar("select count(*) from t").fetch_one(&db).await.unwrap();
@@ -321,9 +318,8 @@ mod with_servers {
 
     #[tokio::test]
     async fn postgres_keeps_its_promises_where_plain_sqlx_does_not() {
-        let (mut server, options) = postgres(&[]);
-        server.start(&options).await;
-        let url = postgres_url(server.port);
+        let server = Postgres::start();
+        let url = server.url();
         let db: PgDatabase = client("t-pg", url.clone());
         sqlx::query("create table t (id int primary key, n int)").execute(&db).await.unwrap();
 
@@ -368,8 +364,8 @@ mod with_servers {
         assert_eq!(rows, 40);
 
         // A COMMIT whose answer is lost is unknown and was done once.
-        let proxy = Proxy::in_front_of(server.port).await;
-        let behind: PgDatabase = client("t-pg-proxy", postgres_url(proxy.port));
+        let proxy = Proxy::in_front_of(server.address());
+        let behind: PgDatabase = client("t-pg-proxy", Postgres::url_at(proxy.addr()));
         let runs = std::sync::atomic::AtomicU32::new(0);
         let error = behind
             .transaction(async |tx| {
@@ -380,7 +376,8 @@ mod with_servers {
             })
             .await
             .unwrap_err();
-        assert!(proxy.lost() && error.is_outcome_unknown(), "{error}");
+        assert!(error.is_outcome_unknown(), "{error}");
+        assert_eq!(proxy.lost(), 1);
         assert_eq!(runs.into_inner(), 1);
         let rows: i64 =
             sqlx::query_scalar("select count(*) from t where id = 2").fetch_one(&db).await.unwrap();
@@ -390,12 +387,13 @@ mod with_servers {
         proxy.lose_next_reply();
         // The reply that is lost here may be that of the ping before it: then it is a plain success.
         let _ = sqlx::query("insert into t values (3, 0)").execute(&behind).await;
+        assert_eq!(proxy.lost(), 2);
         let rows: i64 =
             sqlx::query_scalar("select count(*) from t where id = 3").fetch_one(&db).await.unwrap();
         assert_eq!(rows, 1);
         proxy.lose_next_reply();
         let n: i32 = sqlx::query_scalar("select 7").fetch_one(&behind).await.unwrap();
-        assert_eq!(n, 7);
+        assert_eq!((n, proxy.lost()), (7, 3));
 
         // Conflicts run the whole closure again.
         sqlx::query("insert into t values (4, 0)").execute(&db).await.unwrap();
@@ -437,10 +435,8 @@ mod with_servers {
         assert_eq!(n, 20);
 
         // What is wrong for good is said at once and asked once.
-        let missing: PgDatabase = client(
-            "t-pg-nodb",
-            format!("postgres://postgres:s3cret@127.0.0.1:{}/nowhere", server.port),
-        );
+        let missing: PgDatabase =
+            client("t-pg-nodb", format!("postgres://postgres:s3cret@{}/nowhere", server.address()));
         let error = missing.session().await.unwrap_err();
         let text = format!("{error:?} {}", mainstay_policy::report(&error));
         assert!(
@@ -452,12 +448,11 @@ mod with_servers {
 
     #[tokio::test]
     async fn a_silent_host_is_named_at_the_connect_timeout() {
-        // The kernel accepts; nobody answers.
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = listener.local_addr().unwrap().port();
+        let proxy = Proxy::in_front_of(Port::reserve().address());
+        proxy.set(|faults| faults.accept = Accept::Silent);
         let db: PgDatabase = DatabaseClient::builder()
             .name("t-silent")
-            .url(postgres_url(port))
+            .url(Postgres::url_at(proxy.addr()))
             .policy(|p| p.max_attempts(1))
             .build()
             .unwrap();
@@ -471,9 +466,8 @@ mod with_servers {
 
     #[tokio::test]
     async fn mariadb_commits_rolls_back_meets_a_deadlock_and_comes_back() {
-        let (mut server, options) = mariadb();
-        server.start(&options).await;
-        let db: MySqlDatabase = client("t-maria", mariadb_url(server.port));
+        let mut server = Mariadb::start();
+        let db: MySqlDatabase = client("t-maria", server.url());
         sqlx::raw_sql(
             "create database test; create table test.t (id int primary key, n int not null)",
         )
@@ -520,7 +514,7 @@ mod with_servers {
         let n: i64 = sqlx::query_scalar(sum).fetch_one(&db).await.unwrap();
         assert_eq!(n, 4);
 
-        let url = format!("mysql://stranger:s3cret@127.0.0.1:{}/mysql", server.port);
+        let url = format!("mysql://stranger:s3cret@{}/mysql", server.address());
         let stranger: MySqlDatabase = client("t-maria-stranger", url);
         let error = stranger.session().await.unwrap_err();
         let text = format!("{error:?} {}", mainstay_policy::report(&error));
@@ -533,7 +527,7 @@ mod with_servers {
             db.session().await.unwrap_err();
         }
         assert_eq!(db.policy().breaker().state(), BreakerState::Open);
-        server.start(&options).await;
+        server.restart();
         until_it_answers(&db).await;
         let n: i64 = sqlx::query_scalar(sum).fetch_one(&db).await.unwrap();
         assert_eq!(n, 4);

@@ -3,7 +3,11 @@
 
 use mainstay_policy::{BreakerState, HealthStatus};
 use mainstay_redis::{FallbackConfig, RedisClient, RedisFailure, RedisState};
-use std::time::{Duration, Instant};
+use mainstay_test_support::{Port, Proxy, proxy::Accept};
+use std::{
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
 
 const fn ms(n: u64) -> Duration {
     Duration::from_millis(n)
@@ -13,16 +17,11 @@ async fn text(client: &RedisClient, key: &str) -> Option<String> {
     client.get(key).await.unwrap()
 }
 
-/// A port where nothing listens.
-fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
-
-/// A client with short breaks, for a server on this port.
-fn client(name: &str, port: u16) -> RedisClient {
+/// A client with short breaks, for a server at this address.
+fn client(name: &str, server: SocketAddr) -> RedisClient {
     RedisClient::builder()
         .name(name)
-        .url(format!("redis://127.0.0.1:{port}"))
+        .url(format!("redis://{server}"))
         .policy(|p| p.timeout(ms(1500)).base_delay(ms(10)).recovery_timeout(ms(200)))
         .build()
         .unwrap()
@@ -63,8 +62,8 @@ async fn bad_input_is_said_in_words() {
 
 #[tokio::test]
 async fn with_nobody_at_the_url_memory_answers_and_the_breaker_opens() {
-    let port = free_port();
-    let cache = client("t-refused", port);
+    let nowhere = Port::reserve();
+    let cache = client("t-refused", nowhere.address());
     let started = Instant::now();
     cache.set("k", "1").await.unwrap();
     assert_eq!(text(&cache, "k").await.as_deref(), Some("1"));
@@ -83,7 +82,8 @@ async fn with_nobody_at_the_url_memory_answers_and_the_breaker_opens() {
 
 #[tokio::test]
 async fn without_a_fallback_an_outage_is_an_error_with_its_cause_in_under_a_second() {
-    let url = format!("redis://user:s3cret@127.0.0.1:{}", free_port());
+    let nowhere = Port::reserve();
+    let url = format!("redis://user:s3cret@{}", nowhere.address());
     let client = RedisClient::builder()
         .name("t-strict")
         .url(url)
@@ -102,9 +102,10 @@ async fn without_a_fallback_an_outage_is_an_error_with_its_cause_in_under_a_seco
 
 #[tokio::test]
 async fn a_full_fallback_refuses_what_it_cannot_keep() {
+    let nowhere = Port::reserve();
     let cache = RedisClient::builder()
         .name("t-full")
-        .url(format!("redis://127.0.0.1:{}", free_port()))
+        .url(format!("redis://{}", nowhere.address()))
         .fallback(FallbackConfig::new().max_dirty_entries(2))
         .build()
         .unwrap();
@@ -117,18 +118,11 @@ async fn a_full_fallback_refuses_what_it_cannot_keep() {
     assert_eq!(text(&cache, "a").await.as_deref(), Some("2"));
 }
 
-/// Accepts and never answers.
 #[tokio::test]
 async fn a_server_that_says_nothing_holds_nobody_up() {
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let port = listener.local_addr().unwrap().port();
-    let server = tokio::spawn(async move {
-        let mut held = Vec::new();
-        while let Ok((socket, _)) = listener.accept().await {
-            held.push(socket);
-        }
-    });
-    let cache = client("t-mute", port);
+    let proxy = Proxy::in_front_of(Port::reserve().address());
+    proxy.set(|faults| faults.accept = Accept::Silent);
+    let cache = client("t-mute", proxy.addr());
     let started = Instant::now();
     cache.set("k", "1").await.unwrap();
     assert!(started.elapsed() < ms(1000), "{:?}", started.elapsed());
@@ -136,7 +130,7 @@ async fn a_server_that_says_nothing_holds_nobody_up() {
     assert_eq!(text(&cache, "k").await.as_deref(), Some("1"));
     assert!(started.elapsed() < ms(500), "{:?}", started.elapsed());
     assert_eq!(cache.health_check().await.status, HealthStatus::Degraded);
-    server.abort();
+    assert!(proxy.accepted() > 0);
 }
 
 #[test]
@@ -150,84 +144,14 @@ fn outside_a_runtime_the_getter_works() {
 #[cfg(feature = "test-servers")]
 mod server {
     use super::*;
+    use mainstay_test_support::Redis;
     use std::{
         io::{Read, Write},
         net::TcpStream,
-        process::{Child, Command, Stdio},
     };
 
-    /// A private redis-server, and the referee's own connection to it.
-    struct Redis {
-        port: u16,
-        child: Child,
-        extra: Vec<String>,
-    }
-
-    impl Redis {
-        fn start(extra: &[&str]) -> Self {
-            let extra: Vec<_> = extra.iter().map(|&s| s.to_owned()).collect();
-            let port = free_port();
-            Self { port, child: spawn(port, &extra), extra }
-        }
-
-        fn kill(&mut self) {
-            self.child.kill().unwrap();
-            self.child.wait().unwrap();
-        }
-
-        fn restart(&mut self) {
-            self.child = spawn(self.port, &self.extra);
-        }
-
-        fn signal(&self, name: &str) {
-            let status = Command::new("kill").args([name, &self.child.id().to_string()]).status();
-            assert!(status.unwrap().success());
-        }
-
-        fn say(&self, words: &str) -> String {
-            say(self.port, words).unwrap()
-        }
-    }
-
-    impl Drop for Redis {
-        fn drop(&mut self) {
-            let _ = self.child.kill();
-            let _ = self.child.wait();
-        }
-    }
-
-    fn spawn(port: u16, extra: &[String]) -> Child {
-        let mut child = Command::new("redis-server")
-            .args(["--bind", "127.0.0.1", "--port", &port.to_string()])
-            .args(["--save", "", "--appendonly", "no", "--loglevel", "warning"])
-            .args(extra)
-            .stdout(Stdio::null())
-            .spawn()
-            .expect("needs redis-server (apt-get install redis-server)");
-        let answers = |_: &u32| {
-            std::thread::sleep(ms(10));
-            let answer = say(port, "PING").unwrap_or_default();
-            answer.starts_with("+PONG") || answer.starts_with("-NOAUTH")
-        };
-        if (0..500).find(answers).is_none() {
-            let _ = child.kill();
-            let _ = child.wait();
-            panic!("redis-server did not answer");
-        }
-        child
-    }
-
-    fn say(port: u16, words: &str) -> std::io::Result<String> {
-        let mut stream = TcpStream::connect(("127.0.0.1", port))?;
-        stream.set_read_timeout(Some(ms(1000)))?;
-        stream.write_all(format!("{words}\r\n").as_bytes())?;
-        let mut buffer = [0; 4096];
-        let length = stream.read(&mut buffer)?;
-        Ok(String::from_utf8_lossy(&buffer[..length]).into_owned())
-    }
-
-    fn answers_within(port: u16, limit: Duration) -> bool {
-        let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    fn answers_within(server: SocketAddr, limit: Duration) -> bool {
+        let mut stream = TcpStream::connect(server).unwrap();
         stream.set_read_timeout(Some(limit)).unwrap();
         stream.write_all(b"PING\r\n").unwrap();
         stream.read(&mut [0; 16]).is_ok()
@@ -243,8 +167,8 @@ mod server {
 
     #[tokio::test]
     async fn the_server_holds_what_was_written() {
-        let redis = Redis::start(&[]);
-        let cache = client("t-works", redis.port);
+        let redis = Redis::start();
+        let cache = client("t-works", redis.address());
         cache.set("k", "1").await.unwrap();
         assert_eq!(text(&cache, "k").await.as_deref(), Some("1"));
         assert_eq!(redis.say("GET k"), "$1\r\n1\r\n");
@@ -270,8 +194,8 @@ mod server {
 
     #[tokio::test]
     async fn an_answered_mistake_is_not_repeated_and_is_no_failure() {
-        let redis = Redis::start(&[]);
-        let cache = client("t-wrongtype", redis.port);
+        let redis = Redis::start();
+        let cache = client("t-wrongtype", redis.address());
         cache.set("k", "1").await.unwrap();
         for _ in 0..5 {
             let error = cache.hget::<String>("k", "f").await.unwrap_err();
@@ -284,8 +208,8 @@ mod server {
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn killed_in_mid_work_memory_answers_and_a_restart_closes_the_breaker() {
-        let mut redis = Redis::start(&[]);
-        let cache = client("t-kill", redis.port);
+        let mut redis = Redis::start();
+        let cache = client("t-kill", redis.address());
         cache.set("seen", "server").await.unwrap();
         let (progress, mut written) = tokio::sync::watch::channel(0_u32);
         let worker = tokio::spawn({
@@ -334,8 +258,8 @@ mod server {
     /// The server keeps its old values through the outage; it is only frozen.
     #[tokio::test]
     async fn a_write_during_the_outage_is_never_followed_by_the_older_value() {
-        let redis = Redis::start(&[]);
-        let cache = client("t-stale", redis.port);
+        let mut redis = Redis::start();
+        let cache = client("t-stale", redis.address());
         for (key, field) in [
             ("seen", None),
             ("text", None),
@@ -348,7 +272,7 @@ mod server {
                 Some(field) => cache.hset(key, field, "old").await.unwrap(),
             }
         }
-        redis.signal("-STOP");
+        redis.hang();
         let started = Instant::now();
         let (read, write) =
             tokio::join!(text(&cache, "seen"), async { cache.set("text", "new").await });
@@ -359,7 +283,7 @@ mod server {
         cache.hset("hash", "f", "new").await.unwrap();
         assert_eq!(text(&cache, "text").await.as_deref(), Some("new"));
         assert_eq!(cache.hget::<String>("hash", "g").await.unwrap().as_deref(), Some("old"));
-        redis.signal("-CONT");
+        redis.resume();
         let started = Instant::now();
         let mut recovered = false;
         while !recovered || started.elapsed() < ms(500) {
@@ -381,8 +305,8 @@ mod server {
     /// Many tasks write one key each all the time; every read sees that task's last write or a miss.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn under_load_freezes_and_kills_bring_no_old_value_back() {
-        let mut redis = Redis::start(&[]);
-        let cache = client("t-load", redis.port);
+        let mut redis = Redis::start();
+        let cache = client("t-load", redis.address());
         let end = Instant::now() + ms(4000);
         let mut tasks = Vec::new();
         for task in 0..16 {
@@ -414,9 +338,9 @@ mod server {
                 tokio::time::sleep(ms(300)).await;
                 redis.restart();
             } else {
-                redis.signal("-STOP");
+                redis.hang();
                 tokio::time::sleep(ms(1200)).await;
-                redis.signal("-CONT");
+                redis.resume();
             }
         }
         let mut calls = 0;
@@ -431,22 +355,21 @@ mod server {
 
     #[tokio::test]
     async fn a_timeout_is_unknown_and_is_sent_no_more_often_than_allowed() {
-        let redis = Redis::start(&["--enable-debug-command", "local"]);
+        let redis = Redis::start();
         let client = RedisClient::builder()
             .name("t-wire")
-            .url(format!("redis://127.0.0.1:{}", redis.port))
+            .url(redis.url())
             .policy(|p| p.timeout(ms(100)).max_attempts(2).base_delay(ms(10)))
             .fallback(FallbackConfig::off())
             .build()
             .unwrap();
         client.del("k").await.unwrap();
-        let port = redis.port;
-        let sleeper = std::thread::spawn(move || say(port, "DEBUG SLEEP 0.6"));
-        while answers_within(port, ms(20)) {}
+        let mut sleeping = redis.tell("DEBUG SLEEP 0.6");
+        while answers_within(redis.address(), ms(20)) {}
         let error = client.set("k", "1").await.unwrap_err();
         assert!(error.is_outcome_unknown(), "{error:?}");
         assert_eq!(error.attempts(), 2, "{error:?}");
-        let _ = sleeper.join().unwrap();
+        sleeping.read_exact(&mut [0; 5]).unwrap();
         tokio::time::sleep(ms(300)).await;
         client.get::<String>("k").await.unwrap();
         let stats = redis.say("INFO commandstats");
@@ -457,11 +380,11 @@ mod server {
 
     #[tokio::test]
     async fn refused_credentials_are_an_error_not_an_outage() {
-        let redis = Redis::start(&["--requirepass", "right"]);
+        let redis = Redis::start_with(&["--requirepass", "right"]);
         for (name, user) in [("t-wrongpass", ":s3cret@"), ("t-nopass", "")] {
             let cache = RedisClient::builder()
                 .name(name)
-                .url(format!("redis://{user}127.0.0.1:{}", redis.port))
+                .url(format!("redis://{user}{}", redis.address()))
                 .build()
                 .unwrap();
             let started = Instant::now();
@@ -474,7 +397,7 @@ mod server {
         }
         let cache = RedisClient::builder()
             .name("t-rightpass")
-            .url(format!("redis://:right@127.0.0.1:{}", redis.port))
+            .url(format!("redis://:right@{}", redis.address()))
             .build()
             .unwrap();
         cache.set("k", "1").await.unwrap();
@@ -483,8 +406,8 @@ mod server {
 
     #[test]
     fn one_client_works_in_two_runtimes_one_after_the_other_and_at_once() {
-        let redis = Redis::start(&[]);
-        let cache = client("t-runtimes", redis.port);
+        let redis = Redis::start();
+        let cache = client("t-runtimes", redis.address());
         let runtime = || {
             let mut builder = tokio::runtime::Builder::new_multi_thread();
             builder.worker_threads(1).enable_all().build().unwrap()
@@ -509,8 +432,8 @@ mod server {
 
     #[tokio::test]
     async fn a_dropped_client_leaves_no_connection() {
-        let redis = Redis::start(&[]);
-        let cache = client("t-dropped", redis.port);
+        let redis = Redis::start();
+        let cache = client("t-dropped", redis.address());
         cache.set("k", "1").await.unwrap();
         let connected = || redis.say("INFO clients").contains("connected_clients:2");
         assert!(connected(), "ours and the referee's");

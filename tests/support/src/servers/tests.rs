@@ -105,10 +105,10 @@ fn a_postgres_killed_in_mid_work_starts_again_at_once() {
 fn the_referee_reads_whole_answers() {
     let redis = Redis::start();
     let long = "x".repeat(60_000);
-    assert_eq!(redis.say(&format!("SET k {long}")).unwrap(), "+OK\r\n");
-    assert_eq!(redis.say("GET k").unwrap(), format!("$60000\r\n{long}\r\n"));
-    assert_eq!(redis.say("GET none").unwrap(), "$-1\r\n");
-    assert_eq!(redis.say("DEL k").unwrap(), ":1\r\n");
+    assert_eq!(redis.say(&format!("SET k {long}")), "+OK\r\n");
+    assert_eq!(redis.say("GET k"), format!("$60000\r\n{long}\r\n"));
+    assert_eq!(redis.say("GET none"), "$-1\r\n");
+    assert_eq!(redis.say("DEL k"), ":1\r\n");
 }
 
 #[test]
