@@ -1,19 +1,35 @@
-//! The circuit breaker: after `failure_threshold` failed operations in a row it refuses calls,
-//! then lets one probe at a time through until one succeeds.
+//! The circuit breaker: after `failure_threshold` failed operations in a row, or when half of the
+//! last attempts failed or were slow, it refuses calls; then it lets probes through until they
+//! succeed. A busy dependency is given its load back in steps.
 //!
-//! The decisions are in [`state`], functions of state, event and time. This file holds the lock,
-//! the counters and the permit that tells the machine how a call ended, whatever way it ended.
+//! The decisions are in [`state`], functions of state, event and time. This file holds what makes
+//! them cheap: one word that says whether the breaker is closed, which nobody writes while it is,
+//! and a snapshot for everybody else. The lock is taken by failures, probes and transitions.
 
+mod config;
 mod state;
 
-use crate::{classify::Outcome, clock, error::Cause};
+pub(crate) use config::BreakerConfig;
+
+use crate::{
+    classify::Outcome,
+    clock::{self, Instant},
+    error::Cause,
+    event::{self, Event},
+    meter::{Counts, Meter, Noted},
+    sync::{AtomicU64, Mutex, MutexGuard, Swap},
+};
 use serde::Serialize;
-use state::{Machine, Refused};
+pub(crate) use state::Trip;
+use state::{Admitted, Gate, Machine};
 use std::{
     fmt,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        Arc, PoisonError,
+        atomic::{
+            AtomicU64 as Counter,
+            Ordering::{Acquire, Relaxed, Release},
+        },
     },
     time::Duration,
 };
@@ -25,41 +41,78 @@ use std::{
 pub enum BreakerState {
     /// Calls pass.
     Closed,
+    /// Closed again after a break, with a growing share of the calls let through.
+    Ramping,
     /// Calls are refused without I/O.
     Open,
-    /// One probe at a time passes, the rest is refused.
+    /// Probes pass, the rest is refused.
     HalfOpen,
+    /// Refuses everything, because somebody said so.
+    Isolated,
+    /// Lets everything pass, because somebody said so.
+    ForcedClosed,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct BreakerConfig {
-    pub(crate) enabled: bool,
-    pub(crate) failure_threshold: u32,
-    pub(crate) recovery_timeout: Duration,
-    /// A probe that has not reported by then is given up, so that it cannot block recovery.
-    pub(crate) probe_lease: Duration,
+impl BreakerState {
+    /// A name for logs and metrics.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Closed => "closed",
+            Self::Ramping => "ramping",
+            Self::Open => "open",
+            Self::HalfOpen => "half_open",
+            Self::Isolated => "isolated",
+            Self::ForcedClosed => "forced_closed",
+        }
+    }
 }
 
+/// Operations by how they ended, and extra attempts.
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
-    pub(crate) calls: AtomicU64,
-    pub(crate) failed: AtomicU64,
-    pub(crate) blocked: AtomicU64,
-    pub(crate) retries: AtomicU64,
-    pub(crate) timeouts: AtomicU64,
+    pub(crate) failed: Counter,
+    pub(crate) neutral: Counter,
+    pub(crate) retries: Counter,
+    pub(crate) hedges: Counter,
+    pub(crate) timeouts: Counter,
+    pub(crate) fallbacks: Counter,
 }
 
 impl Counters {
-    pub(crate) fn add(counter: &AtomicU64) {
+    pub(crate) fn add(counter: &Counter) {
         counter.fetch_add(1, Relaxed);
     }
 }
 
+/// What readers without the lock see.
+#[derive(Clone, Debug)]
+struct Snapshot {
+    gate: Gate,
+    cause: Option<Arc<Cause>>,
+    config: BreakerConfig,
+}
+
 struct Inner {
     name: Arc<str>,
+    /// The generation, and whether the breaker is plainly closed and whether it has failures in a
+    /// row. Written under the lock, after `snapshot`.
+    word: AtomicU64,
+    snapshot: Swap<Snapshot>,
     machine: Mutex<Machine>,
+    /// In nanoseconds; follows the median.
+    slow_after: Counter,
+    meter: Meter,
     counters: Counters,
 }
+
+/// Not plainly closed: ask the snapshot.
+const GUARDED: u64 = 1;
+/// There are failures in a row that a success must forget.
+const FAILING: u64 = 2;
+const GENERATION_SHIFT: u32 = 2;
+/// The generation of a call that decides nothing.
+const NO_GENERATION: u64 = u64::MAX >> GENERATION_SHIFT;
 
 /// A shared circuit breaker; clones are the same breaker.
 #[derive(Clone)]
@@ -74,20 +127,34 @@ impl fmt::Debug for Breaker {
 /// A refusal: how long until the next probe, and what opened the breaker.
 #[derive(Clone, Debug)]
 pub(crate) struct Refusal {
-    pub(crate) retry_after: Duration,
+    pub(crate) isolated: bool,
+    pub(crate) retry_after: Option<Duration>,
     pub(crate) cause: Option<Arc<Cause>>,
 }
 
 impl Breaker {
     pub(crate) fn new(name: Arc<str>, config: BreakerConfig) -> Self {
-        let machine = Mutex::new(Machine::new(config));
-        Self(Arc::new(Inner { name, machine, counters: Counters::default() }))
+        let slow_after = Counter::new(config.slow_after(None));
+        let snapshot = Snapshot { gate: Gate::Closed, cause: None, config: config.clone() };
+        Self(Arc::new(Inner {
+            name,
+            word: AtomicU64::new(0),
+            snapshot: Swap::new(snapshot),
+            machine: Mutex::new(Machine::new(config)),
+            slow_after,
+            meter: Meter::default(),
+            counters: Counters::default(),
+        }))
     }
 
     /// The dependency's name.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.0.name
+    }
+
+    pub(crate) fn shared_name(&self) -> Arc<str> {
+        Arc::clone(&self.0.name)
     }
 
     /// Where it stands now.
@@ -98,104 +165,359 @@ impl Breaker {
 
     /// Closes it and forgets its failures; calls in flight no longer count.
     pub fn reset(&self) {
-        self.machine().reset();
+        self.change(None, |machine, _| machine.reset());
+    }
+
+    /// Refuses every call until [`Breaker::reset`] or [`Breaker::force_closed`].
+    pub fn isolate(&self) {
+        self.change(None, |machine, _| machine.isolate());
+    }
+
+    /// Lets every call pass, whatever fails, until [`Breaker::reset`] or [`Breaker::isolate`].
+    pub fn force_closed(&self) {
+        self.change(None, |machine, _| machine.force_closed());
     }
 
     pub(crate) fn configure(&self, config: BreakerConfig) {
-        self.machine().config = config;
+        self.0.slow_after.store(config.slow_after(self.0.meter.median()), Relaxed);
+        let mut machine = self.machine();
+        machine.config = config;
+        self.publish(&machine, self.cause());
+    }
+
+    /// Closed, and of no policy any more.
+    pub(crate) fn is_idle(&self) -> bool {
+        Arc::strong_count(&self.0) == 1 && self.0.word.load(Relaxed) & (GUARDED | FAILING) == 0
     }
 
     pub(crate) fn counters(&self) -> &Counters {
         &self.0.counters
     }
 
+    pub(crate) fn meter(&self) -> &Meter {
+        &self.0.meter
+    }
+
+    pub(crate) fn counts(&self, now: Instant) -> Counts {
+        let window = self.0.snapshot.read(|snapshot| snapshot.config.window);
+        self.0.meter.counts(now, window)
+    }
+
+    /// At half the failures in a row, or half the rates, that would open it.
+    pub(crate) fn is_near_its_trip(&self, now: Instant) -> bool {
+        let counts = self.counts(now);
+        let machine = self.machine();
+        let config = &machine.config;
+        let (calls, least) = (counts.attempts() + counts.cut, u64::from(config.minimum_calls));
+        let half = |rate: Option<f64>, seen: f64| rate.is_some_and(|rate| seen >= rate / 2.0);
+        let in_a_row = machine.failures() > 0
+            && machine.failures().saturating_mul(2) >= config.failure_threshold
+            && config.failure_threshold > 1;
+        in_a_row
+            || calls >= least
+                && (half(config.failure_rate, counts.failure_rate())
+                    || half(config.slow_rate, counts.slow_rate()))
+    }
+
     pub(crate) fn next_attempt_in(&self) -> Option<Duration> {
-        self.machine().next_attempt_in(clock::now())
+        match self.0.snapshot.read(|snapshot| snapshot.gate) {
+            Gate::Shut(until) => Some(until.since(clock::now())),
+            _ => None,
+        }
     }
 
     pub(crate) fn cause(&self) -> Option<Arc<Cause>> {
-        self.machine().cause.clone()
+        self.0.snapshot.read(|snapshot| snapshot.cause.clone())
     }
 
-    pub(crate) fn admit(&self) -> Result<Permit, Refusal> {
+    /// Admits one call, or says why not.
+    #[inline]
+    pub(crate) fn admit(&self, now: Instant) -> Result<Permit<'_>, Refusal> {
+        let word = self.0.word.load(Acquire);
+        if word & GUARDED == 0 {
+            let admitted = Admitted { generation: word >> GENERATION_SHIFT, lease: None };
+            return Ok(Permit::new(self, admitted));
+        }
+        self.admit_guarded(word, now)
+    }
+
+    fn admit_guarded(&self, word: u64, now: Instant) -> Result<Permit<'_>, Refusal> {
+        let passing = Admitted { generation: word >> GENERATION_SHIFT, lease: None };
+        // `Some` decides; `None` asks the machine.
+        let decided = self.0.snapshot.read(|snapshot| match snapshot.gate {
+            Gate::ForcedClosed => Some(Ok(passing)),
+            Gate::Isolated => Some(Err(Instant::NEVER)),
+            Gate::Shut(until) => (now < until).then_some(Err(until)),
+            Gate::Closed => None,
+            Gate::Ramp(since) => {
+                match Machine::ramp(&snapshot.config, since, now, fastrand::f64()) {
+                    Err(widens) => Some(Err(widens)),
+                    Ok(()) => state::in_ramp(&snapshot.config, since, now).then_some(Ok(passing)),
+                }
+            }
+        });
+        let decided = match decided {
+            Some(decided) => decided,
+            None => self.change(None, |machine, _| machine.admit(now, fastrand::f64())),
+        };
+        match decided {
+            Ok(admitted) => Ok(Permit::new(self, admitted)),
+            Err(until) => Err(self.refusal(until, now)),
+        }
+    }
+
+    fn refusal(&self, until: Instant, now: Instant) -> Refusal {
+        let isolated = until.is_never();
+        let retry_after = (!isolated).then(|| until.since(now));
+        Refusal { isolated, retry_after, cause: self.cause() }
+    }
+
+    /// A permit for a call that the breaker neither guards nor learns from.
+    pub(crate) fn unguarded(&self) -> Permit<'_> {
+        Permit::new(self, Admitted { generation: NO_GENERATION, lease: None })
+    }
+
+    /// Runs `event` on the machine, publishes what it made of it and tells the observers.
+    fn change<R>(
+        &self,
+        cause: Option<&dyn Fn(Trip) -> Cause>,
+        event: impl FnOnce(&mut Machine, &mut Option<Trip>) -> R,
+    ) -> R {
         let now = clock::now();
         let mut machine = self.machine();
-        match machine.admit(now) {
-            Ok((generation, probe)) => {
-                Ok(Permit { breaker: self.clone(), generation, probe, told: false })
-            }
-            Err(Refused { retry_after }) => {
-                let cause = machine.cause.clone();
-                drop(machine);
-                Counters::add(&self.0.counters.blocked);
-                Err(Refusal { retry_after, cause })
-            }
+        let (from, generation, gate) = (machine.stands(), machine.generation(), machine.gate());
+        let mut trip = None;
+        let result = event(&mut machine, &mut trip);
+        let to = machine.stands();
+        let mut told = self.cause();
+        if let (Some(trip), Some(cause)) = (trip, cause) {
+            told = Some(Arc::new(cause(trip)));
+        } else if matches!(to, BreakerState::Closed | BreakerState::ForcedClosed) {
+            told = None;
         }
+        if machine.generation() != generation {
+            self.0.meter.clear();
+        }
+        if machine.gate() != gate || machine.generation() != generation {
+            self.publish(&machine, told.clone());
+        } else {
+            self.write_word(&machine);
+        }
+        let gate = machine.gate();
+        drop(machine);
+        if from != to {
+            let retry_after = match gate {
+                Gate::Shut(until) => Some(until.since(now)),
+                _ => None,
+            };
+            event::emit(|| Event::Changed {
+                dependency: self.shared_name(),
+                from,
+                to,
+                cause: told,
+                retry_after,
+            });
+        }
+        result
+    }
+
+    fn publish(&self, machine: &Machine, cause: Option<Arc<Cause>>) {
+        let config = machine.config.clone();
+        self.0.snapshot.store(Snapshot { gate: machine.gate(), cause, config });
+        self.write_word(machine);
+    }
+
+    fn write_word(&self, machine: &Machine) {
+        let guarded = if machine.gate() == Gate::Closed { 0 } else { GUARDED };
+        let failing = if machine.failures() > 0 { FAILING } else { 0 };
+        let generation = machine.generation() & NO_GENERATION;
+        // Released after the snapshot: who sees the word sees what it speaks of.
+        self.0.word.store(generation << GENERATION_SHIFT | guarded | failing, Release);
     }
 
     fn machine(&self) -> MutexGuard<'_, Machine> {
         // No user code runs under this lock, so a poisoned one still holds a whole state.
         self.0.machine.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    #[cold]
+    fn follow_median(&self) {
+        let median = self.0.meter.median();
+        let nanos = self.0.snapshot.read(|snapshot| snapshot.config.slow_after(median));
+        self.0.slow_after.store(nanos, Relaxed);
+    }
 }
 
-/// The right to run one operation. Dropped without a word, it is neutral and frees its probe.
+/// The right to run one operation. Dropped in mid-attempt it tells the breaker a slow call if the
+/// attempt was slow by then, else nothing; dropped in any way it frees its probe.
 #[derive(Debug)]
-pub(crate) struct Permit {
-    breaker: Breaker,
-    generation: u64,
-    probe: bool,
+pub(crate) struct Permit<'a> {
+    breaker: &'a Breaker,
+    admitted: Admitted,
+    /// "Never" between attempts.
+    attempt_since: Instant,
     told: bool,
 }
 
-impl Permit {
+impl<'a> Permit<'a> {
+    #[inline]
+    fn new(breaker: &'a Breaker, admitted: Admitted) -> Self {
+        Self { breaker, admitted, attempt_since: Instant::NEVER, told: false }
+    }
+
     /// Half-open: one attempt only, so that a sick dependency sees no burst.
-    pub(crate) fn is_probe(&self) -> bool {
-        self.probe
+    pub(crate) const fn is_probe(&self) -> bool {
+        self.admitted.lease.is_some()
     }
 
     /// Whether calls in flight should stop: the breaker has opened since this permit was given.
-    pub(crate) fn gate(&self) -> Result<(), Refusal> {
-        let machine = self.breaker.machine();
-        match machine.refuses(self.generation, clock::now()) {
-            None => Ok(()),
-            Some(retry_after) => Err(Refusal { retry_after, cause: machine.cause.clone() }),
+    pub(crate) fn gate(&self, now: Instant) -> Result<(), Refusal> {
+        let word = self.breaker.0.word.load(Acquire);
+        if word >> GENERATION_SHIFT == self.admitted.generation
+            || self.admitted.generation == NO_GENERATION
+        {
+            return Ok(());
+        }
+        match self.breaker.0.snapshot.read(|snapshot| snapshot.gate) {
+            Gate::Closed | Gate::Ramp(_) | Gate::ForcedClosed => Ok(()),
+            Gate::Shut(until) => Err(self.breaker.refusal(until, now)),
+            Gate::Isolated => Err(self.breaker.refusal(Instant::NEVER, now)),
         }
     }
 
-    /// Tells the breaker how the operation ended.
-    pub(crate) fn record(mut self, outcome: Outcome, cause: impl FnOnce() -> Cause) {
-        self.told = true;
-        let now = clock::now();
-        let cause = (outcome == Outcome::Failure).then(|| Arc::new(cause()));
-        let mut machine = self.breaker.machine();
-        let before = machine.state(now);
-        machine.record(self.generation, self.probe, outcome, now, fastrand::f64());
-        let after = machine.state(now);
-        if before != after && after == BreakerState::Open {
-            machine.cause = cause;
+    #[inline]
+    pub(crate) fn begin_attempt(&mut self, now: Instant) {
+        self.attempt_since = now;
+    }
+
+    /// The attempt ended: feeds the windows. A cut attempt is one that a drop or the caller's
+    /// deadline ended.
+    pub(crate) fn end_attempt(
+        &mut self,
+        ended: Ended,
+        now: Instant,
+        cause: &dyn Fn(Trip) -> Cause,
+    ) {
+        let inner = &*self.breaker.0;
+        let took = now.nanos_since(self.attempt_since);
+        self.attempt_since = Instant::NEVER;
+        if !self.is_current() {
+            return;
         }
-        let retry_after = machine.next_attempt_in(now);
-        drop(machine);
-        if before != after {
-            let name = self.breaker.name();
-            match after {
-                BreakerState::Open => tracing::warn!(
-                    mainstay.policy.name = name,
-                    ?retry_after,
-                    "circuit breaker opened"
-                ),
-                _ => tracing::info!(mainstay.policy.name = name, "circuit breaker closed"),
+        let slow = took >= inner.slow_after.load(Relaxed);
+        match (ended, slow) {
+            (Ended::Failed, _) => {
+                inner.meter.failed(now);
+                if slow {
+                    inner.meter.slow(now);
+                }
             }
+            (Ended::Cut, true) => inner.meter.cut(now),
+            (Ended::Neutral | Ended::Cut, _) => return,
+        }
+        self.weigh(now, cause);
+    }
+
+    /// Whether nothing has happened to the breaker since this permit was given.
+    fn is_current(&self) -> bool {
+        self.breaker.0.word.load(Relaxed) >> GENERATION_SHIFT == self.admitted.generation
+    }
+
+    /// Asks the machine whether the windows are over a rate.
+    fn weigh(&self, now: Instant, cause: &dyn Fn(Trip) -> Cause) {
+        let generation = self.admitted.generation;
+        let counts = self.breaker.counts(now);
+        self.breaker.change(Some(cause), |machine, trip| {
+            *trip = machine.attempt(generation, &counts, now, fastrand::f64());
+        });
+    }
+
+    /// The operation succeeded with the attempt in flight.
+    #[inline]
+    pub(crate) fn succeed(mut self, now: Instant, cause: &dyn Fn(Trip) -> Cause) {
+        self.told = true;
+        let inner = &*self.breaker.0;
+        let word = inner.word.load(Relaxed);
+        let current = word >> GENERATION_SHIFT == self.admitted.generation;
+        let took = now.nanos_since(self.attempt_since);
+        let noted = inner.meter.answered(now, took, current);
+        if noted == Noted::Median {
+            self.breaker.follow_median();
+        }
+        if current && took >= inner.slow_after.load(Relaxed) {
+            inner.meter.slow(now);
+            self.weigh(now, cause);
+        }
+        if current && word & (FAILING | GUARDED) != 0 {
+            self.report(Outcome::Success, now, cause);
+        }
+    }
+
+    /// The operation ended without success; its attempts have been told already.
+    pub(crate) fn finish(mut self, outcome: Outcome, now: Instant, cause: &dyn Fn(Trip) -> Cause) {
+        self.told = true;
+        let counters = &self.breaker.0.counters;
+        match outcome {
+            Outcome::Success => return self.succeed(now, cause),
+            Outcome::Failure => Counters::add(&counters.failed),
+            Outcome::Neutral => Counters::add(&counters.neutral),
+        }
+        self.report(outcome, now, cause);
+    }
+
+    fn report(&self, outcome: Outcome, now: Instant, cause: &dyn Fn(Trip) -> Cause) {
+        let admitted = self.admitted;
+        if admitted.generation == NO_GENERATION {
+            return;
+        }
+        let counts = self.breaker.counts(now);
+        self.breaker.change(Some(cause), |machine, trip| {
+            *trip = machine.operation(admitted, outcome, &counts, now, fastrand::f64());
+        });
+    }
+}
+
+/// How one attempt ended, where it was no success.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ended {
+    Failed,
+    Neutral,
+    Cut,
+}
+
+impl Drop for Permit<'_> {
+    fn drop(&mut self) {
+        if self.told {
+            return;
+        }
+        let now = clock::now();
+        let cause = Cause::of_a_cut;
+        let mut outcome = Outcome::Neutral;
+        if !self.attempt_since.is_never() {
+            let took = now.nanos_since(self.attempt_since);
+            // A probe that hung until its caller gave up has shown what there was to see.
+            if took >= self.breaker.0.slow_after.load(Relaxed) && self.is_probe() {
+                outcome = Outcome::Failure;
+            }
+            self.end_attempt(Ended::Cut, now, &cause);
+        }
+        Counters::add(&self.breaker.0.counters.neutral);
+        if self.is_probe() {
+            self.report(outcome, now, &cause);
         }
     }
 }
 
-impl Drop for Permit {
-    fn drop(&mut self) {
-        if !self.told {
-            let mut machine = self.breaker.machine();
-            machine.record(self.generation, self.probe, Outcome::Neutral, clock::now(), 0.5);
+impl Trip {
+    pub(crate) const fn words(self) -> &'static str {
+        match self {
+            Self::Consecutive => "failures in a row",
+            Self::FailureRate => "failure rate",
+            Self::SlowRate => "slow calls",
+            Self::Probe => "failed probe",
         }
     }
 }
+
+#[cfg(all(test, mainstay_loom))]
+mod loom_proofs;

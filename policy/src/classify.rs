@@ -1,6 +1,7 @@
 //! What an error says happened at the backend, and what it says about its health.
 
-use std::time::Duration;
+use crate::error::Error;
+use std::{any::Any, error::Error as StdError, io, time::Duration};
 
 /// What an error says happened at the backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,6 +20,20 @@ pub enum Effect {
     Unknown,
     /// Answered; repeating it would give the same answer.
     Permanent,
+}
+
+impl Effect {
+    /// A name for logs and metrics.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::NeverSent => "never sent",
+            Self::Transient => "transient failure",
+            Self::Throttled { .. } => "throttled",
+            Self::Unknown => "no answer",
+            Self::Permanent => "permanent failure",
+        }
+    }
 }
 
 /// What one attempt says about the dependency's health.
@@ -95,6 +110,12 @@ impl Verdict {
 pub trait Classify {
     /// The verdict of this error.
     fn classify(&self) -> Verdict;
+
+    /// The backend's code for it, such as a status or an SQLSTATE; shown by a breaker that it opens.
+    /// Never a value or a name of the caller's.
+    fn code(&self) -> Option<String> {
+        None
+    }
 }
 
 /// Whether sending an operation twice can do harm.
@@ -109,8 +130,44 @@ pub enum Idempotency {
     Unsafe,
 }
 
+/// The verdict of an error whose type this crate knows: its own, and [`std::io::Error`], bare or in a
+/// box.
+pub(crate) fn verdict_of<E: 'static>(error: &E) -> Option<Verdict> {
+    let error: &dyn Any = error;
+    if let Some(own) = error.downcast_ref::<Error>() {
+        return Some(own.verdict());
+    }
+    if let Some(io) = error.downcast_ref::<io::Error>() {
+        return Some(verdict_of_io(io));
+    }
+    let boxed = error.downcast_ref::<Box<dyn StdError + Send + Sync>>()?;
+    match (boxed.downcast_ref::<Error>(), boxed.downcast_ref::<io::Error>()) {
+        (Some(own), _) => Some(own.verdict()),
+        (None, Some(io)) => Some(verdict_of_io(io)),
+        (None, None) => None,
+    }
+}
+
+fn verdict_of_io(error: &io::Error) -> Verdict {
+    use io::ErrorKind as K;
+    match error.kind() {
+        K::ConnectionRefused | K::HostUnreachable | K::NetworkUnreachable | K::NetworkDown => {
+            Verdict::never_sent()
+        }
+        K::NotFound
+        | K::PermissionDenied
+        | K::AlreadyExists
+        | K::InvalidInput
+        | K::InvalidData
+        | K::Unsupported
+        | K::IsADirectory
+        | K::NotADirectory => Verdict::permanent(),
+        _ => Verdict::unknown(),
+    }
+}
+
 /// The name of what a call does, and whether it may be repeated.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct Operation {
     name: &'static str,
     idempotency: Idempotency,

@@ -1,12 +1,106 @@
-//! The one reader of time and the one sleeper.
+//! The one reader of time.
 //!
-//! Tokio's clock is the runtime's, so tests may pause it; outside tests it is `Instant::now`.
+//! Time is the CPU's invariant counter where there is one (`quanta`), a third of the cost of the
+//! operating system's. With feature `test-util` it is tokio's clock, which tests may pause.
 
-use std::{future::Future, time::Duration};
-pub(crate) use tokio::time::Instant;
+use std::{
+    sync::{
+        LazyLock,
+        atomic::{AtomicI64, AtomicU64, Ordering::Relaxed},
+    },
+    time::{Duration, Instant as StdInstant},
+};
+use tokio::time::{Instant as TokioInstant, Sleep};
 
+/// A moment, in nanoseconds since this process first asked. All arithmetic saturates, and the last
+/// moment stands for "never".
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub(crate) struct Instant(u64);
+
+impl Instant {
+    pub(crate) const NEVER: Self = Self(u64::MAX);
+
+    pub(crate) fn after(self, wait: Duration) -> Self {
+        Self(self.0.saturating_add(nanos(wait)))
+    }
+
+    pub(crate) const fn after_nanos(self, wait: u64) -> Self {
+        Self(self.0.saturating_add(wait))
+    }
+
+    /// Zero when `self` is not after `earlier`.
+    pub(crate) const fn since(self, earlier: Self) -> Duration {
+        Duration::from_nanos(self.0.saturating_sub(earlier.0))
+    }
+
+    pub(crate) const fn nanos_since(self, earlier: Self) -> u64 {
+        self.0.saturating_sub(earlier.0)
+    }
+
+    pub(crate) const fn is_never(self) -> bool {
+        self.0 == u64::MAX
+    }
+
+    /// Whole seconds.
+    #[allow(clippy::cast_possible_truncation)] // 136 years.
+    pub(crate) const fn second(self) -> u32 {
+        (self.0 / 1_000_000_000) as u32
+    }
+
+    pub(crate) const fn as_nanos(self) -> u64 {
+        self.0
+    }
+
+    #[cfg(test)]
+    pub(crate) const fn from_nanos(nanos: u64) -> Self {
+        Self(nanos)
+    }
+}
+
+/// The length in nanoseconds; about 584 years at most.
+pub(crate) fn nanos(length: Duration) -> u64 {
+    u64::try_from(length.as_nanos()).unwrap_or(u64::MAX)
+}
+
+#[cfg(not(any(test, feature = "test-util")))]
 pub(crate) fn now() -> Instant {
-    Instant::now()
+    static START: LazyLock<quanta::Instant> = LazyLock::new(quanta::Instant::now);
+    let now = quanta::Instant::now();
+    Instant(nanos(now.saturating_duration_since(*START)))
+}
+
+#[cfg(any(test, feature = "test-util"))]
+pub(crate) fn now() -> Instant {
+    Instant(nanos(TokioInstant::now().into_std().saturating_duration_since(*START)))
+}
+
+/// A little before the first question, so that a paused clock of another thread is not before it.
+static START: LazyLock<StdInstant> = LazyLock::new(StdInstant::now);
+
+/// A sleep until `when`, which must not be "never"; `now` was read a moment ago.
+pub(crate) fn sleep_until(when: Instant, now: Instant) -> Sleep {
+    tokio::time::sleep_until(on_tokio(when, now))
+}
+
+/// The same moment on tokio's clock. The two clocks drift apart by a few microseconds a second, so
+/// their distance is measured again when the last measure is older than that allows.
+fn on_tokio(when: Instant, now: Instant) -> TokioInstant {
+    const STALE: u64 = 100_000_000;
+    static AHEAD: AtomicI64 = AtomicI64::new(0);
+    static MEASURED: AtomicU64 = AtomicU64::new(0);
+    let measured = MEASURED.load(Relaxed);
+    if measured == 0 || now.0.saturating_sub(measured) > STALE {
+        let std = nanos(TokioInstant::now().into_std().saturating_duration_since(*START));
+        let own = self::now().0;
+        AHEAD.store(std.cast_signed().wrapping_sub(own.cast_signed()), Relaxed);
+        MEASURED.store(own.max(1), Relaxed);
+    }
+    let nanos = when.0.saturating_add_signed(AHEAD.load(Relaxed));
+    // Tokio, too, has an end of time: about 30 years away is as good.
+    let far = Duration::from_secs(1_000_000_000);
+    let since = Duration::from_nanos(nanos);
+    let start = TokioInstant::from_std(*START);
+    start.checked_add(since).or_else(|| start.checked_add(far)).unwrap_or(start)
 }
 
 /// No wait outside a runtime, where there is no timer.
@@ -16,15 +110,7 @@ pub(crate) async fn sleep(duration: Duration) {
     }
 }
 
-/// `None` when the limit passed first. The work is polled before the timer is.
-pub(crate) async fn within<F: Future>(limit: Option<Duration>, work: F) -> Option<F::Output> {
-    match limit {
-        Some(limit) if has_timer() => tokio::time::timeout(limit, work).await.ok(),
-        _ => Some(work.await),
-    }
-}
-
 /// Tokio panics without a runtime; a driver says what is wrong in its own error.
-fn has_timer() -> bool {
+pub(crate) fn has_timer() -> bool {
     tokio::runtime::Handle::try_current().is_ok()
 }

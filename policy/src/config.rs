@@ -1,124 +1,249 @@
 //! Settings: defaults, then a TOML file, then the environment; code comes last.
 //!
 //! `MAINSTAY_DATABASE_TIMEOUT=30.0` and, in `mainstay.toml` or the file in `MAINSTAY_CONFIG`,
-//! `[database] timeout = "30s"` mean the same. Durations are seconds, or text with `ms` or `s`.
+//! `[database] timeout = "30s"` mean the same. They are read once; [`reload`] reads them again.
+
+mod names;
+mod value;
+
+pub(crate) use value::Rate;
 
 use crate::{
+    backoff::Jitter,
     error::ConfigError,
-    policy::{Kind, Policy, PolicyBuilder},
+    hedge::Hedge,
+    policy::{BreakGrowth, Kind, Mode, Policy, PolicyBuilder},
     registry,
 };
 use figment::{
-    Figment,
+    Figment, Provider,
     providers::{Env, Format, Toml},
-    value::{Num, Value},
+    value::{Dict, Value},
 };
-use std::{env, time::Duration};
+use std::{
+    collections::BTreeMap,
+    env, fmt,
+    path::Path,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+use value::{Setting, whole};
 
-const PREFIX: &str = "MAINSTAY_";
+/// One list of fields: what code, file and environment may set for each kind.
+macro_rules! overrides {
+    ($($field:ident: $type:ty,)*) => {
+        /// What was set, as opposed to left at its default.
+        #[derive(Clone, Debug, Default, PartialEq)]
+        pub(crate) struct Overrides {
+            $(pub(crate) $field: Option<$type>,)*
+        }
 
-/// The settings of this process, checked.
-#[derive(Clone, Debug)]
-pub struct Settings {
-    policies: Vec<(Kind, Overrides)>,
-    // Holds URLs with credentials, so it is never printed.
-    connections: Secret,
+        impl Overrides {
+            pub(crate) const FIELDS: &'static [&'static str] = &[$(stringify!($field)),*];
+
+            /// What is set here, else what is set below.
+            pub(crate) fn over(&self, below: &Self) -> Self {
+                Self { $($field: self.$field.clone().or_else(|| below.$field.clone()),)* }
+            }
+
+            fn read(reader: &mut Reader<'_>, kind: &str) -> Self {
+                Self { $($field: reader.setting(kind, stringify!($field)),)* }
+            }
+        }
+    };
 }
 
-#[derive(Clone)]
-struct Secret(Figment);
+overrides! {
+    timeout: Duration,
+    deadline: Duration,
+    max_attempts: u32,
+    base_delay: Duration,
+    max_delay: Duration,
+    exponential_base: f64,
+    jitter: Jitter,
+    failure_threshold: u32,
+    recovery_timeout: Duration,
+    enable_timeout: bool,
+    enable_retry: bool,
+    enable_circuit_breaker: bool,
+    enable_budget: bool,
+    mode: Mode,
+    failure_rate: Rate,
+    slow_rate: Rate,
+    slow_after: Duration,
+    minimum_calls: u32,
+    window: Duration,
+    break_growth: BreakGrowth,
+    probes: u32,
+    ramp: bool,
+    hedge: Option<Hedge>,
+    max_concurrent: u32,
+    rate_limit: u32,
+    max_wait: Duration,
+}
 
-impl std::fmt::Debug for Secret {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("..")
+/// The settings of this process, checked.
+#[derive(Clone)]
+pub struct Settings {
+    prefix: String,
+    policies: BTreeMap<Kind, Overrides>,
+    enabled: bool,
+    mode: Option<Mode>,
+    warnings: Vec<String>,
+    // Holds URLs with credentials, so it is never printed.
+    connections: Figment,
+}
+
+impl fmt::Debug for Settings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Settings")
+            .field("prefix", &self.prefix)
+            .field("policies", &self.policies)
+            .field("enabled", &self.enabled)
+            .field("mode", &self.mode)
+            .field("warnings", &self.warnings)
+            .finish_non_exhaustive()
     }
 }
 
-#[derive(Clone, Debug, Default)]
-struct Overrides {
-    timeout: Option<Duration>,
-    deadline: Option<Duration>,
-    max_attempts: Option<u32>,
-    base_delay: Option<Duration>,
-    max_delay: Option<Duration>,
-    failure_threshold: Option<u32>,
-    recovery_timeout: Option<Duration>,
+struct Current {
+    prefix: String,
+    settings: Option<Arc<Settings>>,
 }
 
-/// Reads the settings.
+static CURRENT: Mutex<Option<Current>> = Mutex::new(None);
+
+fn current() -> MutexGuard<'static, Option<Current>> {
+    CURRENT.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn prefix(current: &Option<Current>) -> String {
+    current.as_ref().map_or_else(|| "MAINSTAY_".to_owned(), |current| current.prefix.clone())
+}
+
+/// Sets what the names of environment variables begin with, in place of `MAINSTAY_`. Call it before
+/// the first policy, client or getter.
 ///
 /// # Errors
-/// Every bad value at once: its name, what is wrong and what is allowed.
-pub fn settings() -> Result<Settings, ConfigError> {
-    let file = env::var("MAINSTAY_CONFIG").unwrap_or_else(|_| "mainstay.toml".to_owned());
-    let figment = Figment::new().merge(Toml::file(file)).merge(
-        // DATABASE_BASE_DELAY is database.base_delay: the first word is the table.
-        Env::prefixed(PREFIX)
-            .ignore(&["CONFIG"])
-            .map(|key| key.as_str().to_lowercase().replacen('_', ".", 1).into()),
-    );
-    Settings::read(figment)
+/// When the settings have been read already.
+pub fn set_settings_prefix(prefix: &str) -> Result<(), ConfigError> {
+    let mut current = current();
+    if current.as_ref().is_some_and(|current| current.settings.is_some()) {
+        return Err(ConfigError::new(vec![format!(
+            "the prefix {prefix} comes too late: settings have been read already; call \
+             set_settings_prefix first thing in main"
+        )]));
+    }
+    *current = Some(Current { prefix: prefix.to_owned(), settings: None });
+    Ok(())
+}
+
+/// The settings, read on first use and kept.
+///
+/// # Errors
+/// Every bad value at once: its name, what is wrong and what is allowed. Nothing is kept then.
+pub fn settings() -> Result<Arc<Settings>, ConfigError> {
+    let mut current = current();
+    if let Some(settings) = current.as_ref().and_then(|current| current.settings.clone()) {
+        return Ok(settings);
+    }
+    let prefix = prefix(&current);
+    let settings = Arc::new(Settings::load(&prefix)?);
+    *current = Some(Current { prefix, settings: Some(Arc::clone(&settings)) });
+    drop(current);
+    for warning in &settings.warnings {
+        tracing::warn!("{warning}");
+    }
+    Ok(settings)
+}
+
+/// Reads the settings again and applies them to the policies that exist, in place: breakers and
+/// budgets keep their state, running calls end under the limits they began with. What code has set
+/// stays. Bulkheads, rate limits and connections do not change.
+///
+/// # Errors
+/// Every bad value, and every policy whose settings now contradict each other; then nothing has
+/// changed.
+pub fn reload() -> Result<(), ConfigError> {
+    let prefix = prefix(&current());
+    let settings = Arc::new(Settings::load(&prefix)?);
+    registry::retune(&settings)?;
+    for warning in &settings.warnings {
+        tracing::warn!("{warning}");
+    }
+    *current() = Some(Current { prefix, settings: Some(settings) });
+    Ok(())
+}
+
+/// Forgets what was read. For tests.
+pub(crate) fn forget() {
+    if let Some(current) = current().as_mut() {
+        current.settings = None;
+    }
 }
 
 impl Settings {
-    fn read(figment: Figment) -> Result<Self, ConfigError> {
-        let mut reader = Reader { figment: &figment, problems: Vec::new() };
-        let mut policies = Vec::new();
-        for kind in Kind::ALL {
-            let k = kind.name();
-            policies.push((
-                kind,
-                Overrides {
-                    timeout: reader.duration(k, "timeout"),
-                    deadline: reader.duration(k, "deadline"),
-                    max_attempts: reader.count(k, "max_attempts"),
-                    base_delay: reader.duration(k, "base_delay"),
-                    max_delay: reader.duration(k, "max_delay"),
-                    failure_threshold: reader.count(k, "failure_threshold"),
-                    recovery_timeout: reader.duration(k, "recovery_timeout"),
-                },
-            ));
+    fn load(prefix: &str) -> Result<Self, ConfigError> {
+        let variable = format!("{prefix}CONFIG");
+        let named = env::var(&variable).ok().filter(|path| !path.is_empty());
+        let path = named.clone().unwrap_or_else(|| "mainstay.toml".to_owned());
+        if named.is_some() && !Path::new(&path).is_file() {
+            return Err(ConfigError::new(vec![format!(
+                "{variable} names {path}, which is not a file that can be read"
+            )]));
         }
-        let enabled = match reader.value("resilience", "enabled") {
-            None => None,
-            Some(value) => {
-                let on = value.to_bool_lossy();
-                if on.is_none() {
-                    reader.refuse("resilience", "enabled", "is not true or false");
-                }
-                on
-            }
-        };
+        let file = Toml::file(&path);
+        if let Err(error) = file.data() {
+            // The first line says where; the ones after it quote the file, secrets included.
+            let text = error.to_string();
+            let place = text.lines().next().unwrap_or_default();
+            return Err(ConfigError::new(vec![format!("{path} is not TOML: {place}")]));
+        }
+        // DATABASE_BASE_DELAY is database.base_delay: the first word is the table.
+        let environment = Env::prefixed(prefix)
+            .ignore(&["CONFIG"])
+            .map(|key| key.as_str().to_lowercase().replacen('_', ".", 1).into());
+        Self::read(prefix, &path, Figment::new().merge(file).merge(environment))
+    }
+
+    fn read(prefix: &str, file: &str, figment: Figment) -> Result<Self, ConfigError> {
+        let mut reader = Reader { prefix, file, figment: &figment, problems: Vec::new() };
+        let policies = Kind::ALL
+            .into_iter()
+            .map(|kind| (kind, Overrides::read(&mut reader, kind.name())))
+            .collect();
+        let enabled = reader.setting("resilience", "enabled").unwrap_or(true);
+        let mode = reader.setting("resilience", "mode");
         if !reader.problems.is_empty() {
             return Err(ConfigError::new(reader.problems));
         }
-        if let Some(on) = enabled {
-            registry::set_enabled(on);
-        }
-        Ok(Self { policies, connections: Secret(figment) })
+        let warnings = names::unknown(prefix, file, &all_keys(&figment), &figment);
+        let prefix = prefix.to_owned();
+        Ok(Self { prefix, policies, enabled, mode, warnings, connections: figment })
     }
 
-    /// A builder with the defaults of `kind` and these settings applied.
+    /// A builder with the defaults of `kind` and these settings applied, as [`Policy::builder`].
     pub fn policy(&self, kind: Kind, name: &str) -> PolicyBuilder {
-        let mut builder = Policy::builder(kind, name);
-        let Some((_, o)) = self.policies.iter().find(|(of, _)| *of == kind) else {
-            return builder;
+        Policy::builder(kind, name)
+    }
+
+    /// Names under the prefix that nothing reads, each with the nearest one that is.
+    #[must_use]
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
+    }
+
+    pub(crate) fn overrides(&self, kind: Kind) -> Overrides {
+        let of = |kind| self.policies.get(&kind).cloned().unwrap_or_default();
+        let own = match kind {
+            Kind::Custom => of(Kind::Custom).over(&of(Kind::Default)),
+            kind => of(kind),
         };
-        macro_rules! apply {
-            ($($field:ident),*) => {
-                $(if let Some(value) = o.$field { builder = builder.$field(value); })*
-            };
-        }
-        apply!(
-            timeout,
-            deadline,
-            max_attempts,
-            base_delay,
-            max_delay,
-            failure_threshold,
-            recovery_timeout
-        );
-        builder
+        own.over(&Overrides { mode: self.mode, ..Overrides::default() })
+    }
+
+    pub(crate) const fn enabled(&self) -> bool {
+        self.enabled
     }
 
     /// A connection setting such as `("database", "url")`, from file or environment.
@@ -126,7 +251,7 @@ impl Settings {
     /// The usual `DATABASE_URL` and `REDIS_URL` stand in for the first two kinds' `url`.
     #[must_use]
     pub fn connection(&self, kind: &str, key: &str) -> Option<String> {
-        let value = self.connections.0.find_value(&format!("{kind}.{key}")).ok();
+        let value = self.connections.find_value(&format!("{kind}.{key}")).ok();
         let text = value.and_then(|value| match value {
             Value::String(_, text) => Some(text),
             Value::Num(_, number) => whole(number).map(|n| n.to_string()),
@@ -139,16 +264,14 @@ impl Settings {
         })
         .filter(|text| !text.is_empty())
     }
-}
 
-impl Settings {
     /// The URL of a named client, from `MAINSTAY_{KIND}_{NAME}_URL`.
     ///
     /// # Errors
     /// When it is not set.
     pub fn named_url(&self, kind: &str, name: &str) -> Result<String, ConfigError> {
         self.connection(kind, &format!("{}_url", name.to_lowercase())).ok_or_else(|| {
-            let variable = format!("{PREFIX}{kind}_{name}_URL").to_uppercase();
+            let variable = format!("{}{kind}_{name}_URL", self.prefix).to_uppercase();
             ConfigError::new(vec![format!(
                 "{variable} is not set; set it, or build the client with its builder()"
             )])
@@ -156,89 +279,43 @@ impl Settings {
     }
 }
 
+/// Every `table.key` that file or environment gives.
+fn all_keys(figment: &Figment) -> Vec<(String, String)> {
+    let tables: Dict = figment.extract().unwrap_or_default();
+    let mut keys = Vec::new();
+    for (table, value) in tables {
+        match value.into_dict() {
+            Some(dict) => keys.extend(dict.into_keys().map(|key| (table.clone(), key))),
+            None => keys.push((table, String::new())),
+        }
+    }
+    keys
+}
+
 struct Reader<'a> {
+    prefix: &'a str,
+    file: &'a str,
     figment: &'a Figment,
     problems: Vec<String>,
 }
 
 impl Reader<'_> {
-    fn value(&self, kind: &str, field: &str) -> Option<Value> {
-        self.figment.find_value(&format!("{kind}.{field}")).ok()
-    }
-
-    fn refuse(&mut self, kind: &str, field: &str, why: &str) {
-        let name = format!("{PREFIX}{kind}_{field}").to_uppercase();
-        self.problems.push(format!("{name} (in a file: {kind}.{field}) {why}"));
-    }
-
-    fn duration(&mut self, kind: &str, field: &str) -> Option<Duration> {
-        let value = self.value(kind, field)?;
-        let parsed = match &value {
-            Value::Num(_, number) => number.to_f64().or_else(|| whole(*number).map(f64::from)),
-            Value::String(_, text) => seconds(text),
-            _ => None,
-        };
-        let duration = parsed.and_then(|s| Duration::try_from_secs_f64(s).ok());
-        if duration.is_none() {
-            self.refuse(kind, field, "is not a duration; allowed: seconds as 1.5, or \"250ms\"");
+    fn setting<T: Setting>(&mut self, kind: &str, field: &str) -> Option<T> {
+        let value = self.figment.find_value(&format!("{kind}.{field}")).ok()?;
+        let read = T::read(&value);
+        if read.is_none() {
+            let from_file = names::is_from_file(self.figment, &value);
+            let name = if from_file {
+                format!("{kind}.{field} in {}", self.file)
+            } else {
+                format!("{}{kind}_{field}", self.prefix).to_uppercase()
+            };
+            let shown = names::shown(&value);
+            self.problems.push(format!("{name} is {shown}; allowed: {}", T::ALLOWED));
         }
-        duration
+        read
     }
-
-    fn count(&mut self, kind: &str, field: &str) -> Option<u32> {
-        let value = self.value(kind, field)?;
-        let count = match &value {
-            Value::Num(_, number) => whole(*number),
-            _ => None,
-        };
-        let count = count.filter(|n| *n > 0);
-        if count.is_none() {
-            self.refuse(kind, field, "is not a count; allowed: whole numbers from 1");
-        }
-        count
-    }
-}
-
-/// Files give signed numbers, the environment unsigned ones.
-fn whole(number: Num) -> Option<u32> {
-    let unsigned = number.to_u128().and_then(|n| u32::try_from(n).ok());
-    unsigned.or_else(|| number.to_i128().and_then(|n| u32::try_from(n).ok()))
-}
-
-fn seconds(text: &str) -> Option<f64> {
-    let text = text.trim();
-    let (number, scale) = match (text.strip_suffix("ms"), text.strip_suffix('s')) {
-        (Some(ms), _) => (ms, 0.001),
-        (None, Some(s)) => (s, 1.0),
-        (None, None) => (text, 1.0),
-    };
-    number.trim().parse::<f64>().ok().map(|n| n * scale)
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn read(toml: &str) -> Result<Settings, ConfigError> {
-        Settings::read(Figment::new().merge(Toml::string(toml)))
-    }
-
-    #[test]
-    fn durations_and_counts_reach_the_builder() {
-        let settings = read("[database]\ntimeout = \"250ms\"\nmax_attempts = 7").unwrap();
-        let policy = settings.policy(Kind::Database, "t-settings").build().unwrap();
-        assert_eq!(policy.timeout(), Some(Duration::from_millis(250)));
-        let settings = read("[database]\ntimeout = 3\n[file]\ntimeout = 1.5").unwrap();
-        let timeout = |kind| settings.policy(kind, "t-settings").build().unwrap().timeout();
-        assert_eq!(timeout(Kind::Database), Some(Duration::from_secs(3)));
-        assert_eq!(timeout(Kind::File), Some(Duration::from_millis(1500)));
-    }
-
-    #[test]
-    fn every_bad_value_is_named_at_once() {
-        let error = read("[database]\ntimeout = \"soon\"\n[api]\nmax_attempts = 0").unwrap_err();
-        let text = error.to_string();
-        assert!(text.contains("MAINSTAY_DATABASE_TIMEOUT"), "{text}");
-        assert!(text.contains("MAINSTAY_API_MAX_ATTEMPTS"), "{text}");
-    }
-}
+mod tests;

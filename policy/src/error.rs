@@ -6,7 +6,10 @@
 #[cfg(feature = "sqlx")]
 mod sqlx;
 
-use crate::classify::Effect;
+use crate::{
+    breaker::Trip,
+    classify::{Effect, Outcome, Verdict},
+};
 use serde::Serialize;
 use std::{
     error::Error as StdError,
@@ -21,37 +24,84 @@ use std::{
 pub enum Decider {
     /// The circuit breaker.
     Breaker,
+    /// Somebody who isolated the dependency by hand.
+    Isolation,
     /// The attempt timeout.
     Timeout,
-    /// The deadline of the whole call.
+    /// The deadline of the whole call, or the one around it.
     Deadline,
     /// The number of attempts ran out.
     Retry,
     /// The dependency's retry budget is spent.
     Budget,
+    /// The bulkhead: too many attempts were in flight.
+    Bulkhead,
+    /// The rate limit.
+    RateLimit,
 }
 
 impl Decider {
+    /// A name for logs and metrics.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Breaker => "breaker",
+            Self::Isolation => "isolation",
+            Self::Timeout => "timeout",
+            Self::Deadline => "deadline",
+            Self::Retry => "retry",
+            Self::Budget => "budget",
+            Self::Bulkhead => "bulkhead",
+            Self::RateLimit => "rate_limit",
+        }
+    }
+
     const fn words(self) -> &'static str {
         match self {
             Self::Breaker => "circuit breaker open",
+            Self::Isolation => "isolated by hand, until reset() or force_closed()",
             Self::Timeout => "attempt timeout",
             Self::Deadline => "deadline",
             Self::Retry => "no attempts left",
             Self::Budget => "retry budget spent",
+            Self::Bulkhead => "too many calls in flight (max_concurrent)",
+            Self::RateLimit => "over the rate limit",
         }
     }
 }
 
 /// What opened a breaker, without anything secret.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct Cause {
+    /// What was too much: `failures in a row`, `failure rate`, `slow calls` or `failed probe`.
+    pub reason: &'static str,
     /// The operation whose failure opened it.
     pub operation: &'static str,
     /// What the error said happened.
     pub effect: &'static str,
+    /// The backend's code, such as a status or an SQLSTATE.
+    pub code: Option<String>,
     /// When it opened.
     pub at: SystemTime,
+}
+
+impl Cause {
+    /// Of an attempt that was given up before it said anything.
+    pub(crate) fn of_a_cut(trip: Trip) -> Self {
+        let (operation, effect) = ("a call", "given up by its caller");
+        Self { reason: trip.words(), operation, effect, code: None, at: SystemTime::now() }
+    }
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({}, {}", self.operation, self.effect, self.reason)?;
+        if let Some(code) = &self.code {
+            write!(f, ", code {code}")?;
+        }
+        f.write_str(")")
+    }
 }
 
 /// The end of a call that did not succeed.
@@ -77,6 +127,8 @@ pub enum CallError<E> {
         elapsed: Duration,
         /// Whether it may have happened.
         effect: Effect,
+        /// When it may be worth trying again.
+        retry_after: Option<Duration>,
         /// The backend's last error; `None` if it never answered.
         last: Option<E>,
     },
@@ -133,7 +185,7 @@ impl<E> CallError<E> {
     /// Refused or stopped by an open breaker.
     #[must_use]
     pub const fn is_circuit_open(&self) -> bool {
-        matches!(self.decider(), Some(Decider::Breaker))
+        matches!(self.decider(), Some(Decider::Breaker | Decider::Isolation))
     }
 
     /// Ended by the attempt timeout or the deadline.
@@ -164,9 +216,8 @@ impl<E> CallError<E> {
     #[must_use]
     pub const fn retry_after(&self) -> Option<Duration> {
         match self {
-            Self::Rejected { retry_after, .. } => *retry_after,
-            Self::Stopped { effect: Effect::Throttled { retry_after }, .. }
-            | Self::Backend { effect: Effect::Throttled { retry_after }, .. } => *retry_after,
+            Self::Rejected { retry_after, .. } | Self::Stopped { retry_after, .. } => *retry_after,
+            Self::Backend { effect: Effect::Throttled { retry_after }, .. } => *retry_after,
             _ => None,
         }
     }
@@ -178,6 +229,23 @@ impl<E> CallError<E> {
             Self::Rejected { .. } => None,
             Self::Stopped { last, .. } => last.as_ref(),
             Self::Backend { error, .. } => Some(error),
+        }
+    }
+
+    /// The same end with another error type.
+    #[must_use]
+    pub fn map<O>(self, change: impl FnOnce(E) -> O) -> CallError<O> {
+        match self {
+            Self::Rejected { by, retry_after, cause } => {
+                CallError::Rejected { by, retry_after, cause }
+            }
+            Self::Stopped { by, attempts, elapsed, effect, retry_after, last } => {
+                let last = last.map(change);
+                CallError::Stopped { by, attempts, elapsed, effect, retry_after, last }
+            }
+            Self::Backend { attempts, elapsed, effect, error } => {
+                CallError::Backend { attempts, elapsed, effect, error: change(error) }
+            }
         }
     }
 
@@ -198,7 +266,7 @@ impl<E> fmt::Display for CallError<E> {
             Self::Rejected { by, cause, .. } => {
                 write!(f, "refused without an attempt: {}", by.words())?;
                 if let Some(cause) = cause {
-                    write!(f, ", opened by {} ({})", cause.operation, cause.effect)?;
+                    write!(f, ", opened by {cause}")?;
                 }
             }
             Self::Stopped { by, .. } => write!(
@@ -391,7 +459,7 @@ impl Error {
     /// Refused or stopped by an open breaker.
     #[must_use]
     pub fn is_circuit_open(&self) -> bool {
-        self.0.decider == Some(Decider::Breaker)
+        matches!(self.0.decider, Some(Decider::Breaker | Decider::Isolation))
     }
 
     /// Ended by the attempt timeout or the deadline.
@@ -416,6 +484,21 @@ impl Error {
     #[must_use]
     pub fn is_outcome_unknown(&self) -> bool {
         self.0.effect == Effect::Unknown
+    }
+
+    /// What this error means to a policy around the call that ended with it.
+    pub(crate) fn verdict(&self) -> Verdict {
+        match (self.0.kind, self.0.effect) {
+            (ErrorKind::Rejected, _) => Verdict::never_sent().with_outcome(Outcome::Neutral),
+            (ErrorKind::InvalidInput | ErrorKind::Config, _) => {
+                Verdict::permanent().with_outcome(Outcome::Neutral)
+            }
+            (_, Effect::NeverSent) => Verdict::never_sent(),
+            (_, Effect::Transient) => Verdict::transient(),
+            (_, Effect::Throttled { retry_after }) => Verdict::throttled(retry_after),
+            (_, Effect::Unknown) => Verdict::unknown(),
+            (_, Effect::Permanent) => Verdict::permanent(),
+        }
     }
 
     /// The first error of type `T` below this one.

@@ -1,6 +1,12 @@
 //! What a probe and a person on call read.
 
-use crate::{breaker::BreakerState, error::Cause, registry};
+use crate::{
+    breaker::{Breaker, BreakerState},
+    clock,
+    error::Cause,
+    meter::{Counts, share},
+    registry,
+};
 use serde::{Serialize, Serializer};
 use std::{
     collections::BTreeMap,
@@ -55,13 +61,14 @@ impl Health {
 #[derive(Clone, Debug, Serialize)]
 #[non_exhaustive]
 pub struct ResilienceHealth {
-    /// Unhealthy: any open. Degraded: any half-open.
+    /// Unhealthy: any open. Degraded: any in `degraded_breakers`.
     pub overall_health: HealthStatus,
     /// Names of open breakers.
     pub open_breakers: Vec<String>,
-    /// Names of half-open breakers.
+    /// Names of breakers that are half-open, ramping, isolated, or closed but at half of what would
+    /// open them.
     pub degraded_breakers: Vec<String>,
-    /// Failed operations over all operations since the start, in `0.0..=1.0`.
+    /// Failed attempts over attempts in the windows of all breakers, in `0.0..=1.0`.
     pub overall_failure_rate: f64,
     /// Each breaker by name.
     pub circuit_breakers: BTreeMap<String, BreakerHealth>,
@@ -73,21 +80,31 @@ pub struct ResilienceHealth {
 pub struct BreakerHealth {
     /// Where it stands.
     pub state: BreakerState,
-    /// Failed operations over operations since the start, in `0.0..=1.0`.
+    /// Failed attempts over attempts in the window, in `0.0..=1.0`.
     pub failure_rate: f64,
-    /// Operations since the start, refused ones apart.
+    /// Slow attempts over attempts in the window, in `0.0..=1.0`.
+    pub slow_rate: f64,
+    /// Operations that ended since the start, refused ones apart.
     pub total_calls: u64,
     /// Operations that failed.
     pub failed_calls: u64,
-    /// Operations that did not fail, those in flight included.
+    /// Operations that the dependency answered.
     pub successful_calls: u64,
     /// Operations refused by the breaker.
     pub blocked_calls: u64,
-    /// Attempts after the first.
+    /// Attempts after the first, one after the other.
     pub retries: u64,
+    /// Second copies of attempts that took long.
+    pub hedges: u64,
     /// Attempts that ran out of time.
     pub timeouts: u64,
-    /// What opened it last.
+    /// Operations that a fallback answered.
+    pub fallbacks: u64,
+    /// How long half of the answers of the last minutes took at most, in seconds.
+    pub latency_p50: Option<f64>,
+    /// How long 95 % of the answers of the last minutes took at most, in seconds.
+    pub latency_p95: Option<f64>,
+    /// What opened it last, until it closes.
     pub last_failure: Option<Arc<Cause>>,
     /// Seconds until the next probe.
     pub next_attempt_in: Option<f64>,
@@ -103,32 +120,23 @@ pub fn get_resilience_health() -> ResilienceHealth {
         overall_failure_rate: 0.0,
         circuit_breakers: BTreeMap::new(),
     };
-    let (mut calls, mut failures) = (0, 0);
+    let now = clock::now();
+    let (mut attempts, mut failed) = (0, 0);
     for breaker in registry::breakers() {
-        let (state, counters) = (breaker.state(), breaker.counters());
-        let (total, failed) = (counters.calls.load(Relaxed), counters.failed.load(Relaxed));
-        calls += total;
-        failures += failed;
+        let name = breaker.name().to_owned();
+        let state = breaker.state();
+        let counts = breaker.counts(now);
+        attempts += counts.attempts();
+        failed += counts.failed;
         match state {
-            BreakerState::Open => health.open_breakers.push(breaker.name().to_owned()),
-            BreakerState::HalfOpen => health.degraded_breakers.push(breaker.name().to_owned()),
-            BreakerState::Closed => {}
+            BreakerState::Open => health.open_breakers.push(name.clone()),
+            BreakerState::Closed if !breaker.is_near_its_trip(now) => {}
+            BreakerState::ForcedClosed => {}
+            _ => health.degraded_breakers.push(name.clone()),
         }
-        let entry = BreakerHealth {
-            state,
-            failure_rate: share(failed, total),
-            total_calls: total,
-            failed_calls: failed,
-            successful_calls: total.saturating_sub(failed),
-            blocked_calls: counters.blocked.load(Relaxed),
-            retries: counters.retries.load(Relaxed),
-            timeouts: counters.timeouts.load(Relaxed),
-            last_failure: breaker.cause(),
-            next_attempt_in: breaker.next_attempt_in().map(|d| d.as_secs_f64()),
-        };
-        health.circuit_breakers.insert(breaker.name().to_owned(), entry);
+        health.circuit_breakers.insert(name, BreakerHealth::of(&breaker, state, &counts));
     }
-    health.overall_failure_rate = share(failures, calls);
+    health.overall_failure_rate = share(failed, attempts);
     if !health.open_breakers.is_empty() {
         health.overall_health = HealthStatus::Unhealthy;
     } else if !health.degraded_breakers.is_empty() {
@@ -137,9 +145,30 @@ pub fn get_resilience_health() -> ResilienceHealth {
     health
 }
 
-#[allow(clippy::cast_precision_loss)] // A rate for people; exact below 2^53 calls.
-fn share(part: u64, whole: u64) -> f64 {
-    if whole == 0 { 0.0 } else { part as f64 / whole as f64 }
+impl BreakerHealth {
+    fn of(breaker: &Breaker, state: BreakerState, counts: &Counts) -> Self {
+        let (counters, meter) = (breaker.counters(), breaker.meter());
+        let failed_calls = counters.failed.load(Relaxed);
+        let successful_calls = meter.answers();
+        let neutral = counters.neutral.load(Relaxed);
+        Self {
+            state,
+            failure_rate: counts.failure_rate(),
+            slow_rate: counts.slow_rate(),
+            total_calls: successful_calls + failed_calls + neutral,
+            failed_calls,
+            successful_calls,
+            blocked_calls: meter.blocked_total(),
+            retries: counters.retries.load(Relaxed),
+            hedges: counters.hedges.load(Relaxed),
+            timeouts: counters.timeouts.load(Relaxed),
+            fallbacks: counters.fallbacks.load(Relaxed),
+            latency_p50: meter.quantile(0.5).map(|d| d.as_secs_f64()),
+            latency_p95: meter.quantile(0.95).map(|d| d.as_secs_f64()),
+            last_failure: breaker.cause(),
+            next_attempt_in: breaker.next_attempt_in().map(|d| d.as_secs_f64()),
+        }
+    }
 }
 
 fn milliseconds<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {

@@ -5,10 +5,13 @@
 //!
 //! | module | idea |
 //! |---|---|
-//! | `policy` | the fixed order, and the only retry loop |
+//! | `policy`, `retry` | the fixed order, and the only retry loops |
 //! | `breaker` | refuses while a dependency is down, probes for its return |
+//! | `meter` | counts of the last seconds, and how long answers take |
 //! | `backoff`, `budget` | how long to wait, and how many extra attempts there are |
-//! | `classify`, `error` | what an error means, and what the caller gets |
+//! | `deadline`, `timeout`, `hedge`, `bulkhead`, `rate_limit` | one limit each |
+//! | `classify`, `error`, `event` | what an error means, what the caller gets, what observers see |
+//! | `call`, `context` | one call of a user's own operation; several under one deadline |
 //! | `registry`, `health`, `config`, `runtime` | names, views, settings, one pool per runtime |
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
@@ -16,22 +19,39 @@ mod attempt;
 mod backoff;
 mod breaker;
 mod budget;
+mod bulkhead;
+mod call;
 mod classify;
 mod clock;
 mod config;
+mod context;
+mod deadline;
 mod error;
+mod event;
 mod health;
+mod hedge;
+mod meter;
 mod policy;
+mod rate_limit;
 mod registry;
+mod retry;
 mod runtime;
+mod sync;
+mod telemetry;
+mod timeout;
 
 pub use attempt::Attempt;
 pub use backoff::Jitter;
 pub use breaker::{Breaker, BreakerState};
+pub use call::Call;
 pub use classify::{Classify, Effect, Idempotency, Operation, Outcome, Verdict};
-pub use config::{Settings, settings};
+pub use config::{Settings, reload, set_settings_prefix, settings};
+pub use context::{ContextBuilder, ResilientContext};
+pub use deadline::Deadline;
 pub use error::{CallError, Cause, ConfigError, Decider, Error, ErrorKind, report};
+pub use event::{Event, Observer, Subscription, observe};
 pub use health::{BreakerHealth, Health, HealthStatus, ResilienceHealth, get_resilience_health};
-pub use policy::{Kind, Policy, PolicyBuilder};
-pub use registry::{Singletons, reset_resilience_state};
+pub use hedge::Hedge;
+pub use policy::{BreakGrowth, Kind, Mode, Policy, PolicyBuilder};
+pub use registry::{Singletons, breaker, reset_resilience_state};
 pub use runtime::PerRuntime;

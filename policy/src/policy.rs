@@ -1,24 +1,41 @@
-//! The composition: one order for every call, and the only retry loop in the workspace.
+//! The composition: one order for every call.
 //!
 //! ```text
-//! admission (breaker) > deadline > retry { budget > backoff > breaker gate > attempt timeout > driver }
+//! fallback > admission (isolated? breaker open?) > deadline
+//!   > retry { budget > backoff > hedge { breaker gate > rate limit > bulkhead > attempt timeout > driver } }
 //! ```
+//!
+//! Servers count attempts, so the limits sit inside the retry and a call that waits to retry holds
+//! no place; the breaker comes before them, so that an open one spends nothing.
+
+mod builder;
+
+pub(crate) use builder::resolve;
+pub use builder::{BreakGrowth, Mode, PolicyBuilder};
 
 use crate::{
     attempt::Attempt,
-    backoff::{Backoff, Jitter},
-    breaker::{Breaker, BreakerConfig, Counters, Permit},
+    backoff::Backoff,
+    breaker::{Breaker, BreakerConfig},
     budget::Budget,
-    classify::{Classify, Effect, Idempotency, Operation, Outcome, Verdict},
+    bulkhead::{Bulkhead, Place},
+    call::{self, Call},
+    classify::{Classify, Idempotency, Operation},
     clock::{self, Instant},
-    error::{CallError, Cause, ConfigError, Decider},
-    registry,
+    config::Overrides,
+    error::{CallError, Decider},
+    hedge::Hedge,
+    rate_limit::RateLimit,
+    retry,
+    sync::Swap,
 };
 use std::{
     future::Future,
-    num::NonZeroU32,
-    sync::Arc,
-    time::{Duration, SystemTime},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
 };
 
 /// What an operation talks to; each kind has its defaults.
@@ -60,14 +77,207 @@ impl Kind {
     }
 }
 
+/// Everything a policy was told, resolved; replaced as a whole by a reload.
+#[derive(Clone, Debug)]
+pub(crate) struct Tuning {
+    /// `None` when switched off.
+    pub(crate) timeout: Option<Duration>,
+    pub(crate) deadline: Option<Duration>,
+    /// It was set, not derived from the timeout.
+    pub(crate) own_deadline: bool,
+    pub(crate) max_attempts: u32,
+    pub(crate) enable_retry: bool,
+    pub(crate) enable_circuit_breaker: bool,
+    pub(crate) observe: bool,
+    pub(crate) backoff: Backoff,
+    pub(crate) budget: bool,
+    pub(crate) hedge: Option<Hedge>,
+    pub(crate) breaker: BreakerConfig,
+}
+
+/// What every call reads first, copied so that a reload does not change a running call.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    /// In nanoseconds; the largest value stands for "none".
+    pub(crate) timeout: u64,
+    pub(crate) deadline: u64,
+    pub(crate) attempts: u32,
+    /// More than one attempt is allowed, whatever this call's state of the breaker says.
+    pub(crate) owns_retries: bool,
+    pub(crate) guarded: bool,
+    pub(crate) observe: bool,
+    hedged: bool,
+    placed: bool,
+}
+
+/// [`Limits`] in atomics: three plain loads for each call.
 #[derive(Debug)]
-struct Inner {
-    timeout: Option<Duration>,
-    deadline: Option<Duration>,
-    max_attempts: NonZeroU32,
-    backoff: Backoff,
-    breaker: Breaker,
-    budget: Arc<Budget>,
+struct LimitCells {
+    timeout: AtomicU64,
+    deadline: AtomicU64,
+    rest: AtomicU64,
+}
+
+const GUARDED: u64 = 1 << 32;
+const OBSERVE: u64 = 1 << 33;
+const HEDGED: u64 = 1 << 34;
+const PLACED: u64 = 1 << 35;
+
+impl LimitCells {
+    fn new(tuning: &Tuning, placed: bool) -> Self {
+        let cells = Self {
+            timeout: AtomicU64::new(0),
+            deadline: AtomicU64::new(0),
+            rest: AtomicU64::new(0),
+        };
+        cells.store(tuning, placed);
+        cells
+    }
+
+    fn store(&self, tuning: &Tuning, placed: bool) {
+        let nanos = |limit: Option<Duration>| match limit {
+            Some(limit) if !tuning.observe => clock::nanos(limit),
+            _ => u64::MAX,
+        };
+        let repeats = tuning.enable_retry && !tuning.observe;
+        let attempts = if repeats { tuning.max_attempts } else { 1 };
+        let flag = |on: bool, flag: u64| if on { flag } else { 0 };
+        let flags = flag(tuning.enable_circuit_breaker, GUARDED)
+            | flag(tuning.observe, OBSERVE)
+            | flag(tuning.hedge.is_some() && !tuning.observe, HEDGED)
+            | flag(placed && !tuning.observe, PLACED);
+        self.timeout.store(nanos(tuning.timeout), Relaxed);
+        self.deadline.store(nanos(tuning.deadline), Relaxed);
+        self.rest.store(flags | u64::from(attempts), Relaxed);
+    }
+
+    #[inline]
+    fn load(&self) -> Limits {
+        let rest = self.rest.load(Relaxed);
+        #[allow(clippy::cast_possible_truncation)] // The lower half.
+        let attempts = rest as u32;
+        Limits {
+            timeout: self.timeout.load(Relaxed),
+            deadline: self.deadline.load(Relaxed),
+            attempts,
+            owns_retries: attempts > 1,
+            guarded: rest & GUARDED != 0,
+            observe: rest & OBSERVE != 0,
+            hedged: rest & HEDGED != 0,
+            placed: rest & PLACED != 0,
+        }
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct Inner {
+    limits: LimitCells,
+    tuning: Swap<Tuning>,
+    pub(crate) breaker: Breaker,
+    pub(crate) budget: Arc<Budget>,
+    bulkhead: Option<Arc<Bulkhead>>,
+    rate_limit: Option<Arc<RateLimit>>,
+    /// Draws of this policy, for those who seeded it.
+    seed: Option<AtomicU64>,
+    kind: Kind,
+    /// What code set: it stays when settings are read again.
+    code: Overrides,
+}
+
+impl Inner {
+    #[inline]
+    pub(crate) fn limits(&self) -> Limits {
+        self.limits.load()
+    }
+
+    pub(crate) fn tuning(&self) -> Arc<Tuning> {
+        self.tuning.get()
+    }
+
+    pub(crate) fn retune(&self, tuning: Tuning) {
+        self.breaker.configure(tuning.breaker.clone());
+        self.limits.store(&tuning, self.bulkhead.is_some() || self.rate_limit.is_some());
+        self.tuning.store(tuning);
+    }
+
+    pub(crate) const fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    pub(crate) const fn code(&self) -> &Overrides {
+        &self.code
+    }
+
+    /// In `0.0..1.0`.
+    pub(crate) fn random(&self) -> f64 {
+        match &self.seed {
+            None => fastrand::f64(),
+            Some(seed) => fastrand::Rng::with_seed(seed.fetch_add(1, Relaxed)).f64(),
+        }
+    }
+
+    /// When a second copy of this operation follows.
+    #[inline]
+    pub(crate) fn hedge_after(
+        &self,
+        limits: &Limits,
+        operation: &Operation,
+        probe: bool,
+    ) -> Option<Duration> {
+        if !limits.hedged || probe {
+            return None;
+        }
+        self.hedge_after_cold(operation)
+    }
+
+    #[cold]
+    fn hedge_after_cold(&self, operation: &Operation) -> Option<Duration> {
+        const ENOUGH: u64 = 20;
+        if matches!(operation.idempotency(), Idempotency::Unsafe) {
+            return None;
+        }
+        match self.tuning().hedge? {
+            Hedge::After(delay) => Some(delay),
+            Hedge::P95 => {
+                let meter = self.breaker.meter();
+                (meter.answers() >= ENOUGH).then(|| meter.quantile(0.95)).flatten()
+            }
+        }
+    }
+
+    /// Rate limit, then bulkhead; `Err` says who refused and when it may be worth trying again.
+    pub(crate) async fn place(
+        &self,
+        end: Instant,
+    ) -> Result<Place<'_>, (Decider, Option<Duration>)> {
+        if let Some(limit) = &self.rate_limit {
+            limit.pass(end).await.map_err(|wait| (Decider::RateLimit, Some(wait)))?;
+        }
+        match &self.bulkhead {
+            None => Ok(Place::free()),
+            Some(bulkhead) => bulkhead.enter(end).await.ok_or((Decider::Bulkhead, None)),
+        }
+    }
+
+    pub(crate) fn place_blocking(
+        &self,
+        end: Instant,
+    ) -> Result<Place<'_>, (Decider, Option<Duration>)> {
+        if let Some(limit) = &self.rate_limit {
+            limit.pass_blocking(end).map_err(|wait| (Decider::RateLimit, Some(wait)))?;
+        }
+        match &self.bulkhead {
+            None => Ok(Place::free()),
+            Some(bulkhead) => bulkhead.enter_blocking(end).ok_or((Decider::Bulkhead, None)),
+        }
+    }
+}
+
+impl Limits {
+    #[inline]
+    pub(crate) const fn placed(&self) -> bool {
+        self.placed
+    }
 }
 
 /// How calls on one dependency are bounded, repeated and refused; clones share everything.
@@ -92,12 +302,58 @@ struct Inner {
 /// # Ok(()) }
 /// ```
 #[derive(Clone, Debug)]
-pub struct Policy(Arc<Inner>);
+pub struct Policy(pub(crate) Arc<Inner>);
+
+macro_rules! kinds {
+    ($($(#[$doc:meta])* $name:ident: $kind:ident;)*) => {
+        impl Policy {
+            $(
+                $(#[$doc])*
+                ///
+                /// Its breaker and budget are named `{kind}:{name}`. Settings of file and
+                /// environment are applied; when they cannot be read, which
+                /// [`settings`](crate::settings) reports as an error, this warns and goes on
+                /// without them.
+                #[must_use]
+                pub fn $name(name: &str) -> Self {
+                    Self::of_kind(Kind::$kind, name)
+                }
+            )*
+        }
+    };
+}
+
+kinds! {
+    /// A policy for SQL: 30 s an attempt, 3 attempts.
+    database: Database;
+    /// A policy for a cache: 5 s an attempt, 2 attempts.
+    cache: Cache;
+    /// A policy for an HTTP service: 60 s an attempt, 5 attempts.
+    api: Api;
+    /// A policy for files and object stores: 10 s an attempt, 3 attempts.
+    file: File;
+    /// A policy for models: 300 s an attempt, 2 attempts.
+    ml: Ml;
+    /// A policy for anything else: 5 s an attempt, 3 attempts.
+    custom: Custom;
+}
 
 impl Policy {
-    /// A builder with the defaults of `kind`. Policies of one name share breaker and budget.
+    /// A builder with the defaults of `kind` and the settings of file and environment. Policies of
+    /// one name share breaker and budget.
     pub fn builder(kind: Kind, name: impl Into<Arc<str>>) -> PolicyBuilder {
         PolicyBuilder::new(kind, name.into())
+    }
+
+    fn of_kind(kind: Kind, name: &str) -> Self {
+        let builder = Self::builder(kind, format!("{}:{name}", kind.name()));
+        match builder.clone().build() {
+            Ok(policy) => policy,
+            Err(error) => {
+                tracing::warn!(%error, "settings cannot be used; going on with the defaults");
+                builder.without_settings()
+            }
+        }
     }
 
     /// The dependency's name.
@@ -109,7 +365,7 @@ impl Policy {
     /// The attempt timeout; `None` when switched off.
     #[must_use]
     pub fn timeout(&self) -> Option<Duration> {
-        self.0.timeout
+        self.0.tuning.read(|tuning| tuning.timeout)
     }
 
     /// The dependency's breaker.
@@ -118,13 +374,32 @@ impl Policy {
         &self.0.breaker
     }
 
+    /// Retries and hedges that the dependency's budget would allow now; 50 when it is full.
+    #[must_use]
+    pub fn retries_left(&self) -> u64 {
+        self.0.budget.left(self.0.breaker.meter().answers(), clock::now())
+    }
+
+    /// The same policy with another attempt timeout, and a deadline of twice that if none was set;
+    /// everything else stays shared.
+    #[must_use]
+    pub fn with_timeout(&self, timeout: Duration) -> Self {
+        let tuning = self.0.tuning();
+        let timed = tuning.timeout.map(|_| timeout);
+        let deadline = match tuning.deadline {
+            Some(_) if !tuning.own_deadline => Some(timeout.saturating_mul(2)),
+            set => set,
+        };
+        builder::copy(&self.0, Tuning { timeout: timed, deadline, ..(*tuning).clone() })
+    }
+
     /// Runs a client's operation: the closure once per attempt.
     ///
     /// # Errors
     /// [`CallError`] says who decided, after how many attempts, and whether it may have happened.
     ///
     /// # Cancel safety
-    /// Dropping the future drops the attempt in flight and gives a probe back.
+    /// Dropping the future drops the attempt in flight and gives its probe, place and tokens back.
     pub async fn run<T, E, F, Fut>(
         &self,
         operation: &Operation,
@@ -135,21 +410,12 @@ impl Policy {
         F: FnMut(Attempt) -> Fut,
         Fut: Future<Output = Result<T, E>>,
     {
-        self.drive(operation, attempt, |error| {
-            let verdict = error.classify();
-            tracing::debug!(
-                mainstay.policy.name = self.name(),
-                operation = operation.name(),
-                effect = effect_name(verdict.effect),
-                error = %error,
-                "attempt failed"
-            );
-            verdict
-        })
-        .await
+        retry::drive(&self.0, *operation, attempt, &call::ByClassify).await
     }
 
-    /// Runs a user's own operation, which may be repeated: any error counts as transient.
+    /// Runs a user's own operation, which may be repeated: an error counts as transient, unless it
+    /// is one of ours or an [`std::io::Error`], which say more, or a call in it has already been
+    /// repeated by its own policy.
     ///
     /// Outside a tokio runtime there is no timer: attempts are neither bounded nor spaced. A runtime
     /// built without its time driver makes tokio panic.
@@ -159,334 +425,46 @@ impl Policy {
     ///
     /// # Cancel safety
     /// As [`Policy::run`].
-    pub async fn call<T, E, F, Fut>(&self, mut operation: F) -> Result<T, CallError<E>>
+    pub async fn call<T, E, F, Fut>(&self, operation: F) -> Result<T, CallError<E>>
     where
         E: 'static,
         F: FnMut() -> Fut,
         Fut: Future<Output = Result<T, E>>,
     {
-        const CALL: Operation = Operation::new("call", Idempotency::Safe);
-        self.drive(&CALL, |_| operation(), |_| Verdict::transient()).await
+        self.operation("call").call(operation).await
     }
 
-    async fn drive<T, E, F, Fut>(
-        &self,
-        operation: &Operation,
-        mut attempt: F,
-        mut classify: impl FnMut(&E) -> Verdict,
-    ) -> Result<T, CallError<E>>
-    where
-        F: FnMut(Attempt) -> Fut,
-        Fut: Future<Output = Result<T, E>>,
-    {
-        let policy = &*self.0;
-        let counters = policy.breaker.counters();
-        let started = clock::now();
-        let permit = policy.breaker.admit().map_err(|refusal| CallError::Rejected {
-            by: Decider::Breaker,
-            retry_after: Some(refusal.retry_after),
-            cause: refusal.cause,
-        })?;
-        Counters::add(&counters.calls);
-        let end = policy.deadline.and_then(|d| started.checked_add(d));
-        let limit = if permit.is_probe() { 1 } else { policy.max_attempts.get() };
-        let mut last = None;
-        let mut failed_before = false;
-        let mut number = 1;
-        loop {
-            let left = end.map(|end| end.saturating_duration_since(clock::now()));
-            let time = shorter(policy.timeout, left);
-            let result = clock::within(time, attempt(Attempt::new(number, time))).await;
-            let timed_out = result.is_none();
-            let verdict = match result {
-                Some(Ok(value)) => {
-                    policy.budget.success();
-                    permit.record(Outcome::Success, || cause(operation, Effect::Transient));
-                    return Ok(value);
-                }
-                Some(Err(error)) => {
-                    let verdict = classify(&error);
-                    last = Some(error);
-                    verdict
-                }
-                None => {
-                    Counters::add(&counters.timeouts);
-                    // An attempt cut short by the deadline alone says nothing about the backend,
-                    // unless one before it had failed already.
-                    let full = policy.timeout.is_some() && time == policy.timeout;
-                    let outcome =
-                        if full || failed_before { Outcome::Failure } else { Outcome::Neutral };
-                    Verdict::unknown().with_outcome(outcome)
-                }
-            };
-            failed_before |= verdict.outcome == Outcome::Failure;
-            let next = self.next(&permit, operation, verdict, number, limit, timed_out, end);
-            let by = match next {
-                Next::Wait(delay) => {
-                    Counters::add(&counters.retries);
-                    clock::sleep(delay).await;
-                    // Others may have found the dependency dead while we slept.
-                    match permit.gate() {
-                        Ok(()) => {
-                            number += 1;
-                            continue;
-                        }
-                        Err(_) => Some(Decider::Breaker),
-                    }
-                }
-                Next::Stop(by) => by,
-            };
-            if verdict.outcome == Outcome::Failure {
-                Counters::add(&counters.failed);
-            }
-            permit.record(verdict.outcome, || cause(operation, verdict.effect));
-            let (attempts, elapsed, effect) = (number, clock::now() - started, verdict.effect);
-            return Err(match (by, last) {
-                (None, Some(error)) if !timed_out => {
-                    CallError::Backend { attempts, elapsed, effect, error }
-                }
-                (by, last) => {
-                    let by = by.unwrap_or(Decider::Timeout);
-                    CallError::Stopped { by, attempts, elapsed, effect, last }
-                }
-            });
-        }
-    }
-
-    #[allow(clippy::too_many_arguments)] // One decision, taken from everything a call knows.
-    fn next(
-        &self,
-        permit: &Permit,
-        operation: &Operation,
-        verdict: Verdict,
-        number: u32,
-        limit: u32,
-        timed_out: bool,
-        end: Option<Instant>,
-    ) -> Next {
-        let policy = &*self.0;
-        let now = clock::now();
-        if !verdict.may_repeat(operation.idempotency()) {
-            let cut_by_deadline = timed_out && end.is_some_and(|end| now >= end);
-            return Next::Stop(cut_by_deadline.then_some(Decider::Deadline));
-        }
-        if number >= limit {
-            return Next::Stop(Some(if timed_out { Decider::Timeout } else { Decider::Retry }));
-        }
-        if permit.gate().is_err() {
-            return Next::Stop(Some(Decider::Breaker));
-        }
-        let mut delay = policy.backoff.delay(number, fastrand::f64());
-        if let Effect::Throttled { retry_after: Some(floor) } = verdict.effect {
-            delay = delay.max(floor);
-        }
-        // A wait that would not fit is not slept.
-        if end.is_some_and(|end| now.checked_add(delay).is_none_or(|then| then >= end)) {
-            return Next::Stop(Some(Decider::Deadline));
-        }
-        if !policy.budget.try_take(timed_out, now) {
-            return Next::Stop(Some(Decider::Budget));
-        }
-        Next::Wait(delay)
-    }
-}
-
-enum Next {
-    Wait(Duration),
-    /// `None`: the backend's answer decided.
-    Stop(Option<Decider>),
-}
-
-fn shorter(a: Option<Duration>, b: Option<Duration>) -> Option<Duration> {
-    match (a, b) {
-        (Some(a), Some(b)) => Some(a.min(b)),
-        (a, b) => a.or(b),
-    }
-}
-
-const fn effect_name(effect: Effect) -> &'static str {
-    match effect {
-        Effect::NeverSent => "never sent",
-        Effect::Transient => "transient failure",
-        Effect::Throttled { .. } => "throttled",
-        Effect::Unknown => "no answer",
-        Effect::Permanent => "permanent failure",
-    }
-}
-
-fn cause(operation: &Operation, effect: Effect) -> Cause {
-    Cause { operation: operation.name(), effect: effect_name(effect), at: SystemTime::now() }
-}
-
-/// Builds a [`Policy`]; every setter replaces the default of the kind.
-#[derive(Clone, Debug)]
-#[must_use]
-pub struct PolicyBuilder {
-    name: Arc<str>,
-    timeout: Duration,
-    deadline: Option<Duration>,
-    max_attempts: u32,
-    backoff: Backoff,
-    failure_threshold: u32,
-    recovery_timeout: Duration,
-    enable_timeout: bool,
-    enable_retry: bool,
-    enable_circuit_breaker: bool,
-}
-
-impl PolicyBuilder {
-    fn new(kind: Kind, name: Arc<str>) -> Self {
-        // timeout, attempts, base delay, max delay, threshold, recovery: seconds and counts.
-        let (timeout, max_attempts, base, max, failure_threshold, recovery) = match kind {
-            Kind::Database => (30.0, 3, 0.5, 10.0, 3, 30.0),
-            Kind::Cache => (5.0, 2, 0.1, 1.0, 3, 15.0),
-            Kind::Api => (60.0, 5, 1.0, 30.0, 5, 60.0),
-            Kind::File => (10.0, 3, 0.2, 5.0, 3, 30.0),
-            Kind::Ml => (300.0, 2, 5.0, 30.0, 2, 120.0),
-            Kind::Default | Kind::Custom => (5.0, 3, 1.0, 30.0, 5, 60.0),
-        };
-        Self {
-            name,
-            timeout: Duration::from_secs_f64(timeout),
-            deadline: None,
-            max_attempts,
-            backoff: Backoff {
-                base_delay: Duration::from_secs_f64(base),
-                max_delay: Duration::from_secs_f64(max),
-                exponential_base: 2.0,
-                jitter: Jitter::Full,
-            },
-            failure_threshold,
-            recovery_timeout: Duration::from_secs_f64(recovery),
-            enable_timeout: true,
-            enable_retry: true,
-            enable_circuit_breaker: true,
-        }
-    }
-
-    /// The dependency's name: policies of one name share breaker and budget.
-    pub fn name(mut self, name: impl Into<Arc<str>>) -> Self {
-        self.name = name.into();
-        self
-    }
-
-    /// The limit of one attempt.
-    pub fn timeout(mut self, timeout: Duration) -> Self {
-        self.timeout = timeout;
-        self
-    }
-
-    /// The limit of the whole call, waits included. Default: twice the timeout.
-    pub fn deadline(mut self, deadline: Duration) -> Self {
-        self.deadline = Some(deadline);
-        self
-    }
-
-    /// Attempts in all, the first included.
-    pub fn max_attempts(mut self, attempts: u32) -> Self {
-        self.max_attempts = attempts;
-        self
-    }
-
-    /// The wait before the first retry, before jitter.
-    pub fn base_delay(mut self, delay: Duration) -> Self {
-        self.backoff.base_delay = delay;
-        self
-    }
-
-    /// The longest wait, jitter included.
-    pub fn max_delay(mut self, delay: Duration) -> Self {
-        self.backoff.max_delay = delay;
-        self
-    }
-
-    /// What each wait is multiplied by for the next; at least 1. Default: 2.
-    pub fn exponential_base(mut self, base: f64) -> Self {
-        self.backoff.exponential_base = base;
-        self
-    }
-
-    /// How waits are spread. Default: [`Jitter::Full`].
-    pub fn jitter(mut self, jitter: Jitter) -> Self {
-        self.backoff.jitter = jitter;
-        self
-    }
-
-    /// Failed operations in a row that open the breaker.
-    pub fn failure_threshold(mut self, failures: u32) -> Self {
-        self.failure_threshold = failures;
-        self
-    }
-
-    /// The longest break; the first is 1 s, or this if it is shorter.
-    pub fn recovery_timeout(mut self, timeout: Duration) -> Self {
-        self.recovery_timeout = timeout;
-        self
-    }
-
-    /// Switches attempt timeout and deadline on or off.
-    pub fn enable_timeout(mut self, on: bool) -> Self {
-        self.enable_timeout = on;
-        self
-    }
-
-    /// Switches retries on or off.
-    pub fn enable_retry(mut self, on: bool) -> Self {
-        self.enable_retry = on;
-        self
-    }
-
-    /// Switches the breaker on or off.
-    pub fn enable_circuit_breaker(mut self, on: bool) -> Self {
-        self.enable_circuit_breaker = on;
-        self
-    }
-
-    /// Checks everything and builds the policy.
+    /// [`Policy::call`] for a closure that blocks, on this thread.
+    ///
+    /// Time is checked between attempts only: the closure should ask
+    /// [`Deadline::current`](crate::Deadline::current) how long it has.
     ///
     /// # Errors
-    /// [`ConfigError`] with every contradiction at once.
-    pub fn build(self) -> Result<Policy, ConfigError> {
-        let mut problems = Vec::new();
-        let mut refuse = |bad: bool, what: &str| {
-            if bad {
-                problems.push(format!("policy `{}`: {what}", self.name));
-            }
-        };
-        refuse(self.timeout.is_zero(), "timeout is 0; give it more, or enable_timeout(false)");
-        refuse(
-            self.deadline.is_some_and(|d| d < self.timeout),
-            "deadline is shorter than the timeout of one attempt; raise it or lower timeout",
-        );
-        refuse(self.backoff.base_delay > self.backoff.max_delay, "base_delay is over max_delay");
-        let base = self.backoff.exponential_base;
-        refuse(!base.is_finite() || base < 1.0, "exponential_base must be 1 or more");
-        refuse(self.failure_threshold == 0, "failure_threshold is 0; use 1 or more");
-        let attempts = NonZeroU32::new(self.max_attempts);
-        refuse(attempts.is_none(), "max_attempts is 0; 1 means no retries");
-        let Some(attempts) = attempts.filter(|_| problems.is_empty()) else {
-            return Err(ConfigError::new(problems));
-        };
-        let on = registry::enabled();
-        let timeout = (on && self.enable_timeout).then_some(self.timeout);
-        let deadline = timeout.map(|t| self.deadline.unwrap_or(t.saturating_mul(2)));
-        let (breaker, budget) = registry::dependency(
-            &self.name,
-            BreakerConfig {
-                enabled: on && self.enable_circuit_breaker,
-                failure_threshold: self.failure_threshold,
-                recovery_timeout: self.recovery_timeout,
-                probe_lease: self.timeout.saturating_mul(2),
-            },
-        );
-        Ok(Policy(Arc::new(Inner {
-            timeout,
-            deadline,
-            max_attempts: if on && self.enable_retry { attempts } else { NonZeroU32::MIN },
-            backoff: self.backoff,
-            breaker,
-            budget,
-        })))
+    /// As [`Policy::call`].
+    pub fn call_blocking<T, E: 'static>(
+        &self,
+        operation: impl FnMut() -> Result<T, E>,
+    ) -> Result<T, CallError<E>> {
+        self.operation("call").call_blocking(operation)
+    }
+
+    /// [`Policy::call_blocking`] on a thread of its own for each attempt, so that this call does
+    /// return on time. An attempt that ran out of time runs on; its result is dropped.
+    ///
+    /// # Errors
+    /// As [`Policy::call`].
+    pub fn call_blocking_detached<T, E, F>(&self, operation: F) -> Result<T, CallError<E>>
+    where
+        T: Send + 'static,
+        E: Send + 'static,
+        F: Fn() -> Result<T, E> + Send + Sync + 'static,
+    {
+        self.operation("call").call_blocking_detached(operation)
+    }
+
+    /// One call with a name of its own, and more to say about it.
+    pub fn operation<T, E>(&self, name: &'static str) -> Call<'_, T, E> {
+        Call::new(self, name)
     }
 }
 

@@ -3,53 +3,118 @@
 use crate::{
     breaker::{Breaker, BreakerConfig},
     budget::Budget,
-    error::Error,
+    config::{self, Settings},
+    error::{ConfigError, Error},
+    policy::{self, Inner},
 };
 use std::{
     collections::BTreeMap,
+    ops::Bound,
     sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicU64, Ordering},
     },
 };
 
 type Dependencies = BTreeMap<Arc<str>, (Breaker, Arc<Budget>)>;
 
+/// So many origins of HTTP are kept: a client of user-given hosts must not fill the memory.
+const MOST_ORIGINS: usize = 1_024;
+const ORIGIN: &str = "http:";
+
 static DEPENDENCIES: Mutex<Dependencies> = Mutex::new(BTreeMap::new());
-static ENABLED: AtomicBool = AtomicBool::new(true);
+/// The policies that a reload changes.
+static POLICIES: Mutex<Vec<Weak<Inner>>> = Mutex::new(Vec::new());
 /// Counts resets: a singleton from before the last one is forgotten.
 static RESETS: AtomicU64 = AtomicU64::new(0);
 
-pub(crate) fn enabled() -> bool {
-    ENABLED.load(Ordering::Relaxed)
-}
-
-pub(crate) fn set_enabled(on: bool) {
-    ENABLED.store(on, Ordering::Relaxed);
+fn dependencies() -> MutexGuard<'static, Dependencies> {
+    DEPENDENCIES.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The breaker and budget of `name`; the newest settings win, the state stays.
 pub(crate) fn dependency(name: &Arc<str>, config: BreakerConfig) -> (Breaker, Arc<Budget>) {
-    let mut all = DEPENDENCIES.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut all = dependencies();
     if let Some((breaker, budget)) = all.get(name) {
+        let (breaker, budget) = (breaker.clone(), Arc::clone(budget));
+        drop(all);
         breaker.configure(config);
-        return (breaker.clone(), Arc::clone(budget));
+        return (breaker, budget);
     }
     let entry = (Breaker::new(Arc::clone(name), config), Arc::new(Budget::new()));
+    if name.starts_with(ORIGIN) {
+        let from = (Bound::Included(ORIGIN), Bound::Unbounded);
+        let origins = || all.range::<str, _>(from).take_while(|(n, _)| n.starts_with(ORIGIN));
+        if origins().count() >= MOST_ORIGINS {
+            let idle = origins().find(|(_, (breaker, _))| breaker.is_idle());
+            match idle.map(|(name, _)| Arc::clone(name)) {
+                Some(idle) => drop(all.remove(&idle)),
+                // All are in use: this one lives as long as its policy, unlisted.
+                None => return entry,
+            }
+        }
+    }
     all.insert(Arc::clone(name), entry.clone());
     entry
 }
 
-pub(crate) fn breakers() -> Vec<Breaker> {
-    let all = DEPENDENCIES.lock().unwrap_or_else(PoisonError::into_inner);
-    all.values().map(|(breaker, _)| breaker.clone()).collect()
+/// Remembers a policy for [`retune`], and forgets those that are gone.
+pub(crate) fn keep(policy: &Arc<Inner>) {
+    let mut all = POLICIES.lock().unwrap_or_else(PoisonError::into_inner);
+    if all.len() == all.capacity() {
+        all.retain(|policy| policy.strong_count() > 0);
+    }
+    all.push(Arc::downgrade(policy));
 }
 
-/// Closes every breaker, refills every budget and forgets the singletons. For tests.
+/// Applies settings to every policy, or to none and says why.
+pub(crate) fn retune(settings: &Settings) -> Result<(), ConfigError> {
+    let all = POLICIES.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let (mut changes, mut problems) = (Vec::new(), Vec::new());
+    for inner in all.iter().filter_map(Weak::upgrade) {
+        let overrides = inner.code().over(&settings.overrides(inner.kind()));
+        match policy::resolve(inner.kind(), inner.breaker.name(), &overrides, settings.enabled()) {
+            Ok(tuning) => changes.push((inner, tuning)),
+            Err(error) => problems.extend_from_slice(error.problems()),
+        }
+    }
+    if !problems.is_empty() {
+        return Err(ConfigError::new(problems));
+    }
+    for (inner, tuning) in changes {
+        inner.retune(tuning);
+    }
+    Ok(())
+}
+
+pub(crate) fn breakers() -> Vec<Breaker> {
+    dependencies().values().map(|(breaker, _)| breaker.clone()).collect()
+}
+
+/// The breaker of a dependency by its name, such as `database`; `None` if no policy has that name.
+///
+/// # Examples
+/// ```
+/// use mainstay_policy::{BreakerState, Policy, breaker};
+///
+/// let policy = Policy::api("payments");
+/// if let Some(payments) = breaker("api:payments") {
+///     payments.isolate();
+/// }
+/// assert_eq!(policy.breaker().state(), BreakerState::Isolated);
+/// ```
+#[must_use]
+pub fn breaker(name: &str) -> Option<Breaker> {
+    dependencies().get(name).map(|(breaker, _)| breaker.clone())
+}
+
+/// Closes every breaker, refills every budget, and forgets the singletons and the settings that were
+/// read. For tests.
 pub fn reset_resilience_state() {
     RESETS.fetch_add(1, Ordering::SeqCst);
-    let all = DEPENDENCIES.lock().unwrap_or_else(PoisonError::into_inner);
-    for (breaker, budget) in all.values() {
+    config::forget();
+    let all: Vec<_> = dependencies().values().cloned().collect();
+    for (breaker, budget) in all {
         breaker.reset();
         budget.refill();
     }

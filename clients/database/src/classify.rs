@@ -153,6 +153,15 @@ impl Classify for DatabaseFailure {
     fn classify(&self) -> Verdict {
         self.verdict
     }
+
+    fn code(&self) -> Option<String> {
+        let driver = match &self.what {
+            What::Driver(error, _) => error,
+            What::Connect(error, _) => error,
+            _ => return None,
+        };
+        driver.as_database_error()?.code().map(Into::into)
+    }
 }
 
 impl fmt::Display for DatabaseFailure {

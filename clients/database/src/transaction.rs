@@ -78,20 +78,7 @@ impl<DB: Backend> DatabaseClient<DB> {
             result.await.map_err(|error| {
                 let error = match error {
                     CallError::Backend { error: TxFailure::Closure(error, _), .. } => return error,
-                    CallError::Backend {
-                        attempts,
-                        elapsed,
-                        effect,
-                        error: TxFailure::Own(error),
-                    } => CallError::Backend { attempts, elapsed, effect, error },
-                    CallError::Stopped { by, attempts, elapsed, effect, last } => {
-                        let last = last.map(TxFailure::into_own);
-                        CallError::Stopped { by, attempts, elapsed, effect, last }
-                    }
-                    CallError::Rejected { by, retry_after, cause } => {
-                        CallError::Rejected { by, retry_after, cause }
-                    }
-                    _ => return Error::invalid("database: the transaction failed").into(),
+                    other => other.map(TxFailure::into_own),
                 };
                 Error::from_call(policy.name(), "transaction", error).into()
             })

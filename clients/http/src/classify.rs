@@ -93,6 +93,13 @@ impl Classify for HttpFailure {
     fn classify(&self) -> Verdict {
         self.verdict
     }
+
+    fn code(&self) -> Option<String> {
+        match &self.what {
+            What::Status(response) => Some(response.status.as_u16().to_string()),
+            _ => None,
+        }
+    }
 }
 
 impl fmt::Display for HttpFailure {

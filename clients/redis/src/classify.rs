@@ -89,6 +89,13 @@ impl Classify for RedisFailure {
     fn classify(&self) -> Verdict {
         self.verdict
     }
+
+    fn code(&self) -> Option<String> {
+        let What::Driver(error) = &self.what else { return None };
+        let code = code(error);
+        let is_code = !code.is_empty() && code.bytes().all(|b| b.is_ascii_uppercase());
+        is_code.then(|| code.to_owned())
+    }
 }
 
 /// Redis puts an error's code first: `WRONGTYPE Operation against ...`.

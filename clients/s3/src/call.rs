@@ -71,16 +71,7 @@ impl S3Client {
         let policy = self.policy_for(length);
         let end = policy.run(operation, |a| attempt(sdk.clone(), a.number())).await;
         end.map_err(|error| {
-            let about = |e: S3Failure| e.about(Some(target.bucket), target.key);
-            let error = match error {
-                CallError::Stopped { by, attempts, elapsed, effect, last } => {
-                    CallError::Stopped { by, attempts, elapsed, effect, last: last.map(about) }
-                }
-                CallError::Backend { attempts, elapsed, effect, error } => {
-                    CallError::Backend { attempts, elapsed, effect, error: about(error) }
-                }
-                rejected => rejected,
-            };
+            let error = error.map(|e| e.about(Some(target.bucket), target.key));
             Error::from_call(policy.name(), operation.name(), error)
         })
     }
@@ -99,7 +90,6 @@ impl S3Client {
             return policy.clone();
         };
         let timeout = timeout.saturating_add(Duration::from_secs(length / PER_SECOND));
-        let longer = self.policy_builder().timeout(timeout).build();
-        longer.unwrap_or_else(|_| policy.clone())
+        policy.with_timeout(timeout)
     }
 }

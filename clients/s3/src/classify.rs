@@ -241,6 +241,10 @@ impl Classify for S3Failure {
     fn classify(&self) -> Verdict {
         self.verdict
     }
+
+    fn code(&self) -> Option<String> {
+        Self::code(self).map(str::to_owned)
+    }
 }
 
 impl fmt::Display for S3Failure {

@@ -20,7 +20,6 @@ struct Inner {
     driver: Driver,
     bucket: Option<String>,
     policy: Policy,
-    policy_builder: PolicyBuilder,
 }
 
 pub(crate) struct Driver(Kind);
@@ -67,20 +66,16 @@ impl S3Client {
     pub(crate) fn new(
         driver: Driver,
         bucket: Option<String>,
-        policy_builder: PolicyBuilder,
+        policy: PolicyBuilder,
     ) -> Result<Self, Error> {
-        let policy = policy_builder.clone().build()?;
-        Ok(Self(Arc::new(Inner { driver, bucket, policy, policy_builder })))
+        let policy = policy.build()?;
+        Ok(Self(Arc::new(Inner { driver, bucket, policy })))
     }
 
     /// The policy of this store.
     #[must_use]
     pub fn policy(&self) -> &Policy {
         &self.0.policy
-    }
-
-    pub(crate) fn policy_builder(&self) -> PolicyBuilder {
-        self.0.policy_builder.clone()
     }
 
     /// The configured bucket.

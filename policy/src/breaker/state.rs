@@ -1,143 +1,319 @@
 //! The breaker's machine: every decision is a function of the state, the event and `now`.
+//!
+//! ```text
+//!           threshold or rate               the break is over
+//!  Closed ---------------------> Open <---------------------> HalfOpen
+//!    ^                            ^      a probe failed           |
+//!    |  ramp over, or not busy    |  threshold or rate            | all probes succeeded
+//!    +-------------------------- Ramp <---------------------------+
+//! ```
 
-use super::{BreakerConfig, BreakerState};
-use crate::{classify::Outcome, clock::Instant, error::Cause};
-use std::{sync::Arc, time::Duration};
+use super::{BreakerState, config::BreakerConfig};
+use crate::{classify::Outcome, clock::Instant, meter::Counts};
+use std::time::Duration;
 
 /// The first break is short: a restart of two seconds must not cost thirty seconds of refusals.
 const FIRST_BREAK: Duration = Duration::from_secs(1);
 /// Breaks differ by up to this share, so that clients do not probe in step.
 const BREAK_JITTER: f64 = 0.15;
+/// A ramp is for those that would flood what has just come back.
+const BUSY: u64 = 100;
+/// The shares of calls let in, each for a third of the recovery timeout.
+const RAMP: [f64; 3] = [0.10, 0.25, 0.50];
 
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 enum Phase {
+    /// `breaks` counts the breaks in a row that led here; 0 once the ramp is over.
     Closed {
         failures: u32,
+        ramp: Option<Instant>,
+        breaks: u32,
     },
-    /// `breaks` counts the breaks in a row, this one included.
     Open {
         until: Instant,
         breaks: u32,
+        busy: bool,
     },
-    /// `lease` is when the probe in flight is given up.
     HalfOpen {
-        lease: Option<Instant>,
+        leases: Vec<Lease>,
+        succeeded: u32,
         breaks: u32,
+        busy: bool,
     },
+    Isolated,
+    ForcedClosed,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq)]
+struct Lease {
+    id: u64,
+    until: Instant,
+}
+
+/// What readers without the lock need to know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Gate {
+    Closed,
+    /// Since when a share of the calls passes.
+    Ramp(Instant),
+    /// Nobody passes before then.
+    Shut(Instant),
+    Isolated,
+    ForcedClosed,
+}
+
+/// Why a breaker opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Trip {
+    Consecutive,
+    FailureRate,
+    SlowRate,
+    Probe,
+}
+
+#[derive(Clone, Debug)]
 pub(super) struct Machine {
     pub(super) config: BreakerConfig,
-    pub(super) cause: Option<Arc<Cause>>,
     phase: Phase,
-    /// Counts transitions and probes: a result from before the last one decides nothing.
+    /// Counts transitions: a result from before the last one decides nothing.
     generation: u64,
+    next_lease: u64,
 }
 
-#[derive(Debug, PartialEq)]
-pub(super) struct Refused {
-    pub(super) retry_after: Duration,
+/// An admitted call: its generation, and its lease if it is a probe.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Admitted {
+    pub(super) generation: u64,
+    pub(super) lease: Option<u64>,
 }
 
 impl Machine {
     pub(super) fn new(config: BreakerConfig) -> Self {
-        Self { config, cause: None, phase: Phase::Closed { failures: 0 }, generation: 0 }
+        let phase = Phase::Closed { failures: 0, ramp: None, breaks: 0 };
+        Self { config, phase, generation: 0, next_lease: 0 }
     }
 
     pub(super) fn state(&self, now: Instant) -> BreakerState {
         match self.phase {
+            Phase::Closed { ramp: Some(since), .. } if in_ramp(&self.config, since, now) => {
+                BreakerState::Ramping
+            }
             Phase::Closed { .. } => BreakerState::Closed,
             Phase::Open { until, .. } if now < until => BreakerState::Open,
             Phase::Open { .. } | Phase::HalfOpen { .. } => BreakerState::HalfOpen,
+            Phase::Isolated => BreakerState::Isolated,
+            Phase::ForcedClosed => BreakerState::ForcedClosed,
+        }
+    }
+
+    /// As [`Self::state`], but a break or ramp that nobody has ended is not over.
+    pub(super) fn stands(&self) -> BreakerState {
+        match self.phase {
+            Phase::Closed { ramp: Some(_), .. } => BreakerState::Ramping,
+            Phase::Open { .. } => BreakerState::Open,
+            _ => self.state(Instant::default()),
+        }
+    }
+
+    pub(super) fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// Failures in a row that a success would forget.
+    pub(super) fn failures(&self) -> u32 {
+        match self.phase {
+            Phase::Closed { failures, .. } => failures,
+            _ => 0,
+        }
+    }
+
+    pub(super) fn gate(&self) -> Gate {
+        match &self.phase {
+            Phase::Closed { ramp: Some(since), .. } => Gate::Ramp(*since),
+            Phase::Closed { .. } => Gate::Closed,
+            Phase::Open { until, .. } => Gate::Shut(*until),
+            // With a lease to give the gate is shut until now: the next caller asks for it.
+            Phase::HalfOpen { leases, succeeded, .. } => Gate::Shut(self.free(leases, *succeeded)),
+            Phase::Isolated => Gate::Isolated,
+            Phase::ForcedClosed => Gate::ForcedClosed,
+        }
+    }
+
+    /// When the next probe may be sent.
+    fn free(&self, leases: &[Lease], succeeded: u32) -> Instant {
+        let taken = u32::try_from(leases.len()).unwrap_or(u32::MAX).saturating_add(succeeded);
+        if taken < self.config.probes {
+            return Instant::default();
+        }
+        leases.iter().map(|lease| lease.until).min().unwrap_or_default()
+    }
+
+    /// Admits a call that the gate did not simply let pass.
+    pub(super) fn admit(&mut self, now: Instant, random: f64) -> Result<Admitted, Instant> {
+        let pass = Admitted { generation: self.generation, lease: None };
+        match &mut self.phase {
+            Phase::ForcedClosed => return Ok(pass),
+            Phase::Isolated => return Err(Instant::NEVER),
+            Phase::Closed { ramp: None, .. } => return Ok(pass),
+            Phase::Closed { ramp: Some(since), .. } if in_ramp(&self.config, *since, now) => {
+                return Self::ramp(&self.config, *since, now, random).map(|()| pass);
+            }
+            Phase::Closed { ramp, breaks, .. } => {
+                // The ramp is over; calls in flight still count.
+                (*ramp, *breaks) = (None, 0);
+                return Ok(pass);
+            }
+            Phase::Open { until, .. } if now < *until => return Err(*until),
+            Phase::Open { breaks, busy, .. } => {
+                let (breaks, busy) = (*breaks, *busy);
+                self.enter(Phase::HalfOpen { leases: Vec::new(), succeeded: 0, breaks, busy });
+            }
+            // A probe that has not reported by then cannot block recovery.
+            Phase::HalfOpen { leases, .. } => leases.retain(|lease| now < lease.until),
+        }
+        let Phase::HalfOpen { leases, succeeded, .. } = &self.phase else { return Ok(pass) };
+        let free = self.free(leases, *succeeded);
+        if now < free {
+            return Err(free);
+        }
+        let (id, until) = (self.next_lease, now.after(self.config.probe_lease));
+        self.next_lease = id.wrapping_add(1);
+        if let Phase::HalfOpen { leases, .. } = &mut self.phase {
+            leases.push(Lease { id, until });
+        }
+        Ok(Admitted { generation: self.generation, lease: Some(id) })
+    }
+
+    /// Whether this share of the calls passes in a ramp; `Err` is when it widens.
+    pub(super) fn ramp(
+        config: &BreakerConfig,
+        since: Instant,
+        now: Instant,
+        random: f64,
+    ) -> Result<(), Instant> {
+        let stage = config.recovery_timeout / 3;
+        let mut ends = since;
+        for share in RAMP {
+            ends = ends.after(stage);
+            if now < ends {
+                return if random < share { Ok(()) } else { Err(ends) };
+            }
+        }
+        Ok(())
+    }
+
+    /// One attempt failed or was slow; `counts` holds it already.
+    pub(super) fn attempt(
+        &mut self,
+        generation: u64,
+        counts: &Counts,
+        now: Instant,
+        random: f64,
+    ) -> Option<Trip> {
+        if generation != self.generation {
+            return None;
+        }
+        let Phase::Closed { breaks, .. } = self.phase else { return None };
+        let trip = self.trip(counts)?;
+        self.open(breaks.saturating_add(1), counts, now, random);
+        Some(trip)
+    }
+
+    fn trip(&self, counts: &Counts) -> Option<Trip> {
+        let least = u64::from(self.config.minimum_calls);
+        let over = |rate: Option<f64>, calls: u64, seen: f64| {
+            calls >= least && rate.is_some_and(|rate| seen >= rate)
+        };
+        if over(self.config.failure_rate, counts.attempts(), counts.failure_rate()) {
+            return Some(Trip::FailureRate);
+        }
+        let all = counts.attempts() + counts.cut;
+        over(self.config.slow_rate, all, counts.slow_rate()).then_some(Trip::SlowRate)
+    }
+
+    /// One operation ended, with its last attempt's outcome.
+    pub(super) fn operation(
+        &mut self,
+        admitted: Admitted,
+        outcome: Outcome,
+        counts: &Counts,
+        now: Instant,
+        random: f64,
+    ) -> Option<Trip> {
+        if admitted.generation != self.generation {
+            return None;
+        }
+        match &mut self.phase {
+            Phase::Closed { failures, breaks, .. } => match outcome {
+                Outcome::Neutral => None,
+                Outcome::Success => {
+                    *failures = 0;
+                    None
+                }
+                Outcome::Failure => {
+                    *failures = failures.saturating_add(1);
+                    let breaks = breaks.saturating_add(1);
+                    (*failures >= self.config.failure_threshold).then(|| {
+                        self.open(breaks, counts, now, random);
+                        Trip::Consecutive
+                    })
+                }
+            },
+            Phase::HalfOpen { leases, succeeded, breaks, busy } => {
+                let held = leases.len();
+                leases.retain(|lease| Some(lease.id) != admitted.lease);
+                if leases.len() == held {
+                    return None;
+                }
+                match outcome {
+                    Outcome::Neutral => None,
+                    Outcome::Success => {
+                        *succeeded = succeeded.saturating_add(1);
+                        if *succeeded >= self.config.probes {
+                            let ramp = (*busy && self.config.ramp).then_some(now);
+                            let breaks = if ramp.is_some() { *breaks } else { 0 };
+                            self.enter(Phase::Closed { failures: 0, ramp, breaks });
+                        }
+                        None
+                    }
+                    Outcome::Failure => {
+                        let (breaks, busy) = (breaks.saturating_add(1), *busy);
+                        self.open_for(breaks, busy, now, random);
+                        Some(Trip::Probe)
+                    }
+                }
+            }
+            _ => None,
         }
     }
 
     pub(super) fn reset(&mut self) {
-        self.enter(Phase::Closed { failures: 0 });
-        self.cause = None;
+        self.enter(Phase::Closed { failures: 0, ramp: None, breaks: 0 });
     }
 
-    /// Admits a call: its generation, and whether it is a probe.
-    pub(super) fn admit(&mut self, now: Instant) -> Result<(u64, bool), Refused> {
-        if !self.config.enabled {
-            return Ok((self.generation, false));
-        }
-        let breaks = match self.phase {
-            Phase::Closed { .. } => return Ok((self.generation, false)),
-            Phase::Open { until, .. } if now < until => {
-                return Err(Refused { retry_after: until - now });
-            }
-            Phase::HalfOpen { lease: Some(lease), .. } if now < lease => {
-                return Err(Refused { retry_after: lease - now });
-            }
-            Phase::Open { breaks, .. } | Phase::HalfOpen { breaks, .. } => breaks,
-        };
-        let lease = now.checked_add(self.config.probe_lease).unwrap_or(now);
-        // A new generation for each probe: one whose lease ended can no longer decide.
-        self.enter(Phase::HalfOpen { lease: Some(lease), breaks });
-        Ok((self.generation, true))
+    pub(super) fn isolate(&mut self) {
+        self.enter(Phase::Isolated);
     }
 
-    /// The time to the next probe, if a call admitted in `generation` should stop now.
-    pub(super) fn refuses(&self, generation: u64, now: Instant) -> Option<Duration> {
-        if generation == self.generation || !self.config.enabled {
-            return None;
-        }
-        self.next_attempt_in(now)
+    pub(super) fn force_closed(&mut self) {
+        self.enter(Phase::ForcedClosed);
     }
 
-    pub(super) fn next_attempt_in(&self, now: Instant) -> Option<Duration> {
-        match self.phase {
-            Phase::Closed { .. } => None,
-            Phase::Open { until, .. } => Some(until.saturating_duration_since(now)),
-            Phase::HalfOpen { lease, .. } => {
-                Some(lease.map_or(Duration::ZERO, |l| l.saturating_duration_since(now)))
-            }
-        }
+    fn open(&mut self, breaks: u32, counts: &Counts, now: Instant, random: f64) {
+        self.open_for(breaks, counts.attempts() + counts.cut >= BUSY, now, random);
     }
 
-    pub(super) fn record(
-        &mut self,
-        generation: u64,
-        probe: bool,
-        outcome: Outcome,
-        now: Instant,
-        random: f64,
-    ) {
-        if generation != self.generation || !self.config.enabled {
-            return;
-        }
-        match (self.phase, outcome) {
-            (Phase::Closed { .. }, Outcome::Success) => self.phase = Phase::Closed { failures: 0 },
-            (Phase::Closed { failures }, Outcome::Failure) => {
-                let failures = failures.saturating_add(1);
-                if failures >= self.config.failure_threshold {
-                    self.open(1, now, random);
-                } else {
-                    self.phase = Phase::Closed { failures };
-                }
-            }
-            (Phase::HalfOpen { .. }, Outcome::Success) if probe => self.reset(),
-            (Phase::HalfOpen { breaks, .. }, Outcome::Failure) if probe => {
-                self.open(breaks.saturating_add(1), now, random);
-            }
-            (Phase::HalfOpen { breaks, .. }, Outcome::Neutral) if probe => {
-                self.enter(Phase::HalfOpen { lease: None, breaks });
-            }
-            _ => {}
-        }
-    }
-
-    fn open(&mut self, breaks: u32, now: Instant, random: f64) {
+    fn open_for(&mut self, breaks: u32, busy: bool, now: Instant, random: f64) {
         let recovery = self.config.recovery_timeout;
-        let doubled = FIRST_BREAK.saturating_mul(1_u32.checked_shl(breaks - 1).unwrap_or(u32::MAX));
+        let length = if self.config.grow_breaks {
+            let doubled = 1_u32.checked_shl(breaks.saturating_sub(1)).unwrap_or(u32::MAX);
+            FIRST_BREAK.saturating_mul(doubled).min(recovery)
+        } else {
+            recovery
+        };
         let spread = 1.0 + BREAK_JITTER * (2.0 * random - 1.0);
-        let length = doubled.min(recovery).as_secs_f64() * spread;
-        let length = Duration::try_from_secs_f64(length).unwrap_or(recovery);
-        // A break too long for the clock ends at the clock's own reach, about 30 years.
-        let until = now.checked_add(length).unwrap_or(now + Duration::from_secs(1_000_000_000));
-        self.enter(Phase::Open { until, breaks });
+        let length = Duration::try_from_secs_f64(length.as_secs_f64() * spread).unwrap_or(recovery);
+        self.enter(Phase::Open { until: now.after(length), breaks, busy });
     }
 
     fn enter(&mut self, phase: Phase) {
@@ -146,107 +322,10 @@ impl Machine {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const S: Duration = Duration::from_secs(1);
-
-    fn machine(threshold: u32) -> (Machine, Instant) {
-        let config = BreakerConfig {
-            enabled: true,
-            failure_threshold: threshold,
-            recovery_timeout: 30 * S,
-            probe_lease: 10 * S,
-        };
-        (Machine::new(config), crate::clock::now())
-    }
-
-    fn fail(m: &mut Machine, now: Instant) {
-        let (generation, probe) = m.admit(now).unwrap();
-        m.record(generation, probe, Outcome::Failure, now, 0.5);
-    }
-
-    #[test]
-    fn opens_after_the_threshold_in_a_row_and_not_before() {
-        let (mut m, t) = machine(3);
-        fail(&mut m, t);
-        fail(&mut m, t);
-        let (g, p) = m.admit(t).unwrap();
-        m.record(g, p, Outcome::Success, t, 0.5);
-        fail(&mut m, t);
-        fail(&mut m, t);
-        assert_eq!(m.state(t), BreakerState::Closed);
-        fail(&mut m, t);
-        assert_eq!(m.state(t), BreakerState::Open);
-        assert_eq!(m.admit(t), Err(Refused { retry_after: S }));
-    }
-
-    #[test]
-    fn breaks_double_until_the_recovery_timeout() {
-        let (mut m, mut t) = machine(1);
-        let mut breaks = Vec::new();
-        for _ in 0..7 {
-            fail(&mut m, t);
-            let wait = m.next_attempt_in(t).unwrap();
-            breaks.push(wait.as_secs());
-            t += wait;
-        }
-        assert_eq!(breaks, [1, 2, 4, 8, 16, 30, 30]);
-    }
-
-    #[test]
-    fn one_probe_at_a_time_and_success_closes() {
-        let (mut m, t) = machine(1);
-        fail(&mut m, t);
-        let t = t + S;
-        let (g, probe) = m.admit(t).unwrap();
-        assert!(probe);
-        assert_eq!(m.admit(t), Err(Refused { retry_after: 10 * S }));
-        m.record(g, probe, Outcome::Success, t, 0.5);
-        assert_eq!(m.state(t), BreakerState::Closed);
-    }
-
-    #[test]
-    fn a_dropped_probe_frees_its_place_and_a_hung_one_loses_it() {
-        let (mut m, t) = machine(1);
-        fail(&mut m, t);
-        let t = t + S;
-        let (g, p) = m.admit(t).unwrap();
-        m.record(g, p, Outcome::Neutral, t, 0.5);
-        let (hung, p) = m.admit(t).unwrap();
-        let later = t + 10 * S;
-        let (live, probe) = m.admit(later).unwrap();
-        m.record(hung, p, Outcome::Failure, later, 0.5);
-        assert_eq!(m.state(later), BreakerState::HalfOpen);
-        m.record(live, probe, Outcome::Success, later, 0.5);
-        assert_eq!(m.state(later), BreakerState::Closed);
-    }
-
-    #[test]
-    fn late_results_from_before_a_transition_decide_nothing() {
-        let (mut m, t) = machine(1);
-        let (old, p) = m.admit(t).unwrap();
-        fail(&mut m, t);
-        m.record(old, p, Outcome::Success, t, 0.5);
-        assert_eq!(m.state(t), BreakerState::Open);
-        m.reset();
-        m.record(old, p, Outcome::Failure, t, 0.5);
-        assert_eq!(m.state(t), BreakerState::Closed);
-    }
-
-    #[test]
-    fn jitter_is_within_fifteen_percent_and_extremes_do_not_panic() {
-        for (random, ms) in [(0.0, 850), (1.0, 1150)] {
-            let (mut m, t) = machine(1);
-            let (g, p) = m.admit(t).unwrap();
-            m.record(g, p, Outcome::Failure, t, random);
-            assert_eq!(m.next_attempt_in(t).unwrap().as_millis(), ms);
-        }
-        let (mut m, t) = machine(1);
-        m.config.recovery_timeout = Duration::MAX;
-        m.config.probe_lease = Duration::MAX;
-        m.open(u32::MAX, t, 1.0);
-        assert_eq!(m.state(t), BreakerState::Open);
-    }
+pub(super) fn in_ramp(config: &BreakerConfig, since: Instant, now: Instant) -> bool {
+    let stage = config.recovery_timeout / 3;
+    now < since.after(stage).after(stage).after(stage)
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,7 +1,7 @@
 //! The whole call, in memory, on a paused clock.
 
 use super::*;
-use crate::BreakerState;
+use crate::{BreakerState, Jitter, Verdict};
 use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 
 const S: Duration = Duration::from_secs(1);
@@ -95,7 +95,7 @@ async fn a_hang_ends_by_the_deadline_and_its_write_is_sent_once() {
             .await;
         let error = end.unwrap_err();
         assert!(error.is_timeout() && error.is_outcome_unknown());
-        assert!(clock::now() - started <= 2 * S + Duration::from_millis(2));
+        assert!(clock::now().since(started) <= 2 * S + Duration::from_millis(2));
         assert!(sent.load(SeqCst) <= most);
     }
 }
@@ -194,3 +194,6 @@ async fn largest_settings_do_not_panic() {
     let (error, _) = against(&policy, &WRITE, Verdict::unknown()).await;
     assert_eq!(error.attempts(), 1);
 }
+
+mod cancel;
+mod order;

@@ -1,0 +1,78 @@
+//! A cap on attempts in flight, with a bounded wait for a place.
+
+use crate::clock::{self, Instant};
+use std::time::Duration;
+use tokio::sync::{Semaphore, SemaphorePermit};
+
+#[derive(Debug)]
+pub(crate) struct Bulkhead {
+    places: Semaphore,
+    max_wait: Duration,
+}
+
+/// The right to have one attempt in flight; dropping it lets the next one in.
+#[derive(Debug)]
+pub(crate) struct Place<'a>(#[allow(dead_code)] Option<SemaphorePermit<'a>>);
+
+impl Place<'_> {
+    pub(crate) const fn free() -> Self {
+        Self(None)
+    }
+}
+
+impl Bulkhead {
+    pub(crate) fn new(max_concurrent: u32, max_wait: Duration) -> Self {
+        let places = usize::try_from(max_concurrent).unwrap_or(usize::MAX);
+        Self { places: Semaphore::new(places.min(Semaphore::MAX_PERMITS)), max_wait }
+    }
+
+    /// A place, or `None` when the wait or the deadline is over. Callers are served in turn.
+    pub(crate) async fn enter(&self, end: Instant) -> Option<Place<'_>> {
+        if let Ok(place) = self.places.try_acquire() {
+            return Some(Place(Some(place)));
+        }
+        let wait = self.max_wait.min(end.since(clock::now()));
+        if wait.is_zero() || !clock::has_timer() {
+            return None;
+        }
+        let place = tokio::time::timeout(wait, self.places.acquire()).await.ok()?;
+        place.ok().map(|place| Place(Some(place)))
+    }
+
+    /// [`Self::enter`] for a thread: it looks again every millisecond.
+    pub(crate) fn enter_blocking(&self, end: Instant) -> Option<Place<'_>> {
+        let until = clock::now().after(self.max_wait).min(end);
+        loop {
+            if let Ok(place) = self.places.try_acquire() {
+                return Some(Place(Some(place)));
+            }
+            if clock::now() >= until {
+                return None;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const S: Duration = Duration::from_secs(1);
+
+    #[tokio::test(start_paused = true)]
+    async fn waits_no_longer_than_it_may_and_a_dropped_wait_takes_no_place() {
+        let bulkhead = Bulkhead::new(1, S);
+        let held = bulkhead.enter(Instant::NEVER).await.unwrap();
+        let start = clock::now();
+        assert!(bulkhead.enter(Instant::NEVER).await.is_none());
+        assert_eq!(clock::now().since(start), S);
+        assert!(bulkhead.enter(clock::now().after(S / 2)).await.is_none());
+        assert_eq!(clock::now().since(start), S + S / 2);
+        let dropped = tokio::time::timeout(S / 4, bulkhead.enter(Instant::NEVER)).await;
+        assert!(dropped.is_err());
+        drop(held);
+        assert!(bulkhead.enter(clock::now()).await.is_some());
+        assert!(bulkhead.enter_blocking(clock::now()).is_some());
+    }
+}

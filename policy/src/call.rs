@@ -1,0 +1,248 @@
+//! One call of a user's own operation: its name, whether it may be repeated, and what it makes of
+//! errors, values and failure.
+
+use crate::{
+    breaker::Counters,
+    classify::{Classify, Effect, Idempotency, Operation, Verdict, verdict_of},
+    clock::{self, Instant},
+    deadline::Scope,
+    error::CallError,
+    event::{self, Event},
+    policy::Policy,
+    retry::{self, Judge, Judged},
+};
+use std::{
+    fmt,
+    future::Future,
+    sync::{
+        Arc,
+        mpsc::{RecvTimeoutError, channel},
+    },
+};
+
+type If<'p, V> = Box<dyn Fn(&V) -> bool + Send + Sync + 'p>;
+
+/// One call through a policy; [`Policy::operation`] makes it.
+///
+/// # Examples
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use mainstay_policy::{Kind, Policy};
+/// use std::time::Duration;
+///
+/// let policy = Policy::builder(Kind::Api, "jobs").base_delay(Duration::ZERO).build()?;
+/// let mut polls = 0;
+/// let state = policy
+///     .operation("poll_job")
+///     .retry_if(|error: &&str| *error != "no such job")
+///     .retry_if_value(|state| *state == "running")
+///     .call(|| {
+///         polls += 1;
+///         let state = if polls < 3 { "running" } else { "done" };
+///         async move { Ok(state) }
+///     })
+///     .await;
+/// assert_eq!(state.ok(), Some("done"));
+/// # Ok(()) }
+/// ```
+#[must_use = "nothing happens until it is called"]
+pub struct Call<'p, T, E> {
+    policy: &'p Policy,
+    name: &'static str,
+    idempotency: Idempotency,
+    retry_if: Option<If<'p, E>>,
+    retry_if_value: Option<If<'p, T>>,
+}
+
+impl<T, E> fmt::Debug for Call<'_, T, E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Call")
+            .field("policy", &self.policy.name())
+            .field("name", &self.name)
+            .field("idempotency", &self.idempotency)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<'p, T, E> Call<'p, T, E> {
+    pub(crate) const fn new(policy: &'p Policy, name: &'static str) -> Self {
+        let idempotency = Idempotency::Safe;
+        Self { policy, name, idempotency, retry_if: None, retry_if_value: None }
+    }
+
+    /// Whether doing it twice is the same as once. Default: yes, or nobody would hand it to a
+    /// policy that repeats. `false`: only what was never sent is repeated, and an error that does
+    /// not say so leaves the outcome unknown.
+    pub const fn idempotent(mut self, idempotent: bool) -> Self {
+        self.idempotency = if idempotent { Idempotency::Safe } else { Idempotency::Unsafe };
+        self
+    }
+
+    /// Decides for each error whether it is worth repeating, before anything else does. An error
+    /// that is not counts as an answer: it leaves the breaker closed.
+    pub fn retry_if(mut self, retry: impl Fn(&E) -> bool + Send + Sync + 'p) -> Self {
+        self.retry_if = Some(Box::new(retry));
+        self
+    }
+
+    /// Values to treat as failures that may pass. When attempts run out, the last such value is
+    /// the result.
+    pub fn retry_if_value(mut self, retry: impl Fn(&T) -> bool + Send + Sync + 'p) -> Self {
+        self.retry_if_value = Some(Box::new(retry));
+        self
+    }
+
+    const fn named(&self) -> Operation {
+        Operation::new(self.name, self.idempotency)
+    }
+}
+
+impl<T, E: 'static> Call<'_, T, E> {
+    /// Runs it; as [`Policy::call`].
+    ///
+    /// # Errors
+    /// [`CallError`] with the operation's own last error.
+    ///
+    /// # Cancel safety
+    /// As [`Policy::run`].
+    pub async fn call<F, Fut>(self, mut operation: F) -> Result<T, CallError<E>>
+    where
+        F: FnMut() -> Fut,
+        Fut: Future<Output = Result<T, E>>,
+    {
+        retry::drive(&self.policy.0, self.named(), |_| operation(), &self).await
+    }
+
+    /// Runs it, and answers a failure with what `fallback` makes of it.
+    ///
+    /// # Errors
+    /// What `fallback` returns.
+    ///
+    /// # Cancel safety
+    /// As [`Policy::run`].
+    pub async fn call_or<F, Fut, G, Other>(
+        self,
+        operation: F,
+        fallback: G,
+    ) -> Result<T, CallError<E>>
+    where
+        F: FnMut() -> Fut,
+        Fut: Future<Output = Result<T, E>>,
+        G: FnOnce(CallError<E>) -> Other,
+        Other: Future<Output = Result<T, CallError<E>>>,
+    {
+        let policy = self.policy;
+        match self.call(operation).await {
+            Ok(value) => Ok(value),
+            Err(error) => {
+                let answer = fallback(error).await;
+                if answer.is_ok() {
+                    fell_back(policy);
+                }
+                answer
+            }
+        }
+    }
+
+    /// Runs a closure that blocks, on this thread; as [`Policy::call_blocking`].
+    ///
+    /// # Errors
+    /// [`CallError`] with the operation's own last error.
+    pub fn call_blocking(
+        self,
+        mut operation: impl FnMut() -> Result<T, E>,
+    ) -> Result<T, CallError<E>> {
+        retry::drive_blocking(&self.policy.0, self.named(), |_, _| Some(operation()), &self)
+    }
+
+    /// Runs a closure that blocks, on threads of its own; as [`Policy::call_blocking_detached`].
+    ///
+    /// # Errors
+    /// [`CallError`] with the operation's own last error.
+    pub fn call_blocking_detached<F>(self, operation: F) -> Result<T, CallError<E>>
+    where
+        T: Send + 'static,
+        E: Send + 'static,
+        F: Fn() -> Result<T, E> + Send + Sync + 'static,
+    {
+        let operation = Arc::new(operation);
+        let attempt = |_, limit: Instant| {
+            let (done, result) = channel();
+            let work = Arc::clone(&operation);
+            let scope = Scope { deadline: limit, ..Scope::NONE };
+            let worker = move || {
+                let _ = done.send(scope.enter(|| work()));
+            };
+            let name = "mainstay-blocking".to_owned();
+            if std::thread::Builder::new().name(name).spawn(worker).is_err() {
+                // No thread to be had: better late on this one than not at all.
+                return Some(operation());
+            }
+            let left = limit.since(clock::now());
+            match if limit.is_never() {
+                result.recv().map_err(|_| RecvTimeoutError::Disconnected)
+            } else {
+                result.recv_timeout(left)
+            } {
+                Ok((result, marks)) => {
+                    Scope::mark(marks.handled, marks.unknown);
+                    Some(result)
+                }
+                // The closure panicked: nobody knows how far it came.
+                Err(RecvTimeoutError::Disconnected | RecvTimeoutError::Timeout) => None,
+            }
+        };
+        retry::drive_blocking(&self.policy.0, self.named(), attempt, &self)
+    }
+}
+
+fn fell_back(policy: &Policy) {
+    Counters::add(&policy.breaker().counters().fallbacks);
+    event::emit(|| Event::FellBack { dependency: policy.breaker().shared_name() });
+}
+
+/// A user's error: he decides first, then what this crate knows of its type.
+impl<T, E: 'static> Judge<T, E> for Call<'_, T, E> {
+    fn error(&self, error: &E, operation: &Operation) -> Judged {
+        let repeat = self.retry_if.as_ref().map(|retry| retry(error));
+        let verdict = match repeat {
+            Some(true) => Verdict::transient(),
+            Some(false) => Verdict::permanent(),
+            None => {
+                let known = verdict_of(error).unwrap_or(Verdict::transient());
+                let unsafe_ = matches!(operation.idempotency(), Idempotency::Unsafe);
+                match known.effect {
+                    // Nobody has said that it did not happen.
+                    Effect::Transient if unsafe_ => Verdict::unknown().with_outcome(known.outcome),
+                    _ => known,
+                }
+            }
+        };
+        Judged { verdict, repeat, code: None }
+    }
+
+    fn refuses(&self, value: &T) -> bool {
+        self.retry_if_value.as_ref().is_some_and(|retry| retry(value))
+    }
+}
+
+/// A client's error, which says itself what it means.
+pub(crate) struct ByClassify;
+
+impl<T, E: Classify + std::error::Error> Judge<T, E> for ByClassify {
+    fn error(&self, error: &E, operation: &Operation) -> Judged {
+        let verdict = error.classify();
+        tracing::debug!(
+            operation = operation.name(),
+            effect = verdict.effect.name(),
+            error = %error,
+            "attempt failed"
+        );
+        Judged { verdict, repeat: None, code: error.code() }
+    }
+
+    fn refuses(&self, _: &T) -> bool {
+        false
+    }
+}

@@ -1,0 +1,123 @@
+//! Names of settings: which there are, and which was meant.
+
+use super::Overrides;
+use crate::policy::Kind;
+use figment::{Figment, Source, value::Value};
+
+/// The clients' own settings, and the kind whose policy each uses.
+const CLIENTS: [(&str, &str, &[&str]); 4] = [
+    ("database", "database", &["url"]),
+    ("redis", "cache", &["url"]),
+    ("http", "api", &["base_url"]),
+    ("s3", "file", &["endpoint_url", "region", "bucket"]),
+];
+
+/// A warning for each name that nothing reads.
+pub(super) fn unknown(
+    prefix: &str,
+    file: &str,
+    keys: &[(String, String)],
+    figment: &Figment,
+) -> Vec<String> {
+    let unknown = keys.iter().filter(|(table, key)| !is_known(table, key));
+    unknown
+        .map(|(table, key)| {
+            let path = if key.is_empty() { table.clone() } else { format!("{table}.{key}") };
+            let value = figment.find_value(&path).ok();
+            let in_file = value.is_some_and(|value| is_from_file(figment, &value));
+            let name = |table: &str, key: &str| match (in_file, key) {
+                (true, "") => table.to_owned(),
+                (true, key) => format!("{table}.{key}"),
+                (false, "") => format!("{prefix}{table}").to_uppercase(),
+                (false, key) => format!("{prefix}{table}_{key}").to_uppercase(),
+            };
+            let place = if in_file { format!(" in {file}") } else { String::new() };
+            let meant = nearest(table, key)
+                .map(|(table, key)| format!("; did you mean {}?", name(&table, &key)));
+            format!(
+                "{}{place} is not a setting of Mainstay and does nothing{}",
+                name(table, key),
+                meant.unwrap_or_default()
+            )
+        })
+        .collect()
+}
+
+fn is_known(table: &str, key: &str) -> bool {
+    let policy = Kind::ALL.iter().any(|kind| kind.name() == table);
+    if policy && Overrides::FIELDS.contains(&key) {
+        return true;
+    }
+    if table == "resilience" {
+        return matches!(key, "enabled" | "mode");
+    }
+    let client = CLIENTS.iter().find(|(name, ..)| *name == table);
+    client.is_some_and(|(_, _, keys)| {
+        // `reporting_url` is the `url` of the client named `reporting`.
+        keys.iter().any(|own| {
+            key.strip_suffix(own).is_some_and(|name| name.is_empty() || name.ends_with('_'))
+        })
+    })
+}
+
+fn nearest(table: &str, key: &str) -> Option<(String, String)> {
+    // The client's name where its policy's kind was meant.
+    let kind = CLIENTS.iter().find(|(client, ..)| *client == table).map(|(_, kind, _)| *kind);
+    if let Some(kind) = kind.filter(|_| Overrides::FIELDS.contains(&key)) {
+        return Some((kind.to_owned(), key.to_owned()));
+    }
+    let policies = Kind::ALL
+        .iter()
+        .flat_map(|kind| Overrides::FIELDS.iter().map(move |field| (kind.name(), *field)));
+    let clients =
+        CLIENTS.iter().flat_map(|(client, _, keys)| keys.iter().map(move |key| (*client, *key)));
+    let others = [("resilience", "enabled"), ("resilience", "mode")];
+    let written = format!("{table}_{key}");
+    policies
+        .chain(clients)
+        .chain(others)
+        .map(|(table, key)| (distance(&written, &format!("{table}_{key}")), table, key))
+        .min()
+        .filter(|(distance, ..)| *distance <= written.len() / 3)
+        .map(|(_, table, key)| (table.to_owned(), key.to_owned()))
+}
+
+/// Levenshtein's: letters to add, drop or change.
+fn distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, from) in a.chars().enumerate() {
+        let mut diagonal = i;
+        let mut left = i + 1;
+        if let Some(first) = row.first_mut() {
+            *first = left;
+        }
+        for (cell, to) in row.iter_mut().skip(1).zip(&b) {
+            let changed = diagonal + usize::from(from != *to);
+            diagonal = *cell;
+            left = changed.min(left + 1).min(*cell + 1);
+            *cell = left;
+        }
+    }
+    row.last().copied().unwrap_or_default()
+}
+
+pub(super) fn is_from_file(figment: &Figment, value: &Value) -> bool {
+    let source = figment.get_metadata(value.tag()).and_then(|metadata| metadata.source.as_ref());
+    matches!(source, Some(Source::File(_)))
+}
+
+/// A bad value, short and in quotes. Only policies' fields come here, and none is a secret.
+pub(super) fn shown(value: &Value) -> String {
+    match value {
+        Value::String(_, text) => format!("{:?}", text.chars().take(40).collect::<String>()),
+        Value::Bool(_, on) => on.to_string(),
+        Value::Num(_, number) => number
+            .to_f64()
+            .map(|n| n.to_string())
+            .or_else(|| number.to_i128().map(|n| n.to_string()))
+            .or_else(|| number.to_u128().map(|n| n.to_string()))
+            .unwrap_or_else(|| "a number that cannot be used".to_owned()),
+        _ => "not a single value".to_owned(),
+    }
+}

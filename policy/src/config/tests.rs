@@ -1,0 +1,144 @@
+//! What is read, and what is said of what cannot be.
+#![allow(clippy::result_large_err)] // figment's own.
+
+use super::*;
+
+const S: Duration = Duration::from_secs(1);
+
+fn read(toml: &str) -> Result<Settings, ConfigError> {
+    Settings::read("MAINSTAY_", "mainstay.toml", Figment::new().merge(Toml::string(toml)))
+}
+
+fn of(toml: &str, kind: Kind) -> Overrides {
+    read(toml).unwrap().overrides(kind)
+}
+
+#[test]
+fn durations_counts_and_choices_are_read_as_people_write_them() {
+    let database = of("[database]\ntimeout = \"250ms\"\nmax_attempts = 7", Kind::Database);
+    assert_eq!(database.timeout, Some(Duration::from_millis(250)));
+    assert_eq!(database.max_attempts, Some(7));
+    assert_eq!(of("[api]\ntimeout = 3", Kind::Api).timeout, Some(3 * S));
+    assert_eq!(of("[api]\ntimeout = \"2m\"", Kind::Api).timeout, Some(120 * S));
+    assert_eq!(of("[file]\ntimeout = 1.5", Kind::File).timeout, Some(3 * S / 2));
+    let api = of(
+        "[api]\njitter = \"equal\"\nbreak_growth = \"fixed\"\nhedge = \"p95\"\nfailure_rate = \"off\"\n\
+         enable_retry = false\nslow_rate = 0.25",
+        Kind::Api,
+    );
+    assert_eq!(api.jitter, Some(Jitter::Equal));
+    assert_eq!(api.break_growth, Some(BreakGrowth::Fixed));
+    assert_eq!(api.hedge, Some(Some(Hedge::P95)));
+    assert_eq!(api.failure_rate, Some(Rate(None)));
+    assert_eq!(api.slow_rate, Some(Rate(Some(0.25))));
+    assert_eq!(api.enable_retry, Some(false));
+    assert_eq!(of("[api]\njitter = false", Kind::Api).jitter, Some(Jitter::None));
+}
+
+#[test]
+fn default_fills_default_and_custom_only() {
+    let toml = "[default]\ntimeout = 7\nmax_attempts = 2\n[custom]\nmax_attempts = 4";
+    assert_eq!(of(toml, Kind::Default).timeout, Some(7 * S));
+    assert_eq!(of(toml, Kind::Custom).timeout, Some(7 * S));
+    assert_eq!(of(toml, Kind::Custom).max_attempts, Some(4));
+    assert_eq!(of(toml, Kind::Api).timeout, None);
+    let mode = of("[resilience]\nmode = \"observe\"\n[api]\nmode = \"enforce\"", Kind::Database);
+    assert_eq!(mode.mode, Some(Mode::Observe));
+}
+
+#[test]
+fn every_bad_value_is_named_at_once_with_what_is_allowed() {
+    let error = read(
+        "[database]\ntimeout = \"soon\"\nfailure_rate = 1.5\n[api]\nmax_attempts = 0\njitter = 3\n\
+         [resilience]\nenabled = \"maybe\"",
+    )
+    .unwrap_err();
+    assert_eq!(error.problems().len(), 5, "{error}");
+    let text = error.to_string();
+    for part in [
+        "DATABASE_TIMEOUT is \"soon\"; allowed: seconds, such as 1.5",
+        "DATABASE_FAILURE_RATE is 1.5; allowed: a share",
+        "API_MAX_ATTEMPTS is 0; allowed: a whole number from 1",
+        "API_JITTER is 3; allowed: full, equal",
+        "RESILIENCE_ENABLED is \"maybe\"; allowed: true or false",
+    ] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+}
+
+#[test]
+fn unknown_names_are_warned_of_with_the_nearest_known_one() {
+    let settings = read(
+        "[http]\ntimeout = 3\nbase_url = \"http://a\"\n[database]\nmax_attemps = 3\n\
+         reporting_url = \"x\"\n[databse]\ntimeout = 3\n[s3]\narchive_bucket = \"b\"\n\
+         [weather]\nsunny = true",
+    )
+    .unwrap();
+    let all = settings.warnings().join("\n");
+    assert_eq!(settings.warnings().len(), 4, "{all}");
+    for part in [
+        "MAINSTAY_HTTP_TIMEOUT is not a setting of Mainstay and does nothing; did you mean \
+         MAINSTAY_API_TIMEOUT?",
+        "did you mean MAINSTAY_DATABASE_MAX_ATTEMPTS?",
+        "MAINSTAY_DATABSE_TIMEOUT is not a setting of Mainstay and does nothing; did you mean \
+         MAINSTAY_DATABASE_TIMEOUT?",
+        "MAINSTAY_WEATHER_SUNNY is not a setting of Mainstay and does nothing",
+    ] {
+        assert!(all.contains(part), "{part}: {all}");
+    }
+}
+
+/// The block of environment variables of the system that users come from.
+#[test]
+fn the_environment_of_the_reference_system_loads_unchanged() {
+    let block = "RESILIENCE_ENABLED=true DEFAULT_TIMEOUT=5.0 DEFAULT_MAX_ATTEMPTS=3 \
+        DATABASE_TIMEOUT=30.0 DATABASE_MAX_ATTEMPTS=3 DATABASE_BASE_DELAY=0.5 \
+        DATABASE_FAILURE_THRESHOLD=3 API_TIMEOUT=60.0 API_MAX_ATTEMPTS=5 API_BASE_DELAY=1.0 \
+        API_FAILURE_THRESHOLD=5 CACHE_TIMEOUT=5.0 CACHE_MAX_ATTEMPTS=2 CACHE_BASE_DELAY=0.1 \
+        CACHE_FAILURE_THRESHOLD=3 FILE_TIMEOUT=10.0 FILE_MAX_ATTEMPTS=3 FILE_BASE_DELAY=0.2 \
+        FILE_FAILURE_THRESHOLD=3 ML_TIMEOUT=300.0 ML_MAX_ATTEMPTS=2 ML_BASE_DELAY=5.0 \
+        ML_FAILURE_THRESHOLD=2";
+    figment::Jail::expect_with(|jail| {
+        for pair in block.split_whitespace() {
+            let (name, value) = pair.split_once('=').unwrap();
+            jail.set_env(format!("PYNOMALY_{name}"), value);
+        }
+        let settings = Settings::load("PYNOMALY_").unwrap();
+        assert_eq!(settings.warnings(), [] as [&str; 0]);
+        assert!(settings.enabled());
+        let ml = settings.overrides(Kind::Ml);
+        assert_eq!(ml.timeout, Some(300 * S));
+        assert_eq!((ml.max_attempts, ml.failure_threshold), (Some(2), Some(2)));
+        assert_eq!(settings.overrides(Kind::Cache).base_delay, Some(S / 10));
+        assert_eq!(settings.overrides(Kind::Custom).timeout, Some(5 * S));
+        Ok(())
+    });
+}
+
+#[test]
+fn files_and_environment_are_named_where_they_are_wrong_and_secrets_are_not_shown() {
+    figment::Jail::expect_with(|jail| {
+        jail.create_file("mainstay.toml", "[api]\ntimeout = \"soon\"\nmax_attempts = 9")?;
+        jail.set_env("MAINSTAY_API_MAX_ATTEMPTS", "none");
+        let text = Settings::load("MAINSTAY_").unwrap_err().to_string();
+        assert!(text.contains("api.timeout in mainstay.toml is \"soon\""), "{text}");
+        assert!(text.contains("MAINSTAY_API_MAX_ATTEMPTS is \"none\""), "{text}");
+
+        jail.set_env("MAINSTAY_API_MAX_ATTEMPTS", "4");
+        jail.create_file("mainstay.toml", "[api]\nmax_attempts = 9\n[database]\nurl = \"s3cret\"")?;
+        let settings = Settings::load("MAINSTAY_").unwrap();
+        assert_eq!(settings.overrides(Kind::Api).max_attempts, Some(4), "the environment wins");
+        assert_eq!(settings.connection("database", "url").as_deref(), Some("s3cret"));
+        assert!(!format!("{settings:?}").contains("s3cret"));
+
+        jail.create_file("mainstay.toml", "[database]\nurl = \"postgres://u:s3cret@h\" x")?;
+        let text = Settings::load("MAINSTAY_").unwrap_err().to_string();
+        assert!(text.contains("mainstay.toml is not TOML"), "{text}");
+        assert!(text.contains("line 2") && !text.contains("s3cret"), "{text}");
+
+        jail.set_env("MAINSTAY_CONFIG", "elsewhere.toml");
+        let text = Settings::load("MAINSTAY_").unwrap_err().to_string();
+        assert!(text.contains("MAINSTAY_CONFIG names elsewhere.toml"), "{text}");
+        Ok(())
+    });
+}

@@ -1,0 +1,260 @@
+//! What a dependency has done: counts of the last seconds, totals, and how long answers took.
+//!
+//! Memory is fixed and nothing here locks. Each thread adds to a shard of its own as soon as two
+//! have met in one, so that an answer writes no line that another thread writes; who needs a sum,
+//! which is whoever just failed, reads them all.
+
+mod latency;
+mod window;
+
+use crate::clock::Instant;
+use latency::Latencies;
+use std::{
+    cell::Cell,
+    sync::{
+        OnceLock,
+        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+pub(crate) use window::LONGEST as LONGEST_WINDOW;
+use window::Ring;
+
+const MOST_SHARDS: usize = 16;
+/// So many answers make a median worth keeping for a second.
+const ENOUGH: u64 = 64;
+
+/// Attempts of the last seconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Counts {
+    pub(crate) answered: u64,
+    pub(crate) failed: u64,
+    /// Of the attempts that ended, and of those cut short.
+    pub(crate) slow: u64,
+    /// Cut short by a drop or a deadline after they had become slow.
+    pub(crate) cut: u64,
+}
+
+impl Counts {
+    pub(crate) const fn attempts(&self) -> u64 {
+        self.answered + self.failed
+    }
+
+    pub(crate) fn failure_rate(&self) -> f64 {
+        share(self.failed, self.attempts())
+    }
+
+    pub(crate) fn slow_rate(&self) -> f64 {
+        share(self.slow, self.attempts() + self.cut)
+    }
+}
+
+#[allow(clippy::cast_precision_loss)] // Exact below 2^53 calls.
+pub(crate) fn share(part: u64, whole: u64) -> f64 {
+    if whole == 0 { 0.0 } else { part as f64 / whole as f64 }
+}
+
+#[derive(Debug, Default)]
+#[repr(align(128))] // Two lines: processors fetch them in pairs.
+struct Shard {
+    answered: Ring,
+    answers: AtomicU64,
+    blocked: AtomicU64,
+    latencies: Latencies,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Meter {
+    first: Shard,
+    more: [OnceLock<Box<Shard>>; MOST_SHARDS - 1],
+    /// One less than the shards in use, a power of two.
+    mask: AtomicUsize,
+    failed: Ring,
+    slow: Ring,
+    cut: Ring,
+    /// Nanoseconds; 0 until the first answer.
+    median: AtomicU64,
+}
+
+/// What one answer asks its caller to do.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Noted {
+    Nothing,
+    /// The median has been taken anew.
+    Median,
+}
+
+impl Meter {
+    /// One answer. `in_window`: it belongs to the breaker's present state.
+    #[inline]
+    pub(crate) fn answered(&self, now: Instant, took: u64, in_window: bool) -> Noted {
+        let shard = self.shard();
+        let mut new_second = false;
+        if in_window {
+            let added = shard.answered.add(now.second());
+            new_second = added.first;
+            if added.met_another {
+                self.spread();
+            }
+        }
+        shard.latencies.add(now.second(), took);
+        let before = shard.answers.fetch_add(1, Relaxed);
+        if new_second || before < ENOUGH {
+            return self.take_median();
+        }
+        Noted::Nothing
+    }
+
+    pub(crate) fn failed(&self, now: Instant) {
+        self.failed.add(now.second());
+    }
+
+    pub(crate) fn slow(&self, now: Instant) {
+        self.slow.add(now.second());
+    }
+
+    pub(crate) fn cut(&self, now: Instant) {
+        self.slow(now);
+        self.cut.add(now.second());
+    }
+
+    pub(crate) fn blocked(&self) {
+        self.shard().blocked.fetch_add(1, Relaxed);
+    }
+
+    /// The sums of the last `seconds`, the present one included.
+    pub(crate) fn counts(&self, now: Instant, seconds: u32) -> Counts {
+        let sum = |ring: &Ring| ring.sum(now.second(), seconds);
+        Counts {
+            answered: self.shards().map(|shard| sum(&shard.answered)).sum(),
+            failed: sum(&self.failed),
+            slow: sum(&self.slow),
+            cut: sum(&self.cut),
+        }
+    }
+
+    /// Empties the windows: what was seen before a transition does not count after it.
+    pub(crate) fn clear(&self) {
+        self.shards().for_each(|shard| shard.answered.clear());
+        for ring in [&self.failed, &self.slow, &self.cut] {
+            ring.clear();
+        }
+    }
+
+    /// Answers since the start: for each operation that succeeded there is exactly one.
+    pub(crate) fn answers(&self) -> u64 {
+        self.shards().map(|shard| shard.answers.load(Relaxed)).sum()
+    }
+
+    pub(crate) fn blocked_total(&self) -> u64 {
+        self.shards().map(|shard| shard.blocked.load(Relaxed)).sum()
+    }
+
+    /// How long this share of the answers of the last one or two minutes took at most, within an
+    /// eighth; `None` before the first answer.
+    pub(crate) fn quantile(&self, share: f64) -> Option<Duration> {
+        Latencies::quantile(self.shards().map(|shard| &shard.latencies), share)
+    }
+
+    /// The observed median, at most a second old.
+    pub(crate) fn median(&self) -> Option<Duration> {
+        let nanos = self.median.load(Relaxed);
+        (nanos > 0).then(|| Duration::from_nanos(nanos))
+    }
+
+    #[cold]
+    fn take_median(&self) -> Noted {
+        let median = self.quantile(0.5).map_or(0, crate::clock::nanos);
+        self.median.store(median, Relaxed);
+        Noted::Median
+    }
+
+    fn shards(&self) -> impl Iterator<Item = &Shard> {
+        let more = self.more.iter().filter_map(|shard| shard.get().map(|s| &**s));
+        std::iter::once(&self.first).chain(more)
+    }
+
+    #[inline]
+    fn shard(&self) -> &Shard {
+        let mask = self.mask.load(Relaxed);
+        if mask == 0 { &self.first } else { self.own_shard(mask) }
+    }
+
+    #[inline]
+    fn own_shard(&self, mask: usize) -> &Shard {
+        match thread_index() & mask {
+            0 => &self.first,
+            n => self.more.get(n - 1).map_or(&self.first, |slot| slot.get_or_init(Box::default)),
+        }
+    }
+
+    /// Two threads have met in one shard: use twice as many.
+    #[cold]
+    fn spread(&self) {
+        static ENOUGH_FOR_ALL: OnceLock<usize> = OnceLock::new();
+        let most = *ENOUGH_FOR_ALL.get_or_init(|| {
+            let threads = std::thread::available_parallelism().map_or(1, usize::from);
+            threads.saturating_mul(2).next_power_of_two().min(MOST_SHARDS)
+        });
+        let mask = self.mask.load(Relaxed);
+        if (mask + 1) * 2 <= most {
+            let _ = self.mask.compare_exchange(mask, mask * 2 + 1, Relaxed, Relaxed);
+        }
+    }
+}
+
+fn thread_index() -> usize {
+    static NEXT: AtomicUsize = AtomicUsize::new(1);
+    thread_local! {
+        // 0 until the thread's first shared answer.
+        static INDEX: Cell<usize> = const { Cell::new(0) };
+    }
+    INDEX.with(|index| {
+        if index.get() == 0 {
+            index.set(NEXT.fetch_add(1, Relaxed));
+        }
+        index.get()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(seconds: u64) -> Instant {
+        Instant::from_nanos(seconds * 1_000_000_000)
+    }
+
+    #[test]
+    fn windows_slide_and_totals_stay() {
+        let meter = Meter::default();
+        for second in 0..20 {
+            meter.answered(at(second), 1_000_000, true);
+            meter.failed(at(second));
+        }
+        meter.cut(at(19));
+        let counts = meter.counts(at(19), 10);
+        assert_eq!(counts, Counts { answered: 10, failed: 10, slow: 1, cut: 1 });
+        assert_eq!(meter.counts(at(25), 10).answered, 4);
+        assert_eq!(meter.counts(at(10_000), 10), Counts::default());
+        meter.clear();
+        assert_eq!(meter.counts(at(19), 10), Counts::default());
+        assert_eq!(meter.answers(), 20);
+    }
+
+    #[test]
+    fn threads_that_meet_lose_no_answer() {
+        let meter = Meter::default();
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for n in 0..50_000 {
+                        meter.answered(at(n / 10_000), 1_000, true);
+                    }
+                });
+            }
+        });
+        assert_eq!(meter.answers(), 200_000);
+        assert_eq!(meter.counts(at(4), 10).answered, 200_000);
+    }
+}

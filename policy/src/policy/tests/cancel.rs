@@ -1,0 +1,168 @@
+//! A call's future dropped at every point where it can wait.
+
+use super::*;
+use std::{
+    future::poll_fn,
+    pin::pin,
+    task::{Context, Poll, Waker},
+};
+
+/// Waits once, as a socket would.
+async fn once() {
+    let mut waited = false;
+    poll_fn(|_| if std::mem::replace(&mut waited, true) { Poll::Ready(()) } else { Poll::Pending })
+        .await;
+}
+
+/// What a breaker and its neighbours hold between calls.
+#[derive(Debug, PartialEq)]
+struct Held {
+    state: BreakerState,
+    tokens: u64,
+    places: bool,
+}
+
+fn held(policy: &Policy) -> Held {
+    let places = policy.0.place_blocking(clock::Instant::default()).is_ok();
+    Held { state: policy.breaker().state(), tokens: policy.retries_left(), places }
+}
+
+/// An operation that waits twice an attempt and ends as `faults` say, in turn.
+async fn operation(policy: &Policy, faults: &[Option<Verdict>], sent: &AtomicU32) {
+    let _ = policy
+        .run(&READ, |attempt| {
+            sent.fetch_add(1, SeqCst);
+            let fault = faults.get(attempt.number() as usize - 1).copied().flatten();
+            async move {
+                once().await;
+                once().await;
+                fault.map_or(Ok(()), |verdict| Err(Fault(verdict)))
+            }
+        })
+        .await;
+}
+
+/// Polls `n` times, moving the clock to the next timer between polls, then drops.
+async fn poll_and_drop(n: usize, call: impl Future<Output = ()>) -> bool {
+    let mut call = pin!(call);
+    for _ in 0..n {
+        if call.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_ready() {
+            return true;
+        }
+        tokio::time::advance(Duration::from_millis(60)).await;
+    }
+    false
+}
+
+fn limited(name: &str) -> Policy {
+    database(name)
+        .base_delay(Duration::from_millis(100))
+        .jitter(Jitter::None)
+        .max_concurrent(1)
+        .timeout(S)
+        .failure_threshold(3)
+        .build()
+        .unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_drop_gives_everything_back_in_every_state() {
+    let fail = Some(Verdict::transient());
+    let cases: [&[Option<Verdict>]; 4] =
+        [&[None], &[fail, None], &[fail, fail, None], &[fail, fail, fail]];
+    for half_open in [false, true] {
+        for (case, faults) in cases.iter().enumerate() {
+            for n in 0.. {
+                let policy = limited(&format!("t-cancel-{half_open}-{case}-{n}"));
+                if half_open {
+                    for _ in 0..3 {
+                        against(&policy, &WRITE, Verdict::unknown()).await;
+                    }
+                    tokio::time::advance(2 * S).await;
+                    assert_eq!(policy.breaker().state(), BreakerState::HalfOpen);
+                }
+                let before = held(&policy);
+                let sent = AtomicU32::new(0);
+                let done = poll_and_drop(n, operation(&policy, faults, &sent)).await;
+                let retries = u64::from(sent.load(SeqCst).saturating_sub(1));
+                let after = held(&policy);
+                let what = format!("{faults:?}, half-open {half_open}, dropped after {n} polls");
+                // A retry that was made is paid for; one that was not is not.
+                assert_eq!(after.tokens, before.tokens - retries, "{what}");
+                assert!(after.places, "{what}");
+                if done {
+                    break;
+                }
+                assert_eq!(after.state, before.state, "{what}");
+                // Whatever was dropped, the next caller is admitted: as the probe, if it is one.
+                policy.run(&READ, async |_| Ok::<_, Fault>(())).await.unwrap();
+                assert_eq!(policy.breaker().state(), BreakerState::Closed, "{what}");
+                assert!(n < 40, "it ends");
+            }
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hedged_call_gives_everything_back_too() {
+    for n in 0..12 {
+        let policy = database(&format!("t-cancel-hedge-{n}"))
+            .hedge(crate::Hedge::After(Duration::from_millis(50)))
+            .max_concurrent(1)
+            .build()
+            .unwrap();
+        let sent = AtomicU32::new(0);
+        let call = async {
+            let hang = policy.run(&READ, |_| {
+                sent.fetch_add(1, SeqCst);
+                std::future::pending::<Result<(), Fault>>()
+            });
+            let _ = hang.await;
+        };
+        assert!(!poll_and_drop(n, call).await);
+        let after = held(&policy);
+        assert!(after.places);
+        let copies = u64::from(sent.load(SeqCst).saturating_sub(1));
+        assert_eq!(after.tokens, 50 - copies, "after {n} polls");
+        assert_eq!(after.state, BreakerState::Closed);
+    }
+}
+
+/// Below the slow threshold a drop says nothing; past it, it is a slow call.
+#[tokio::test(start_paused = true)]
+async fn hangs_behind_impatient_callers_open_the_breaker_and_quick_drops_do_not() {
+    for (patience, state) in [(100, BreakerState::Closed), (400, BreakerState::Open)] {
+        let policy = database(&format!("t-impatient-{patience}")).window(60 * S).build().unwrap();
+        for call in 0..20 {
+            assert_eq!(
+                policy.breaker().state(),
+                BreakerState::Closed,
+                "{patience} ms, call {call}"
+            );
+            let hang = policy.run(&READ, |_| std::future::pending::<Result<(), Fault>>());
+            assert!(tokio::time::timeout(Duration::from_millis(patience), hang).await.is_err());
+        }
+        assert_eq!(policy.breaker().state(), state, "{patience} ms");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn three_impatient_callers_do_not_open_it() {
+    let policy = database("t-three-impatient").build().unwrap();
+    for _ in 0..3 {
+        let hang = policy.run(&READ, |_| std::future::pending::<Result<(), Fault>>());
+        let ended = crate::Deadline::within(S).scope(hang).await.unwrap_err();
+        assert_eq!(ended.decider(), Some(Decider::Deadline));
+    }
+    assert_eq!(policy.breaker().state(), BreakerState::Closed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_probe_that_hangs_until_its_caller_gives_up_has_failed() {
+    let policy = database("t-hung-probe").failure_threshold(1).build().unwrap();
+    against(&policy, &READ, Verdict::transient()).await;
+    tokio::time::advance(2 * S).await;
+    let hang = policy.run(&READ, |_| std::future::pending::<Result<(), Fault>>());
+    assert!(tokio::time::timeout(S, hang).await.is_err());
+    assert_eq!(policy.breaker().state(), BreakerState::Open);
+}

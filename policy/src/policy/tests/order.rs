@@ -1,0 +1,379 @@
+//! For pairs of policies: how many attempts and operations each of the two sees.
+
+use super::*;
+use crate::{Deadline, Hedge, Mode};
+
+fn attempts(policy: &Policy) -> (u64, u64) {
+    let health = crate::get_resilience_health();
+    let breaker = &health.circuit_breakers[policy.name()];
+    (breaker.total_calls, breaker.retries)
+}
+
+/// retry > breaker: the count in a row is of operations, the gate is asked before each attempt.
+#[tokio::test(start_paused = true)]
+async fn the_breaker_counts_operations_and_a_retry_that_succeeds_is_a_success() {
+    let policy =
+        database("t-order-rb").failure_threshold(2).without_failure_rate().build().unwrap();
+    for _ in 0..10 {
+        let sent = AtomicU32::new(0);
+        let flaky = policy.run(&READ, |_| {
+            let n = sent.fetch_add(1, SeqCst);
+            async move { if n < 2 { Err(Fault(Verdict::never_sent())) } else { Ok(()) } }
+        });
+        flaky.await.unwrap();
+        assert_eq!(sent.load(SeqCst), 3);
+    }
+    assert_eq!(policy.breaker().state(), BreakerState::Closed);
+    assert_eq!(attempts(&policy), (10, 20));
+}
+
+/// breaker > rate: the window sees each attempt, so half of at least 20 opens it in mid-call.
+#[tokio::test(start_paused = true)]
+async fn the_window_counts_attempts_and_opens_in_the_middle_of_a_call() {
+    let policy = database("t-order-window")
+        .failure_threshold(100)
+        .max_attempts(9)
+        .base_delay(Duration::ZERO)
+        .build()
+        .unwrap();
+    let mut sent = 0;
+    let mut ends = Vec::new();
+    for _ in 0..3 {
+        let (error, n) = against(&policy, &READ, Verdict::transient()).await;
+        sent += n;
+        ends.push(error.decider());
+    }
+    assert_eq!(ends, [Some(Decider::Retry), Some(Decider::Retry), Some(Decider::Breaker)]);
+    assert_eq!(sent, 20);
+}
+
+/// deadline > retry: one deadline for all attempts; retry > timeout: one timeout for each.
+#[tokio::test(start_paused = true)]
+async fn each_attempt_has_the_timeout_and_all_have_the_deadline() {
+    let policy = database("t-order-dt")
+        .timeout(2 * S)
+        .deadline(5 * S)
+        .base_delay(Duration::ZERO)
+        .build()
+        .unwrap();
+    let (started, starts) = (clock::now(), std::sync::Mutex::new(Vec::new()));
+    let hang = policy.run(&READ, |attempt| {
+        starts.lock().unwrap().push((clock::now().since(started).as_secs(), attempt.timeout()));
+        std::future::pending::<Result<(), Fault>>()
+    });
+    let error = hang.await.unwrap_err();
+    assert_eq!(error.decider(), Some(Decider::Deadline));
+    assert_eq!(error.attempts(), 3);
+    let expected = [(0, Some(2 * S)), (2, Some(2 * S)), (4, Some(S))];
+    assert_eq!(*starts.lock().unwrap(), expected);
+    assert_eq!(clock::now().since(started), 5 * S);
+}
+
+/// retry > bulkhead: a call that waits to retry holds no place.
+#[tokio::test(start_paused = true)]
+async fn a_call_that_waits_to_retry_holds_no_place() {
+    let policy = database("t-order-bulkhead")
+        .max_concurrent(1)
+        .base_delay(S)
+        .jitter(Jitter::None)
+        .build()
+        .unwrap();
+    let other = policy.clone();
+    let waiting = tokio::spawn(async move { against(&other, &READ, Verdict::transient()).await });
+    tokio::task::yield_now().await;
+    policy.run(&READ, async |_| Ok::<_, Fault>(())).await.unwrap();
+    assert_eq!(waiting.await.unwrap().1, 3);
+
+    let hold = policy.0.place(clock::Instant::NEVER).await.unwrap();
+    let (error, sent) = against(&policy, &READ, Verdict::transient()).await;
+    assert_eq!((sent, error.decider(), error.attempts()), (0, Some(Decider::Bulkhead), 0));
+    assert!(error.is_rejected());
+    drop(hold);
+    assert_eq!(policy.breaker().state(), BreakerState::Closed, "our own refusal says nothing");
+}
+
+/// retry > rate limit: each attempt takes a turn; breaker > rate limit: an open one takes none.
+#[tokio::test(start_paused = true)]
+async fn each_attempt_takes_a_turn_of_the_rate_limit() {
+    let policy = database("t-order-rate")
+        .rate_limit(2)
+        .base_delay(Duration::ZERO)
+        .max_attempts(5)
+        .build()
+        .unwrap();
+    let (error, sent) = against(&policy, &READ, Verdict::transient()).await;
+    assert_eq!((sent, error.decider(), error.attempts()), (2, Some(Decider::RateLimit), 2));
+    assert!(error.last().is_some() && error.retry_after().is_some());
+    policy.breaker().isolate();
+    tokio::time::advance(S).await;
+    for _ in 0..9 {
+        assert_eq!(against(&policy, &READ, Verdict::transient()).await.1, 0);
+    }
+    policy.breaker().reset();
+    assert_eq!(against(&policy, &READ, Verdict::transient()).await.1, 2);
+}
+
+/// fallback > everything: it sees every way to fail, and only those.
+#[tokio::test(start_paused = true)]
+async fn a_fallback_answers_refusals_too() {
+    let policy = database("t-order-fallback").build().unwrap();
+    let cached = async |error: CallError<Fault>| match error {
+        CallError::Backend { .. } => Err(error),
+        _ => Ok("cached"),
+    };
+    let failing = || async { Err::<&str, _>(Fault(Verdict::transient())) };
+    for _ in 0..3 {
+        let answer = policy.operation("get").call_or(failing, cached).await;
+        assert_eq!(answer.unwrap(), "cached");
+    }
+    policy.breaker().isolate();
+    assert_eq!(policy.operation("get").call_or(failing, cached).await.unwrap(), "cached");
+    policy.breaker().reset();
+    let fresh = policy.operation("get").call_or(|| async { Ok("fresh") }, cached).await;
+    assert_eq!(fresh.unwrap(), "fresh");
+    let health = crate::get_resilience_health();
+    assert_eq!(health.circuit_breakers["t-order-fallback"].fallbacks, 4);
+}
+
+/// retry > hedge: each attempt may have a second copy, and a copy counts as an attempt.
+#[tokio::test(start_paused = true)]
+async fn the_first_success_of_two_copies_wins_and_both_are_counted() {
+    let policy = database("t-order-hedge")
+        .hedge(Hedge::After(S / 10))
+        .base_delay(Duration::ZERO)
+        .build()
+        .unwrap();
+    // The first copy fails while the second is under way; the second succeeds.
+    let started = clock::now();
+    let answer = policy
+        .run(&READ, |attempt| async move {
+            let (wait, result) = match attempt.number() {
+                1 => (S / 5, Err(Fault(Verdict::transient()))),
+                _ => (S / 2, Ok(attempt.number())),
+            };
+            tokio::time::sleep(wait).await;
+            result
+        })
+        .await;
+    assert_eq!(answer.unwrap(), 2);
+    assert_eq!(clock::now().since(started), S / 10 + S / 2);
+    // Both fail: the next attempt is the third.
+    let numbers = std::sync::Mutex::new(Vec::new());
+    let error = policy
+        .run(&READ, |attempt| {
+            numbers.lock().unwrap().push(attempt.number());
+            async move {
+                tokio::time::sleep(S).await;
+                Err::<(), _>(Fault(Verdict::transient()))
+            }
+        })
+        .await
+        .unwrap_err();
+    assert_eq!(*numbers.lock().unwrap(), [1, 2, 3, 4]);
+    assert_eq!(error.attempts(), 4);
+    // A write is never sent twice at once.
+    let sent = AtomicU32::new(0);
+    let write = policy.run(&WRITE, |_| {
+        sent.fetch_add(1, SeqCst);
+        async {
+            tokio::time::sleep(S).await;
+            Ok::<_, Fault>(())
+        }
+    });
+    write.await.unwrap();
+    assert_eq!(sent.load(SeqCst), 1);
+    // 50 at first; three copies and a retry took four, two successes gave one back.
+    assert_eq!(policy.retries_left(), 50 - 4 + 1);
+}
+
+/// Of nested policies the innermost repeats, and the deadline around it holds.
+#[tokio::test(start_paused = true)]
+async fn nested_policies_do_not_multiply() {
+    let outer = Policy::builder(Kind::Custom, "t-nest-outer").build().unwrap();
+    let inner = database("t-nest-inner").build().unwrap();
+    let sent = AtomicU32::new(0);
+    let nested = || async {
+        let run = inner.run(&READ, |_| {
+            sent.fetch_add(1, SeqCst);
+            async { Err::<(), _>(Fault(Verdict::transient())) }
+        });
+        // The error is the user's own by the time the outer policy sees it.
+        run.await.map_err(|_| "no user")
+    };
+    let error = outer.call(nested).await.unwrap_err();
+    assert_eq!(sent.load(SeqCst), 3);
+    assert_eq!((error.attempts(), error.last()), (1, Some(&"no user")));
+
+    // An inner policy that does not repeat leaves that to the outer one.
+    let once = database("t-nest-once").enable_retry(false).build().unwrap();
+    let sent = AtomicU32::new(0);
+    let nested = || async {
+        let run = once.run(&READ, |_| {
+            sent.fetch_add(1, SeqCst);
+            async { Err::<(), _>(Fault(Verdict::transient())) }
+        });
+        run.await.map_err(|_| "no user")
+    };
+    assert_eq!(outer.call(nested).await.unwrap_err().attempts(), 3);
+    assert_eq!(sent.load(SeqCst), 3);
+
+    // Unless it does not know what happened.
+    let sent = AtomicU32::new(0);
+    let nested = || async {
+        let run = once.run(&WRITE, |_| {
+            sent.fetch_add(1, SeqCst);
+            async { Err::<(), _>(Fault(Verdict::unknown())) }
+        });
+        run.await.map_err(|_| "no user")
+    };
+    let error = outer.call(nested).await.unwrap_err();
+    assert_eq!(sent.load(SeqCst), 1);
+    assert!(error.is_outcome_unknown());
+}
+
+#[tokio::test(start_paused = true)]
+async fn inner_calls_end_by_the_deadline_around_them() {
+    let outer = Policy::builder(Kind::Custom, "t-ambient-outer").timeout(2 * S).build().unwrap();
+    let inner = database("t-ambient-inner").build().unwrap();
+    let started = clock::now();
+    let seen = outer
+        .call(|| async {
+            let hang = || std::future::pending::<Result<(), std::io::Error>>();
+            inner.call(hang).await
+        })
+        .await;
+    let seen = seen.unwrap_err();
+    assert_eq!(seen.last().and_then(CallError::decider), Some(Decider::Deadline), "{seen:?}");
+    assert_eq!(seen.attempts(), 1, "the inner policy owns the retries");
+    assert_eq!(clock::now().since(started), 2 * S);
+    let past = Deadline::within(Duration::ZERO);
+    let refused = past.scope(inner.call(|| async { Ok::<_, &str>(1) })).await.unwrap_err();
+    assert!(refused.is_rejected() && refused.is_timeout());
+}
+
+#[tokio::test(start_paused = true)]
+async fn observe_mode_refuses_repeats_and_cuts_nothing_but_counts() {
+    let policy = database("t-observe").mode(Mode::Observe).timeout(S).build().unwrap();
+    for _ in 0..5 {
+        let (error, sent) = against(&policy, &READ, Verdict::transient()).await;
+        assert_eq!((sent, error.attempts()), (1, 1));
+        assert!(!error.is_rejected());
+    }
+    assert_eq!(policy.breaker().state(), BreakerState::Open);
+    let health = crate::get_resilience_health();
+    assert_eq!(health.circuit_breakers["t-observe"].blocked_calls, 2);
+    let slow = policy.run(&READ, async |_| {
+        tokio::time::sleep(60 * S).await;
+        Ok::<_, Fault>(())
+    });
+    slow.await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_budget_that_is_spent_ends_calls_and_successes_earn_it_back() {
+    let policy = database("t-spent").enable_circuit_breaker(false).build().unwrap();
+    while policy.retries_left() > 0 {
+        against(&policy, &READ, Verdict::transient()).await;
+    }
+    let (error, sent) = against(&policy, &READ, Verdict::transient()).await;
+    assert_eq!((sent, error.decider()), (1, Some(Decider::Budget)));
+    for _ in 0..8 {
+        policy.run(&READ, async |_| Ok::<_, Fault>(())).await.unwrap();
+    }
+    assert!(policy.retries_left() >= 4);
+    let (error, sent) = against(&policy, &READ, Verdict::transient()).await;
+    assert_eq!((sent, error.decider()), (3, Some(Decider::Retry)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_may_have_happened_once_may_have_happened_at_the_end() {
+    let policy = database("t-sticky").build().unwrap();
+    let verdicts = [Verdict::unknown(), Verdict::never_sent(), Verdict::throttled(None)];
+    let error = policy
+        .run(&READ, |attempt| async move {
+            Err::<(), _>(Fault(verdicts[attempt.number() as usize - 1]))
+        })
+        .await
+        .unwrap_err();
+    assert_eq!(error.attempts(), 3);
+    assert!(error.is_outcome_unknown(), "{error}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn users_errors_are_judged_by_the_user_then_by_type() {
+    use std::io::{Error as Io, ErrorKind as K};
+    let policy = Policy::builder(Kind::Custom, "t-judge").build().unwrap();
+    policy.breaker().force_closed();
+    let count = async |idempotent: bool, kind: K, retry_if: Option<bool>| {
+        let sent = AtomicU32::new(0);
+        let mut call = policy.operation("op").idempotent(idempotent);
+        if let Some(retry) = retry_if {
+            call = call.retry_if(move |_: &Io| retry);
+        }
+        let end = call.call(|| {
+            sent.fetch_add(1, SeqCst);
+            async move { Err::<(), _>(Io::from(kind)) }
+        });
+        let unknown = end.await.unwrap_err().is_outcome_unknown();
+        policy.0.budget.refill();
+        (sent.load(SeqCst), unknown)
+    };
+    assert_eq!(count(true, K::ConnectionReset, None).await, (3, true));
+    assert_eq!(count(false, K::ConnectionReset, None).await, (1, true));
+    assert_eq!(count(false, K::ConnectionRefused, None).await, (3, false));
+    assert_eq!(count(true, K::NotFound, None).await, (1, false));
+    assert_eq!(count(true, K::NotFound, Some(true)).await, (3, false));
+    assert_eq!(count(true, K::ConnectionRefused, Some(false)).await, (1, false));
+    // A type nobody knows: transient, unless it must not be repeated.
+    let sent = AtomicU32::new(0);
+    let mine = || {
+        sent.fetch_add(1, SeqCst);
+        async { Err::<(), _>("mine") }
+    };
+    assert!(!policy.call(mine).await.unwrap_err().is_outcome_unknown());
+    assert_eq!(sent.swap(0, SeqCst), 3);
+    let once = policy.operation("op").idempotent(false).call(mine).await.unwrap_err();
+    assert!(once.is_outcome_unknown());
+    assert_eq!(sent.load(SeqCst), 1);
+}
+
+#[test]
+fn blocking_calls_follow_the_same_rules() {
+    let policy = Policy::builder(Kind::Custom, "t-blocking")
+        .base_delay(Duration::from_millis(1))
+        .build()
+        .unwrap();
+    let mut sent = 0;
+    let answer = policy.call_blocking(|| {
+        sent += 1;
+        if sent < 3 { Err("not yet") } else { Ok(Deadline::current().is_some()) }
+    });
+    assert!(answer.unwrap(), "the closure sees how long it has");
+    let refused =
+        policy.call_blocking(|| Err::<(), _>(std::io::Error::from(std::io::ErrorKind::NotFound)));
+    assert_eq!(refused.unwrap_err().attempts(), 1);
+    let panicked = policy.operation("panics").idempotent(false);
+    let panicked = panicked
+        .call_blocking_detached::<fn() -> Result<(), &'static str>>(|| panic!("as planned"));
+    assert!(panicked.unwrap_err().is_outcome_unknown());
+}
+
+#[test]
+fn a_detached_call_returns_on_time() {
+    let policy = Policy::builder(Kind::Custom, "t-detached")
+        .timeout(Duration::from_millis(30))
+        .max_attempts(1)
+        .build()
+        .unwrap();
+    let (release, held) = std::sync::mpsc::channel::<()>();
+    let held = std::sync::Mutex::new(held);
+    let started = std::time::Instant::now();
+    let end = policy.call_blocking_detached(move || {
+        let _ = held.lock().unwrap().recv();
+        Ok::<_, &str>(())
+    });
+    let error = end.unwrap_err();
+    assert!(error.is_timeout() && error.is_outcome_unknown(), "{error}");
+    assert!(started.elapsed() < Duration::from_secs(5));
+    drop(release);
+}

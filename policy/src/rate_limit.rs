@@ -1,0 +1,94 @@
+//! A cap on attempts over time: the generic cell rate algorithm, by `governor`.
+
+use crate::clock::{self, Instant};
+use governor::{
+    RateLimiter,
+    clock::{Clock, Reference},
+    middleware::NoOpMiddleware,
+    nanos::Nanos,
+    state::{InMemoryState, NotKeyed},
+};
+use std::{num::NonZeroU32, time::Duration};
+
+/// Our one reader of time, in the limiter's words.
+#[derive(Clone, Copy, Debug)]
+struct Ours;
+
+impl Clock for Ours {
+    type Instant = Nanos;
+
+    fn now(&self) -> Nanos {
+        Nanos::from(clock::now().as_nanos())
+    }
+}
+
+type Limiter = RateLimiter<NotKeyed, InMemoryState, Ours, NoOpMiddleware<Nanos>>;
+
+#[derive(Debug)]
+pub(crate) struct RateLimit {
+    limiter: Limiter,
+    max_wait: Duration,
+}
+
+impl RateLimit {
+    /// `calls` in every `per`, all of which may come at once.
+    pub(crate) fn new(calls: NonZeroU32, per: Duration, max_wait: Duration) -> Option<Self> {
+        let quota = governor::Quota::with_period(per / calls.get())?.allow_burst(calls);
+        Some(Self { limiter: RateLimiter::direct_with_clock(quota, Ours), max_wait })
+    }
+
+    /// `Err` is the wait that would be too long.
+    pub(crate) async fn pass(&self, end: Instant) -> Result<(), Duration> {
+        while let Some(wait) = self.wait(end)? {
+            clock::sleep(wait).await;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn pass_blocking(&self, end: Instant) -> Result<(), Duration> {
+        while let Some(wait) = self.wait(end)? {
+            std::thread::sleep(wait);
+        }
+        Ok(())
+    }
+
+    fn wait(&self, end: Instant) -> Result<Option<Duration>, Duration> {
+        let Err(until) = self.limiter.check() else { return Ok(None) };
+        let now = Ours.now();
+        let wait: Duration = until.earliest_possible().duration_since(now).into();
+        if wait > self.max_wait || clock::now().after(wait) >= end {
+            return Err(wait);
+        }
+        Ok(Some(wait))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const S: Duration = Duration::from_secs(1);
+
+    #[tokio::test(start_paused = true)]
+    async fn a_burst_passes_and_then_one_a_period() {
+        let three = NonZeroU32::new(3).unwrap();
+        let limit = RateLimit::new(three, 3 * S, Duration::ZERO).unwrap();
+        for _ in 0..3 {
+            assert_eq!(limit.pass(Instant::NEVER).await, Ok(()));
+        }
+        assert_eq!(limit.pass(Instant::NEVER).await, Err(S));
+        tokio::time::advance(S).await;
+        assert_eq!(limit.pass(Instant::NEVER).await, Ok(()));
+        assert_eq!(limit.pass(Instant::NEVER).await, Err(S));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn it_waits_where_it_may_and_not_past_the_deadline() {
+        let limit = RateLimit::new(NonZeroU32::MIN, S, 5 * S).unwrap();
+        let start = clock::now();
+        assert_eq!(limit.pass(Instant::NEVER).await, Ok(()));
+        assert_eq!(limit.pass(Instant::NEVER).await, Ok(()));
+        assert_eq!(clock::now().since(start), S);
+        assert!(limit.pass(clock::now().after(S / 2)).await.is_err());
+    }
+}
