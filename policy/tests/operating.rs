@@ -1,0 +1,213 @@
+//! What an operator does to a running process, and what those who watch it see. Each test has the
+//! process's settings to itself.
+#![allow(missing_docs, clippy::unwrap_used, clippy::panic, clippy::result_large_err)]
+
+use figment::Jail;
+use mainstay_policy::{
+    BreakerState, Decider, Event, HealthStatus, Kind, Mode, Policy, breaker, get_resilience_health,
+    observe, reload, reset_resilience_state, set_settings_prefix, settings,
+};
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+const S: Duration = Duration::from_secs(1);
+
+/// Runs a test in a directory and an environment of its own, with nothing remembered.
+fn alone(test: impl FnOnce(&mut Jail) -> figment::error::Result<()>) {
+    Jail::expect_with(|jail| {
+        reset_resilience_state();
+        test(jail)
+    });
+}
+
+fn fail(policy: &Policy) {
+    let end = policy.operation("fails").idempotent(false).call_blocking(|| Err::<(), _>("no"));
+    assert!(end.is_err());
+}
+
+#[test]
+fn a_reload_changes_policies_in_place_and_keeps_what_breakers_and_budgets_know() {
+    alone(|jail| {
+        jail.create_file("mainstay.toml", "[database]\ntimeout = 7\nfailure_threshold = 2")?;
+        let policy = Policy::database("reload");
+        let own = Policy::builder(Kind::Database, "reload-own").timeout(3 * S).build().unwrap();
+        let copy = policy.clone();
+        assert_eq!(policy.timeout(), Some(7 * S));
+        fail(&policy);
+        fail(&policy);
+        assert_eq!(policy.breaker().state(), BreakerState::Open);
+
+        jail.create_file("mainstay.toml", "[database]\ntimeout = 9\nmax_attempts = 1")?;
+        reload().unwrap();
+        assert_eq!(copy.timeout(), Some(9 * S));
+        assert_eq!(policy.breaker().state(), BreakerState::Open, "its state is kept");
+        assert_eq!(own.timeout(), Some(3 * S), "what code has set stays");
+
+        // All or nothing: the second policy would contradict itself.
+        jail.create_file("mainstay.toml", "[database]\ntimeout = 8\ndeadline = 2")?;
+        let error = reload().unwrap_err().to_string();
+        assert!(error.contains("`reload-own`: deadline is shorter than the timeout"), "{error}");
+        assert_eq!(policy.timeout(), Some(9 * S));
+        jail.create_file("mainstay.toml", "[database]\ntimeout = \"soon\"")?;
+        let error = reload().unwrap_err().to_string();
+        assert!(error.contains("database.timeout in mainstay.toml is \"soon\""), "{error}");
+
+        jail.create_file("mainstay.toml", "[resilience]\nenabled = false")?;
+        reload().unwrap();
+        assert_eq!(policy.timeout(), None);
+        assert!(policy.call_blocking(|| Ok::<_, &str>(1)).is_ok(), "an open breaker is ignored");
+        Ok(())
+    });
+}
+
+#[test]
+fn everything_can_be_switched_to_observe_by_one_setting() {
+    alone(|jail| {
+        jail.set_env("MAINSTAY_RESILIENCE_MODE", "observe");
+        let policy = Policy::api("observed");
+        policy.breaker().isolate();
+        assert!(policy.call_blocking(|| Ok::<_, &str>(1)).is_ok());
+        let acts = Policy::builder(Kind::Api, "acts").mode(Mode::Enforce).build().unwrap();
+        acts.breaker().isolate();
+        assert!(acts.call_blocking(|| Ok::<_, &str>(1)).is_err());
+        Ok(())
+    });
+}
+
+#[test]
+fn policies_go_on_with_their_defaults_where_settings_cannot_be_read() {
+    alone(|jail| {
+        jail.set_env("MAINSTAY_API_TIMEOUT", "soon");
+        assert!(settings().is_err());
+        assert!(Policy::builder(Kind::Api, "bad").build().is_err());
+        assert_eq!(Policy::api("bad-too").timeout(), Some(60 * S));
+        Ok(())
+    });
+}
+
+#[test]
+fn a_prefix_is_set_before_anything_is_read_or_not_at_all() {
+    alone(|jail| {
+        jail.set_env("PYNOMALY_ML_TIMEOUT", "300.5");
+        set_settings_prefix("PYNOMALY_").unwrap();
+        assert_eq!(Policy::ml("train").timeout(), Some(Duration::from_millis(300_500)));
+        let late = set_settings_prefix("OTHER_").unwrap_err().to_string();
+        assert!(late.contains("comes too late"), "{late}");
+        reset_resilience_state();
+        set_settings_prefix("MAINSTAY_").unwrap();
+        Ok(())
+    });
+}
+
+#[test]
+fn observers_that_panic_or_call_back_harm_nobody() {
+    alone(|_| {
+        let policy =
+            Policy::builder(Kind::Custom, "observers").failure_threshold(1).build().unwrap();
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let (log, inner) = (Arc::clone(&seen), policy.clone());
+        let _panics = observe(|_: &Event| panic!("as planned"));
+        let calls_back = observe(move |event: &Event| {
+            let Event::Changed { dependency, to, cause, .. } = event else { return };
+            if &**dependency != "observers" {
+                return;
+            }
+            let reason = cause.as_ref().map(|cause| cause.reason);
+            log.lock().unwrap().push((inner.breaker().state(), *to, reason));
+            if *to == BreakerState::Open {
+                inner.breaker().reset();
+            }
+        });
+        fail(&policy);
+        assert_eq!(policy.breaker().state(), BreakerState::Closed, "the observer has reset it");
+        let expected = [
+            (BreakerState::Open, BreakerState::Open, Some("failures in a row")),
+            (BreakerState::Closed, BreakerState::Closed, None),
+        ];
+        assert_eq!(*seen.lock().unwrap(), expected);
+        drop(calls_back);
+        fail(&policy);
+        assert_eq!(policy.breaker().state(), BreakerState::Open);
+        assert_eq!(seen.lock().unwrap().len(), 2);
+        Ok(())
+    });
+}
+
+#[test]
+fn a_breaker_is_found_by_name_and_obeys_the_operator() {
+    alone(|_| {
+        let policy = Policy::api("operated");
+        assert!(breaker("api:nobody").is_none());
+        let found = breaker("api:operated").unwrap();
+        found.isolate();
+        let refused = policy.call_blocking(|| Ok::<_, &str>(1)).unwrap_err();
+        assert_eq!(refused.decider(), Some(Decider::Isolation));
+        assert!(refused.is_circuit_open() && refused.retry_after().is_none());
+        let text = refused.to_string();
+        assert!(text.contains("isolated by hand, until reset() or force_closed()"), "{text}");
+        let health = get_resilience_health();
+        assert_eq!(health.overall_health, HealthStatus::Degraded);
+        assert_eq!(health.degraded_breakers, ["api:operated"]);
+        found.force_closed();
+        for _ in 0..9 {
+            fail(&policy);
+        }
+        assert_eq!(policy.breaker().state(), BreakerState::ForcedClosed);
+        found.reset();
+        assert!(policy.call_blocking(|| Ok::<_, &str>(1)).is_ok());
+        Ok(())
+    });
+}
+
+#[test]
+fn health_tells_near_the_trip_from_open_and_counts_every_call() {
+    alone(|_| {
+        let policy = Policy::builder(Kind::Custom, "counted").failure_threshold(4).build().unwrap();
+        let health = || get_resilience_health();
+        policy.call_blocking(|| Ok::<_, &str>(1)).unwrap();
+        fail(&policy);
+        assert!(!health().degraded_breakers.contains(&"counted".to_owned()));
+        fail(&policy);
+        assert!(
+            health().degraded_breakers.contains(&"counted".to_owned()),
+            "half of four in a row"
+        );
+        fail(&policy);
+        fail(&policy);
+        assert_eq!(health().overall_health, HealthStatus::Unhealthy);
+        assert!(policy.call_blocking(|| Ok::<_, &str>(1)).is_err());
+        let json = serde_json::to_value(health()).unwrap();
+        let counted = &json["circuit_breakers"]["counted"];
+        for (field, value) in [
+            ("total_calls", 5),
+            ("successful_calls", 1),
+            ("failed_calls", 4),
+            ("blocked_calls", 1),
+            ("retries", 0),
+        ] {
+            assert_eq!(counted[field], value, "{field}: {counted}");
+        }
+        assert_eq!(counted["state"], "open");
+        assert_eq!(counted["last_failure"]["reason"], "failures in a row");
+        assert!(counted["next_attempt_in"].as_f64().unwrap() <= 1.15);
+        Ok(())
+    });
+}
+
+#[test]
+fn origins_of_http_are_capped_and_idle_ones_go_first() {
+    alone(|_| {
+        let used = Policy::builder(Kind::Api, "http:https://used").build().unwrap();
+        for n in 0..1_100 {
+            drop(Policy::builder(Kind::Api, format!("http:https://host-{n}")).build().unwrap());
+        }
+        let origins = get_resilience_health().circuit_breakers;
+        let origins = origins.keys().filter(|name| name.starts_with("http:")).count();
+        assert_eq!(origins, 1_024);
+        assert!(breaker(used.name()).is_some(), "it is in use");
+        assert!(breaker("http:https://host-1099").is_some());
+        Ok(())
+    });
+}
