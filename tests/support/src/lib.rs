@@ -6,6 +6,7 @@
 //! listens stays one. With feature `s3`, `S3` is a store in this process.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::missing_panics_doc)]
 
+mod directory;
 mod port;
 mod process;
 pub mod proxy;

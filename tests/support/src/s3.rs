@@ -1,7 +1,7 @@
 //! An S3 store: s3s-fs in this process, behind a front that knows which buckets exist (s3s-fs does not always
 //! say), records a line per request, and answers in its place when told to.
 
-use crate::Port;
+use crate::{Port, directory};
 use hyper::{Request, Response, body::Incoming, service::service_fn};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo},
@@ -69,7 +69,7 @@ pub struct S3 {
 impl S3 {
     /// An empty store that answers on a port of its own.
     pub async fn start() -> Self {
-        let directory = TempDir::new().unwrap();
+        let directory = directory::temporary();
         fs::create_dir(directory.path().join(BUCKET)).unwrap();
         let port = Port::reserve();
         let endpoint = format!("http://{}", port.address());

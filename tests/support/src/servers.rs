@@ -1,5 +1,5 @@
-//! Real servers, private to a test: each in a temporary directory, on a port of its own, killed
-//! when dropped, and by the kernel when this process ends without a word.
+//! Real servers, private to a test: each in a temporary directory, on a port of its own. Killed and
+//! removed when dropped, and when this process ends without a word: one may be kept in a static.
 //!
 //! Every call blocks its thread until the server is there, or gone: 10 to 300 ms, and one to four
 //! seconds for the first start of PostgreSQL and MariaDB. A server that does not come within 30 s
@@ -10,7 +10,7 @@ mod postgres;
 mod redis;
 
 use crate::{
-    Port,
+    Port, directory,
     process::{LIMIT, POLL, Process},
 };
 use rustix::process::Signal;
@@ -78,7 +78,7 @@ impl<P: Program> Server<P> {
     /// With these arguments on its command line too, now and at every restart.
     #[must_use]
     pub fn start_with(arguments: &[&str]) -> Self {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = directory::temporary();
         P::prepare(dir.path());
         let arguments = arguments.iter().map(|&argument| argument.to_owned()).collect();
         let port = Port::reserve();

@@ -1,5 +1,5 @@
 use super::*;
-use crate::process::until;
+use crate::process::within_limit;
 use std::{
     io::{BufRead, BufReader, ErrorKind, Read, Write},
     os::unix::fs::PermissionsExt,
@@ -119,8 +119,8 @@ fn a_server_that_does_not_start_says_why() {
 
 /// Runs itself again, and kills that.
 #[test]
-fn a_process_that_is_killed_leaves_no_server_behind() {
-    const NAME: &str = "servers::tests::a_process_that_is_killed_leaves_no_server_behind";
+fn a_process_that_is_killed_leaves_nothing_behind() {
+    const NAME: &str = "servers::tests::a_process_that_is_killed_leaves_nothing_behind";
     if std::env::var_os("INNER").is_some() {
         // From a thread that ends: the servers must outlive it.
         let servers = thread::spawn(|| (Postgres::start(), Redis::start())).join().unwrap();
@@ -151,5 +151,7 @@ fn a_process_that_is_killed_leaves_no_server_behind() {
     assert!(living() >= 2 + 3, "a redis-server, a postmaster and its children");
     inner.kill().unwrap();
     inner.wait().unwrap();
-    until("every server is gone", || living() == 0);
+    assert!(within_limit(|| living() == 0), "{} still run", living());
+    let left = || fs::read_dir(dir.path()).unwrap().count();
+    assert!(within_limit(|| left() == 0), "{} directories are left", left());
 }
