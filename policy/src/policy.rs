@@ -23,6 +23,7 @@ use crate::{
     classify::{Classify, Idempotency, Operation},
     clock::{self, Instant},
     config::Overrides,
+    deadline::Deadline,
     error::{CallError, Decider},
     hedge::Hedge,
     rate_limit::RateLimit,
@@ -366,6 +367,17 @@ impl Policy {
     #[must_use]
     pub fn timeout(&self) -> Option<Duration> {
         self.0.tuning.read(|tuning| tuning.timeout)
+    }
+
+    /// How long one step may take from now on: the attempt timeout, or what is left of the deadline
+    /// around it, if that is less. For what a client does outside [`Policy::run`].
+    #[must_use]
+    pub fn time_for_attempt(&self) -> Option<Duration> {
+        let left = Deadline::current().map(Deadline::left);
+        match (self.timeout(), left) {
+            (Some(timeout), Some(left)) => Some(timeout.min(left)),
+            (timeout, left) => timeout.or(left),
+        }
     }
 
     /// The dependency's breaker.

@@ -67,6 +67,11 @@ enum What {
 }
 
 impl DatabaseFailure {
+    /// The step had no answer in its time.
+    pub(crate) const fn is_timed_out(&self) -> bool {
+        matches!(self.what, What::TimedOut(..))
+    }
+
     pub(crate) fn driver<DB: Sealed>(error: sqlx::Error, phase: Phase) -> Self {
         let (verdict, words) = read::<DB>(&error, phase);
         Self { what: What::Driver(error, words), verdict }

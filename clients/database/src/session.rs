@@ -14,7 +14,7 @@ use crate::{
 use async_stream::try_stream;
 use futures_core::{future::BoxFuture, stream::BoxStream};
 use futures_util::StreamExt;
-use mainstay_policy::{CallError, Classify, Error, Policy, Verdict};
+use mainstay_policy::{CallError, Classify, Decider, Error, Policy, Verdict};
 use sqlx::{Describe, Either, Execute, Executor, SqlStr};
 use sqlx_core::transaction::TransactionManager;
 use std::{
@@ -81,7 +81,7 @@ impl<DB: Backend> Wire<DB> {
     where
         F: Future<Output = Result<T, sqlx::Error>>,
     {
-        let limit = self.policy.timeout();
+        let limit = self.policy.time_for_attempt();
         let Self { lease, phase, state, seen, .. } = self;
         let (connection, unfinished) = lease.parts();
         let usable = *state != State::Over && !*unfinished;
@@ -127,7 +127,7 @@ impl<DB: Backend> Wire<DB> {
         statement: Statement<DB>,
     ) -> BoxStream<'_, Result<Step<DB>, DatabaseFailure>> {
         Box::pin(try_stream! {
-            let limit = self.policy.timeout();
+            let limit = self.policy.time_for_attempt();
             let Self { lease, phase, state, seen, .. } = self;
             let (connection, unfinished) = lease.parts();
             let usable = *state != State::Over && !*unfinished;
@@ -226,7 +226,12 @@ fn ended(
 ) -> Error {
     let effect = failure.classify().effect;
     let elapsed = started.elapsed();
-    let call = CallError::Backend { attempts: 1, elapsed, effect, error: failure };
+    let call = if failure.is_timed_out() {
+        let (by, last) = (Decider::Timeout, Some(failure));
+        CallError::Stopped { by, attempts: 1, elapsed, effect, retry_after: None, last }
+    } else {
+        CallError::Backend { attempts: 1, elapsed, effect, error: failure }
+    };
     Error::from_call(policy.name(), operation, call)
 }
 
@@ -268,7 +273,7 @@ impl<DB: Backend> Session<DB> {
     pub async fn commit(mut self) -> Result<(), Error> {
         let started = Instant::now();
         let policy = self.wire.policy.clone();
-        let result = self.finish(policy.timeout()).await;
+        let result = self.finish(policy.time_for_attempt()).await;
         result.map_err(|failure| ended(&policy, "commit", started, failure))
     }
 

@@ -65,7 +65,7 @@ impl<DB: Backend> DatabaseClient<DB> {
                 let done = within(limit, run.call(&mut session)).await;
                 match done {
                     Some(Ok(value)) => {
-                        session.finish(policy.timeout()).await.map_err(TxFailure::Own)?;
+                        session.finish(policy.time_for_attempt()).await.map_err(TxFailure::Own)?;
                         Ok(value)
                     }
                     Some(Err(error)) => Err(TxFailure::Closure(error, session.seen())),

@@ -5,7 +5,7 @@ use futures_util::TryStreamExt;
 use mainstay_database::{
     DatabaseFailure, SqliteDatabase, get_database_client, set_database_client,
 };
-use mainstay_policy::{BreakerState, Error, ErrorKind, HealthStatus};
+use mainstay_policy::{BreakerState, Deadline, Error, ErrorKind, HealthStatus};
 use std::time::{Duration, Instant};
 
 const fn ms(n: u64) -> Duration {
@@ -184,6 +184,20 @@ async fn an_exhausted_pool_says_how_many_are_in_use_and_leaves_the_breaker_close
     assert_eq!(db.health_check().await.status, HealthStatus::Degraded);
     drop(held);
     assert_eq!(amount(&db, 1).await, 100);
+}
+
+/// The deadline around the session bounds each of its statements, as it bounds every client's call.
+#[tokio::test]
+async fn a_statement_in_a_session_ends_by_the_deadline_around_it() {
+    let (_dir, db) = accounts("t-ambient").await;
+    let mut session = db.session().await.unwrap();
+    let started = Instant::now();
+    let endless = "with recursive n(i) as (select 1 union all select i + 1 from n) \
+                   select count(*) from n where i < 0";
+    let ended = Deadline::within(ms(200)).scope(sqlx::query(endless).execute(&mut session)).await;
+    let error = Error::from(ended.unwrap_err());
+    assert!(error.is_timeout(), "{error:?}");
+    assert!(started.elapsed() < ms(2_000), "{:?}", started.elapsed());
 }
 
 #[tokio::test]
