@@ -5,6 +5,7 @@ use mainstay_http::{
     HttpClient, HttpFailure, get_http_client, get_http_client_for, set_http_client,
 };
 use mainstay_policy::{BreakerState, Error, HealthStatus, Kind, Policy, PolicyBuilder, report};
+use mainstay_test_support::Port;
 use std::{
     net::SocketAddr,
     sync::{Arc, Mutex},
@@ -94,11 +95,6 @@ fn quick() -> PolicyBuilder {
 
 fn client(address: SocketAddr, policy: PolicyBuilder) -> HttpClient {
     HttpClient::builder(&format!("http://{address}/v1")).policy(policy).build().unwrap()
-}
-
-/// An address where nothing listens.
-async fn nowhere() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
 }
 
 #[tokio::test]
@@ -196,7 +192,8 @@ async fn an_error_carries_the_response_and_other_statuses_are_answers() {
 
 #[tokio::test]
 async fn a_refused_connection_is_named_within_a_second_and_opens_the_breaker() {
-    let client = client(nowhere().await, quick().failure_threshold(2));
+    let nowhere = Port::reserve();
+    let client = client(nowhere.address(), quick().failure_threshold(2));
     let started = Instant::now();
     let error = client.post("users").header("x", "y").await.unwrap_err();
     assert!(started.elapsed() < Duration::from_secs(1));
