@@ -391,6 +391,17 @@ impl Error {
         }))
     }
 
+    /// The same error with this hint, if it has none: what the backend said of coming again, where
+    /// nothing could be done about it.
+    #[must_use]
+    pub fn or_retry_after(mut self, hint: Option<Duration>) -> Self {
+        if let (None, Some(wait)) = (self.0.retry_after, hint) {
+            self.0.retry_after = Some(wait);
+            self.0.context.push_str(&format!("; try again in {wait:.1?}"));
+        }
+        self
+    }
+
     /// The caller's input cannot work: the message names the thing and says what to do.
     pub fn invalid(message: impl Into<String>) -> Self {
         Self::local(ErrorKind::InvalidInput, message.into(), None)
