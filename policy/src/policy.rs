@@ -346,14 +346,7 @@ impl Policy {
     }
 
     fn of_kind(kind: Kind, name: &str) -> Self {
-        let builder = Self::builder(kind, format!("{}:{name}", kind.name()));
-        match builder.clone().build() {
-            Ok(policy) => policy,
-            Err(error) => {
-                tracing::warn!(%error, "settings cannot be used; going on with the defaults");
-                builder.without_settings()
-            }
-        }
+        Self::builder(kind, format!("{}:{name}", kind.name())).build_or_defaults()
     }
 
     /// The dependency's name.

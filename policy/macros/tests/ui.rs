@@ -1,0 +1,8 @@
+//! What the compiler says of bad attributes, word for word. After a change on purpose:
+//! `TRYBUILD=overwrite cargo test -p mainstay-macros --test ui`.
+#![allow(missing_docs)]
+
+#[test]
+fn mistakes_are_told_on_the_users_own_token() {
+    trybuild::TestCases::new().compile_fail("tests/ui/*.rs");
+}
