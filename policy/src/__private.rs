@@ -1,5 +1,6 @@
 //! What the attributes expand to besides the public API. Not for anybody else.
 
+use crate::error::CallError;
 use std::any;
 
 /// The path of the function around `marker`, which is a function in its body: `shop::Users::get`.
@@ -10,4 +11,22 @@ pub fn path_of<F: Fn()>(_: F) -> &'static str {
     let path = any::type_name::<F>();
     let path = path.rsplit_once("::").map_or(path, |(function, _)| function);
     path.strip_suffix("::{{closure}}").unwrap_or(path)
+}
+
+/// An error that a function with an attribute can return besides [`CallError`].
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` cannot hold what a policy decides: it is not `From<CallError<{Self}>>`",
+    label = "has no `From<CallError<{Self}>>`",
+    note = "write `Result<T, CallError<E>>` out, or give the error that `From`"
+)]
+pub trait OfCall: Sized {
+    /// By its `From`.
+    fn of_call(error: CallError<Self>) -> Self;
+}
+
+#[diagnostic::do_not_recommend]
+impl<E: From<CallError<E>>> OfCall for E {
+    fn of_call(error: CallError<Self>) -> Self {
+        Self::from(error)
+    }
 }

@@ -7,7 +7,6 @@ use crate::{
 use proc_macro2::{Ident, Span, TokenStream};
 use quote::{ToTokens, quote, quote_spanned};
 use std::time::Duration;
-use syn::spanned::Spanned;
 
 /// The function, with a call of its policy for a body.
 ///
@@ -15,8 +14,11 @@ use syn::spanned::Spanned;
 /// body sees none of them.
 pub(crate) fn function(root: &str, call: &Call, function: &Function) -> TokenStream {
     let here = Span::mixed_site();
-    let root = Ident::new(root, here);
-    let root = quote_spanned!(here=> ::#root);
+    let root_at = |span| {
+        let root = Ident::new(root, span);
+        quote_spanned!(span=> ::#root)
+    };
+    let root = root_at(here);
     let Call { settings, bindings: Bindings { signature, each }, returns } = call;
     let Function { attributes, visibility, inner_attributes, .. } = function;
 
@@ -26,24 +28,26 @@ pub(crate) fn function(root: &str, call: &Call, function: &Function) -> TokenStr
     let retry_if = settings.retry_if.as_ref().map(|it| quote_spanned!(here=> .retry_if(#it)));
     let copies = each.iter().map(copy);
     let typed = &returns.body;
+    // What the compiler says of types should point to what the user wrote.
+    let at_body = here.located_at(function.brace.span.join());
+    let at_type = here.located_at(returns.at);
     let call = if signature.asyncness.is_some() {
         // Typed as the body of an `async fn` is, by a return that is never made.
-        let body = function.body_after(quote_spanned! {here=>
+        let body = function.body_after(quote_spanned! {at_type=>
             if let ::core::option::Option::Some(typed) = ::core::option::Option::<#typed>::None {
                 return typed;
             }
         });
-        quote_spanned!(here=> .call(move || { #(#copies)* async move #body }).await)
+        let attempt = quote_spanned!(at_body=> async move #body);
+        quote_spanned!(here=> .call(move || { #(#copies)* #attempt }).await)
     } else {
         let body = function.body_after(copies.collect());
         quote_spanned!(here=> .call_blocking(move || -> #typed #body))
     };
-    let convert = returns.converts.then(|| {
-        let convert = returns.types.as_ref().map_or_else(
-            || quote_spanned!(here=> ::core::convert::From::from),
-            |(_, error)| quote_spanned!(error.span()=> <#error as ::core::convert::From<_>>::from),
-        );
-        quote_spanned!(here=> .map_err(#convert))
+    let convert = returns.error_is_made.map(|at_error| {
+        let at_error = here.located_at(at_error);
+        let root = root_at(at_error);
+        quote_spanned!(at_error=> .map_err(|error| #root::__private::OfCall::of_call(error)))
     });
     quote_spanned! {here=>
         #(#attributes)*

@@ -88,6 +88,7 @@
 //! It has the same attributes under its feature `macros`. They name their crate: those of `mainstay`
 //! say `::mainstay`, those of `mainstay-policy` say `::mainstay_policy`. Where a crate has another
 //! name, `extern crate other as mainstay;` in the root makes it known under this one.
+#![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod expand;
 mod parse;

@@ -5,7 +5,10 @@ use crate::{
     Written,
     parse::{Argument, Arguments},
 };
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, btree_map::Entry},
+    time::Duration,
+};
 use syn::{Expr, ExprLit, ExprPath, Lit};
 
 /// What an operation talks to, as `mainstay_policy::Kind`.
@@ -218,10 +221,13 @@ fn known(
         let name = ident.to_string();
         if !allowed.contains(&name.as_str()) {
             problems.add(&ident, unknown(written, &name, allowed));
-        } else if values.contains_key(&name) {
-            problems.add(&ident, format!("`{name}` is given twice"));
-        } else {
-            values.insert(name, value);
+            continue;
+        }
+        match values.entry(name) {
+            Entry::Vacant(entry) => {
+                entry.insert(value);
+            }
+            Entry::Occupied(_) => problems.add(&ident, format!("`{ident}` is given twice")),
         }
     }
     values

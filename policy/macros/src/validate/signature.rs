@@ -37,7 +37,10 @@ impl Bindings {
             problems.add(token, "a `const fn` cannot wait or retry: drop the `const`");
         }
         if let Some(abi) = &signature.abi {
-            problems.add(abi, "an `extern` function cannot be retried: call one without it");
+            problems.add(
+                abi,
+                "an `extern` function has no policy: let it call a function that has one",
+            );
         }
         let mut each = Vec::new();
         for input in &mut signature.inputs {
@@ -148,12 +151,14 @@ impl VisitMut for Names {
 
 /// What the function's `Result` says of its body.
 pub(crate) struct Returns {
+    /// Where it is written.
+    pub(crate) at: Span,
     /// The body's type.
     pub(crate) body: TokenStream,
     /// Value and error, unless an alias hides the error.
     pub(crate) types: Option<(Type, Type)>,
-    /// The policy's error is turned into the function's own.
-    pub(crate) converts: bool,
+    /// The policy's error is made into the function's own, which is written here.
+    pub(crate) error_is_made: Option<Span>,
 }
 
 impl Returns {
@@ -171,17 +176,22 @@ impl Returns {
         let mut body = written.clone();
         Unnamed::default().visit_type_mut(&mut body);
         let body = body.into_token_stream();
-        match <[Type; 2]>::try_from(types) {
-            Ok([value, error]) => Ok(match inside_call_error(&error) {
+        let at = written.span();
+        Ok(match <[Type; 2]>::try_from(types) {
+            Ok([value, error]) => match inside_call_error(&error) {
                 Some(inside) => Self {
+                    at,
                     body: quote!(::core::result::Result<#value, #inside>),
                     types: Some((value, inside)),
-                    converts: false,
+                    error_is_made: None,
                 },
-                None => Self { body, types: Some((value, error)), converts: true },
-            }),
-            Err(_) => Ok(Self { body, types: None, converts: true }),
-        }
+                None => {
+                    let error_is_made = Some(error.span());
+                    Self { at, body, types: Some((value, error)), error_is_made }
+                }
+            },
+            Err(_) => Self { at, body, types: None, error_is_made: Some(at) },
+        })
     }
 }
 

@@ -68,7 +68,7 @@ fn owned_arguments_are_cloned_for_each_attempt_of_a_sync_function() {
     fn consume(
         mut list: Vec<u32>,
         (left, mut right): (String, String),
-        ref borrowed: String,
+        (ref borrowed, _): (String, u32),
     ) -> Result<String, CallError<io::Error>> {
         list.push(7);
         right.push('!');
@@ -77,7 +77,7 @@ fn owned_arguments_are_cloned_for_each_attempt_of_a_sync_function() {
         Ok(left + &right + borrowed)
     }
 
-    let made = consume(vec![1], ("a".into(), "b".into()), "c".into());
+    let made = consume(vec![1], ("a".into(), "b".into()), ("c".into(), 0));
     assert_eq!(made.unwrap(), "ab!c");
     assert_eq!(RUNS.count(), 3);
 }
@@ -304,17 +304,23 @@ async fn an_argument_that_is_only_held_need_not_be_clone() {
 #[api_resilient(operation_name = "attributes")]
 #[allow(clippy::unused_async)]
 pub(crate) async fn with_attributes(
-    #[cfg(any())] gone: Missing,
-    #[cfg(all())] here: String,
+    #[cfg(not(test))] gone: Missing,
+    #[cfg(test)] here: String,
 ) -> std::result::Result<String, CallError<io::Error>> {
+    Ok(here)
+}
+
+#[api_resilient(operation_name = "inner_attributes")]
+async fn with_an_inner_attribute() -> std::result::Result<(), CallError<io::Error>> {
     #![allow(unused_variables)]
     let unused = ();
-    Ok(here)
+    Ok(())
 }
 
 #[tokio::test(start_paused = true)]
 async fn attributes_stay() {
     assert_eq!(with_attributes("x".to_owned()).await.unwrap(), "x");
+    with_an_inner_attribute().await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]
