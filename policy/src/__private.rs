@@ -3,13 +3,14 @@
 use crate::error::CallError;
 use std::any;
 
-/// The path of the function around `marker`, which is a function in its body: `shop::Users::get`.
+/// The path of the function around `here`, which is a function in its body: `shop::Users::get`.
 ///
 /// `module_path!()` knows no types, and methods of one name would share a breaker.
 #[must_use]
-pub fn path_of<F: Fn()>(_: F) -> &'static str {
+pub fn path_of<F: Fn()>(_here: F) -> &'static str {
     let path = any::type_name::<F>();
-    let path = path.rsplit_once("::").map_or(path, |(function, _)| function);
+    let path = path.strip_suffix("::here").unwrap_or(path);
+    // The body of an `async fn`.
     path.strip_suffix("::{{closure}}").unwrap_or(path)
 }
 

@@ -195,6 +195,35 @@ async fn generic_functions_work() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_generic_error_is_made_from_the_calls() {
+    #[api_resilient(operation_name = "generic_error", base_delay = 0)]
+    fn fail<E: From<CallError<E>> + From<io::Error> + 'static>(runs: &Runs) -> Result<(), E> {
+        runs.next();
+        Err(io::Error::from(io::ErrorKind::ConnectionRefused))?
+    }
+
+    let runs = Runs::none();
+    assert_eq!(fail::<Refused>(&runs), Err(Refused(5)));
+    assert_eq!(runs.count(), 5);
+}
+
+/// What is left of a call's error: its attempts.
+#[derive(Debug, PartialEq)]
+struct Refused(u32);
+
+impl From<CallError<Self>> for Refused {
+    fn from(error: CallError<Self>) -> Self {
+        Self(error.attempts())
+    }
+}
+
+impl From<io::Error> for Refused {
+    fn from(_: io::Error) -> Self {
+        Self(0)
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_unnamed_value_type_is_inferred() {
     #[api_resilient(operation_name = "unnamed")]
     async fn numbers() -> Result<impl Iterator<Item = u32>, CallError<io::Error>> {
