@@ -137,14 +137,14 @@ pub fn whole() -> &'static Policy {
 }
 
 /// One call of ours.
-pub async fn call<W>(
+pub fn call<W>(
     policy: &Policy,
     work: impl Fn() -> W,
-) -> Result<u64, mainstay_policy::CallError<Fault>>
+) -> impl Future<Output = Result<u64, CallError<Fault>>>
 where
     W: Future<Output = Result<u64, Fault>>,
 {
-    policy.run(&READ, |_| work()).await
+    policy.run(&READ, move |_| work())
 }
 
 /// The same pipeline of tower-resilience.
