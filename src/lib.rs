@@ -8,6 +8,7 @@
 //! | `redis` (default) | `RedisClient`, which answers from memory while the server is away |
 //! | `redis-tls` | `rediss://` URLs |
 //! | `s3` (default) | `S3Client` |
+//! | `macros` (default) | attributes such as `#[database_resilient]` around functions |
 //! | `full` | all of these |
 //!
 //! ```
@@ -36,6 +37,11 @@ pub use mainstay_database::{
 #[cfg(feature = "http")]
 pub use mainstay_http::{
     HttpClient, HttpFailure, Response, get_http_client, get_http_client_for, set_http_client,
+};
+#[cfg(feature = "macros")]
+#[doc(inline)]
+pub use mainstay_macros::{
+    api_resilient, cache_resilient, database_resilient, file_resilient, ml_resilient, resilient,
 };
 pub use mainstay_policy::*;
 #[cfg(feature = "redis")]

@@ -6,12 +6,14 @@ use std::time::Duration;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Attempt {
     number: u32,
-    timeout: Option<Duration>,
+    /// In nanoseconds; the largest value stands for "no limit".
+    left: u64,
 }
 
 impl Attempt {
-    pub(crate) const fn new(number: u32, timeout: Option<Duration>) -> Self {
-        Self { number, timeout }
+    #[inline]
+    pub(crate) const fn new(number: u32, left: u64) -> Self {
+        Self { number, left }
     }
 
     /// The number of this attempt, from 1.
@@ -25,6 +27,9 @@ impl Attempt {
     /// `None` means that timeouts are switched off and no deadline is set.
     #[must_use]
     pub const fn timeout(&self) -> Option<Duration> {
-        self.timeout
+        match self.left {
+            u64::MAX => None,
+            left => Some(Duration::from_nanos(left)),
+        }
     }
 }

@@ -235,8 +235,7 @@ impl Breaker {
     pub(crate) fn admit(&self, now: Instant) -> Result<Permit<'_>, Refusal> {
         let word = self.0.word.load(Acquire);
         if word & GUARDED == 0 {
-            let admitted = Admitted { generation: word >> GENERATION_SHIFT, lease: None };
-            return Ok(Permit::new(self, admitted));
+            return Ok(Permit::new(self, word >> GENERATION_SHIFT, NO_LEASE));
         }
         self.admit_guarded(word, now)
     }
@@ -261,7 +260,9 @@ impl Breaker {
             None => self.change(None, |machine, _| machine.admit(now, fastrand::f64())),
         };
         match decided {
-            Ok(admitted) => Ok(Permit::new(self, admitted)),
+            Ok(Admitted { generation, lease }) => {
+                Ok(Permit::new(self, generation, lease.unwrap_or(NO_LEASE)))
+            }
             Err(until) => Err(self.refusal(until, now)),
         }
     }
@@ -274,7 +275,7 @@ impl Breaker {
 
     /// A permit for a call that the breaker neither guards nor learns from.
     pub(crate) fn unguarded(&self) -> Permit<'_> {
-        Permit::new(self, Admitted { generation: NO_GENERATION, lease: None })
+        Permit::new(self, NO_GENERATION, NO_LEASE)
     }
 
     /// Runs `event` on the machine, publishes what it made of it and tells the observers.
@@ -349,33 +350,38 @@ impl Breaker {
 }
 
 /// The right to run one operation. Dropped in mid-attempt it tells the breaker a slow call if the
-/// attempt was slow by then, else nothing; dropped in any way it frees its probe.
+/// attempt was slow by then, else nothing; dropped in any way it frees its probe. Small, since it
+/// sits in every call's future.
 #[derive(Debug)]
 pub(crate) struct Permit<'a> {
     breaker: &'a Breaker,
-    admitted: Admitted,
+    generation: u64,
+    lease: u64,
     /// "Never" between attempts.
     attempt_since: Instant,
-    told: bool,
 }
+
+/// The lease of a call that is no probe.
+const NO_LEASE: u64 = u64::MAX;
+/// The lease of a call that has told how it ended.
+const TOLD: u64 = u64::MAX - 1;
 
 impl<'a> Permit<'a> {
     #[inline]
-    fn new(breaker: &'a Breaker, admitted: Admitted) -> Self {
-        Self { breaker, admitted, attempt_since: Instant::NEVER, told: false }
+    const fn new(breaker: &'a Breaker, generation: u64, lease: u64) -> Self {
+        Self { breaker, generation, lease, attempt_since: Instant::NEVER }
     }
 
     /// Half-open: one attempt only, so that a sick dependency sees no burst.
+    #[inline]
     pub(crate) const fn is_probe(&self) -> bool {
-        self.admitted.lease.is_some()
+        self.lease != NO_LEASE
     }
 
     /// Whether calls in flight should stop: the breaker has opened since this permit was given.
     pub(crate) fn gate(&self, now: Instant) -> Result<(), Refusal> {
         let word = self.breaker.0.word.load(Acquire);
-        if word >> GENERATION_SHIFT == self.admitted.generation
-            || self.admitted.generation == NO_GENERATION
-        {
+        if word >> GENERATION_SHIFT == self.generation || self.generation == NO_GENERATION {
             return Ok(());
         }
         match self.breaker.0.snapshot.read(|snapshot| snapshot.gate) {
@@ -420,12 +426,12 @@ impl<'a> Permit<'a> {
 
     /// Whether nothing has happened to the breaker since this permit was given.
     fn is_current(&self) -> bool {
-        self.breaker.0.word.load(Relaxed) >> GENERATION_SHIFT == self.admitted.generation
+        self.breaker.0.word.load(Relaxed) >> GENERATION_SHIFT == self.generation
     }
 
     /// Asks the machine whether the windows are over a rate.
     fn weigh(&self, now: Instant, cause: &dyn Fn(Trip) -> Cause) {
-        let generation = self.admitted.generation;
+        let generation = self.generation;
         let counts = self.breaker.counts(now);
         self.breaker.change(Some(cause), |machine, trip| {
             *trip = machine.attempt(generation, &counts, now, fastrand::f64());
@@ -434,28 +440,42 @@ impl<'a> Permit<'a> {
 
     /// The operation succeeded with the attempt in flight.
     #[inline]
-    pub(crate) fn succeed(mut self, now: Instant, cause: &dyn Fn(Trip) -> Cause) {
-        self.told = true;
+    pub(crate) fn succeed(&mut self, now: Instant, cause: impl Fn(Trip) -> Cause) {
         let inner = &*self.breaker.0;
         let word = inner.word.load(Relaxed);
-        let current = word >> GENERATION_SHIFT == self.admitted.generation;
+        let current = word >> GENERATION_SHIFT == self.generation;
         let took = now.nanos_since(self.attempt_since);
         let noted = inner.meter.answered(now, took, current);
+        let slow = took >= inner.slow_after.load(Relaxed);
+        if noted == Noted::Median || current && (slow || word & (FAILING | GUARDED) != 0) {
+            self.succeed_with_news(noted, current && slow, word, now, &cause);
+        }
+        self.lease = TOLD;
+    }
+
+    #[cold]
+    fn succeed_with_news(
+        &self,
+        noted: Noted,
+        slow: bool,
+        word: u64,
+        now: Instant,
+        cause: &dyn Fn(Trip) -> Cause,
+    ) {
         if noted == Noted::Median {
             self.breaker.follow_median();
         }
-        if current && took >= inner.slow_after.load(Relaxed) {
-            inner.meter.slow(now);
+        if slow {
+            self.breaker.0.meter.slow(now);
             self.weigh(now, cause);
         }
-        if current && word & (FAILING | GUARDED) != 0 {
+        if word & (FAILING | GUARDED) != 0 {
             self.report(Outcome::Success, now, cause);
         }
     }
 
     /// The operation ended without success; its attempts have been told already.
-    pub(crate) fn finish(mut self, outcome: Outcome, now: Instant, cause: &dyn Fn(Trip) -> Cause) {
-        self.told = true;
+    pub(crate) fn finish(&mut self, outcome: Outcome, now: Instant, cause: &dyn Fn(Trip) -> Cause) {
         let counters = &self.breaker.0.counters;
         match outcome {
             Outcome::Success => return self.succeed(now, cause),
@@ -463,11 +483,13 @@ impl<'a> Permit<'a> {
             Outcome::Neutral => Counters::add(&counters.neutral),
         }
         self.report(outcome, now, cause);
+        self.lease = TOLD;
     }
 
     fn report(&self, outcome: Outcome, now: Instant, cause: &dyn Fn(Trip) -> Cause) {
-        let admitted = self.admitted;
-        if admitted.generation == NO_GENERATION {
+        let (generation, lease) = (self.generation, self.is_probe().then_some(self.lease));
+        let admitted = Admitted { generation, lease };
+        if generation == NO_GENERATION {
             return;
         }
         let counts = self.breaker.counts(now);
@@ -487,7 +509,7 @@ pub(crate) enum Ended {
 
 impl Drop for Permit<'_> {
     fn drop(&mut self) {
-        if self.told {
+        if self.lease == TOLD {
             return;
         }
         let now = clock::now();

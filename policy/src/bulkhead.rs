@@ -12,11 +12,25 @@ pub(crate) struct Bulkhead {
 
 /// The right to have one attempt in flight; dropping it lets the next one in.
 #[derive(Debug)]
-pub(crate) struct Place<'a>(#[allow(dead_code)] Option<SemaphorePermit<'a>>);
+pub(crate) struct Place<'a>(Option<&'a Semaphore>);
 
-impl Place<'_> {
+impl<'a> Place<'a> {
     pub(crate) const fn free() -> Self {
         Self(None)
+    }
+
+    /// Half the size of tokio's permit, since it sits in every call's future.
+    fn of(places: &'a Semaphore, permit: SemaphorePermit<'_>) -> Self {
+        permit.forget();
+        Self(Some(places))
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        if let Some(places) = self.0 {
+            places.add_permits(1);
+        }
     }
 }
 
@@ -26,25 +40,31 @@ impl Bulkhead {
         Self { places: Semaphore::new(places.min(Semaphore::MAX_PERMITS)), max_wait }
     }
 
+    /// A place, if one is free.
+    pub(crate) fn enter_now(&self) -> Option<Place<'_>> {
+        let permit = self.places.try_acquire().ok()?;
+        Some(Place::of(&self.places, permit))
+    }
+
     /// A place, or `None` when the wait or the deadline is over. Callers are served in turn.
     pub(crate) async fn enter(&self, end: Instant) -> Option<Place<'_>> {
-        if let Ok(place) = self.places.try_acquire() {
-            return Some(Place(Some(place)));
+        if let Some(place) = self.enter_now() {
+            return Some(place);
         }
         let wait = self.max_wait.min(end.since(clock::now()));
         if wait.is_zero() || !clock::has_timer() {
             return None;
         }
         let place = tokio::time::timeout(wait, self.places.acquire()).await.ok()?;
-        place.ok().map(|place| Place(Some(place)))
+        place.ok().map(|permit| Place::of(&self.places, permit))
     }
 
     /// [`Self::enter`] for a thread: it looks again every millisecond.
     pub(crate) fn enter_blocking(&self, end: Instant) -> Option<Place<'_>> {
         let until = clock::now().after(self.max_wait).min(end);
         loop {
-            if let Ok(place) = self.places.try_acquire() {
-                return Some(Place(Some(place)));
+            if let Some(place) = self.enter_now() {
+                return Some(place);
             }
             if clock::now() >= until {
                 return None;

@@ -49,8 +49,7 @@ type If<'p, V> = Box<dyn Fn(&V) -> bool + Send + Sync + 'p>;
 #[must_use = "nothing happens until it is called"]
 pub struct Call<'p, T, E> {
     policy: &'p Policy,
-    name: &'static str,
-    idempotency: Idempotency,
+    operation: Operation,
     retry_if: Option<If<'p, E>>,
     retry_if_value: Option<If<'p, T>>,
 }
@@ -59,23 +58,24 @@ impl<T, E> fmt::Debug for Call<'_, T, E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Call")
             .field("policy", &self.policy.name())
-            .field("name", &self.name)
-            .field("idempotency", &self.idempotency)
+            .field("name", &self.operation.name())
+            .field("idempotency", &self.operation.idempotency())
             .finish_non_exhaustive()
     }
 }
 
 impl<'p, T, E> Call<'p, T, E> {
     pub(crate) const fn new(policy: &'p Policy, name: &'static str) -> Self {
-        let idempotency = Idempotency::Safe;
-        Self { policy, name, idempotency, retry_if: None, retry_if_value: None }
+        let operation = Operation::new(name, Idempotency::Safe);
+        Self { policy, operation, retry_if: None, retry_if_value: None }
     }
 
     /// Whether doing it twice is the same as once. Default: yes, or nobody would hand it to a
     /// policy that repeats. `false`: only what was never sent is repeated, and an error that does
     /// not say so leaves the outcome unknown.
     pub const fn idempotent(mut self, idempotent: bool) -> Self {
-        self.idempotency = if idempotent { Idempotency::Safe } else { Idempotency::Unsafe };
+        let idempotency = if idempotent { Idempotency::Safe } else { Idempotency::Unsafe };
+        self.operation = Operation::new(self.operation.name(), idempotency);
         self
     }
 
@@ -92,10 +92,6 @@ impl<'p, T, E> Call<'p, T, E> {
         self.retry_if_value = Some(Box::new(retry));
         self
     }
-
-    const fn named(&self) -> Operation {
-        Operation::new(self.name, self.idempotency)
-    }
 }
 
 impl<T, E: 'static> Call<'_, T, E> {
@@ -111,7 +107,7 @@ impl<T, E: 'static> Call<'_, T, E> {
         F: FnMut() -> Fut,
         Fut: Future<Output = Result<T, E>>,
     {
-        retry::drive(&self.policy.0, self.named(), |_| operation(), &self).await
+        retry::drive(&self.policy.0, &self.operation, |_| operation(), &self).await
     }
 
     /// Runs it, and answers a failure with what `fallback` makes of it.
@@ -153,7 +149,7 @@ impl<T, E: 'static> Call<'_, T, E> {
         self,
         mut operation: impl FnMut() -> Result<T, E>,
     ) -> Result<T, CallError<E>> {
-        retry::drive_blocking(&self.policy.0, self.named(), |_, _| Some(operation()), &self)
+        retry::drive_blocking(&self.policy.0, &self.operation, |_, _| Some(operation()), &self)
     }
 
     /// Runs a closure that blocks, on threads of its own; as [`Policy::call_blocking_detached`].
@@ -172,7 +168,8 @@ impl<T, E: 'static> Call<'_, T, E> {
             let work = Arc::clone(&operation);
             let scope = Scope { deadline: limit, ..Scope::NONE };
             let worker = move || {
-                let _ = done.send(scope.enter(|| work()));
+                let inside = scope.enter();
+                let _ = done.send((work(), inside.leave()));
             };
             let name = "mainstay-blocking".to_owned();
             if std::thread::Builder::new().name(name).spawn(worker).is_err() {
@@ -193,7 +190,7 @@ impl<T, E: 'static> Call<'_, T, E> {
                 Err(RecvTimeoutError::Disconnected | RecvTimeoutError::Timeout) => None,
             }
         };
-        retry::drive_blocking(&self.policy.0, self.named(), attempt, &self)
+        retry::drive_blocking(&self.policy.0, &self.operation, attempt, &self)
     }
 }
 
@@ -203,7 +200,7 @@ fn fell_back(policy: &Policy) {
 }
 
 /// A user's error: he decides first, then what this crate knows of its type.
-impl<T, E: 'static> Judge<T, E> for Call<'_, T, E> {
+impl<T, E: 'static> Judge<T, E> for &Call<'_, T, E> {
     fn error(&self, error: &E, operation: &Operation) -> Judged {
         let repeat = self.retry_if.as_ref().map(|retry| retry(error));
         let verdict = match repeat {
@@ -242,6 +239,7 @@ impl<T, E: Classify + std::error::Error> Judge<T, E> for ByClassify {
         Judged { verdict, repeat: None, code: error.code() }
     }
 
+    #[inline]
     fn refuses(&self, _: &T) -> bool {
         false
     }

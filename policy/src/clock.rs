@@ -63,10 +63,15 @@ pub(crate) fn nanos(length: Duration) -> u64 {
 }
 
 #[cfg(not(any(test, feature = "test-util")))]
+#[inline]
 pub(crate) fn now() -> Instant {
-    static START: LazyLock<quanta::Instant> = LazyLock::new(quanta::Instant::now);
-    let now = quanta::Instant::now();
-    Instant(nanos(now.saturating_duration_since(*START)))
+    static CLOCK: LazyLock<(quanta::Clock, u64)> = LazyLock::new(|| {
+        let clock = quanta::Clock::new();
+        let start = clock.raw();
+        (clock, start)
+    });
+    let (clock, start) = &*CLOCK;
+    Instant(clock.delta_as_nanos(*start, clock.raw()))
 }
 
 #[cfg(any(test, feature = "test-util"))]
@@ -112,5 +117,6 @@ pub(crate) async fn sleep(duration: Duration) {
 
 /// Tokio panics without a runtime; a driver says what is wrong in its own error.
 pub(crate) fn has_timer() -> bool {
-    tokio::runtime::Handle::try_current().is_ok()
+    // A task has a runtime, and its number costs nothing: the handle is counted by all threads.
+    tokio::task::try_id().is_some() || tokio::runtime::Handle::try_current().is_ok()
 }

@@ -55,12 +55,13 @@ impl Deadline {
     /// a policy end by it; other code may ask for [`Deadline::current`]. The work itself is not
     /// cut off.
     pub fn scope<F: Future>(self, work: F) -> impl Future<Output = F::Output> {
-        Scoped { scope: Scope { deadline: self.0, handled: false, unknown: false }, work }
+        Scoped { scope: Scope { deadline: self.0, ..Scope::NONE }, work }
     }
 
     /// [`Deadline::scope`] for a closure that blocks.
     pub fn scope_blocking<T>(self, work: impl FnOnce() -> T) -> T {
-        Scope { deadline: self.0, handled: false, unknown: false }.enter(work).0
+        let _inside = Scope { deadline: self.0, ..Scope::NONE }.enter();
+        work()
     }
 }
 
@@ -77,38 +78,79 @@ pub(crate) struct Scope {
 impl Scope {
     pub(crate) const NONE: Self = Self { deadline: Instant::NEVER, handled: false, unknown: false };
 
+    #[inline]
     pub(crate) fn current() -> Self {
-        CURRENT.get()
+        CURRENT.with(Current::get)
     }
 
     /// Tells the attempt around this call how the call ended.
     pub(crate) fn mark(handled: bool, unknown: bool) {
-        let now = CURRENT.get();
-        CURRENT.set(Self {
-            handled: now.handled || handled,
-            unknown: now.unknown || unknown,
-            ..now
+        CURRENT.with(|current| {
+            current.handled.set(current.handled.get() || handled);
+            current.unknown.set(current.unknown.get() || unknown);
         });
     }
 
-    /// Runs `work` inside, and says what was marked meanwhile.
-    pub(crate) fn enter<R>(self, work: impl FnOnce() -> R) -> (R, Self) {
-        // Given back also when the work panics.
-        struct Around(Scope);
-        impl Drop for Around {
-            fn drop(&mut self) {
-                CURRENT.set(self.0);
-            }
-        }
-        let around = Around(CURRENT.get());
-        CURRENT.set(Self { deadline: self.deadline.min(around.0.deadline), ..self });
-        let result = work();
-        (result, CURRENT.get())
+    /// Surrounds what follows, until the guard goes.
+    #[inline]
+    pub(crate) fn enter(self) -> Entered {
+        CURRENT.with(|current| {
+            let around = current.get();
+            current.set(Self { deadline: self.deadline.min(around.deadline), ..self });
+            Entered(around)
+        })
+    }
+}
+
+/// Gives the scope around it back, also when the work panics.
+pub(crate) struct Entered(Scope);
+
+impl Entered {
+    /// What was marked meanwhile.
+    #[inline]
+    pub(crate) fn leave(self) -> Scope {
+        Scope::current()
+    }
+}
+
+impl Drop for Entered {
+    #[inline]
+    fn drop(&mut self) {
+        CURRENT.with(|current| current.set(self.0));
+    }
+}
+
+/// A [`Scope`] that can be changed. Its fields are cells of their own, because a whole one would be
+/// copied in one piece: a load that spans stores of a moment ago waits 10 ns for them.
+struct Current {
+    deadline: Cell<Instant>,
+    handled: Cell<bool>,
+    unknown: Cell<bool>,
+}
+
+impl Current {
+    #[inline]
+    fn get(&self) -> Scope {
+        let (deadline, handled) = (self.deadline.get(), self.handled.get());
+        Scope { deadline, handled, unknown: self.unknown.get() }
+    }
+
+    #[inline]
+    fn set(&self, to: Scope) {
+        self.deadline.set(to.deadline);
+        self.handled.set(to.handled);
+        self.unknown.set(to.unknown);
     }
 }
 
 thread_local! {
-    static CURRENT: Cell<Scope> = const { Cell::new(Scope::NONE) };
+    static CURRENT: Current = const {
+        Current {
+            deadline: Cell::new(Instant::NEVER),
+            handled: Cell::new(false),
+            unknown: Cell::new(false),
+        }
+    };
 }
 
 pin_project! {
@@ -125,7 +167,9 @@ impl<F: Future> Future for Scoped<F> {
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
         let this = self.project();
         // What a call in here could not do is also true of the attempt around the scope.
-        let (polled, seen) = this.scope.enter(|| this.work.poll(cx));
+        let inside = this.scope.enter();
+        let polled = this.work.poll(cx);
+        let seen = inside.leave();
         if seen.handled || seen.unknown {
             Scope::mark(seen.handled, seen.unknown);
         }

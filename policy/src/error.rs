@@ -12,6 +12,7 @@ use crate::{
 };
 use serde::Serialize;
 use std::{
+    any::Any,
     error::Error as StdError,
     fmt,
     sync::Arc,
@@ -373,13 +374,20 @@ impl Error {
     where
         E: StdError + Send + Sync + 'static,
     {
+        Self::named(format!("{dependency}: {operation} {error}"), error)
+    }
+
+    fn named<E>(context: String, error: CallError<E>) -> Self
+    where
+        E: StdError + Send + Sync + 'static,
+    {
         let kind = match &error {
             CallError::Rejected { .. } => ErrorKind::Rejected,
             CallError::Stopped { .. } => ErrorKind::Stopped,
             CallError::Backend { .. } => ErrorKind::Backend,
         };
         Self(Box::new(Inner {
-            context: format!("{dependency}: {operation} {error}"),
+            context,
             kind,
             decider: error.decider(),
             attempts: error.attempts(),
@@ -526,6 +534,28 @@ impl Error {
     }
 }
 
+/// What the policy decided, with the operation's error as its source. Where the operation's own
+/// answer decided, and that is an [`Error`] of a client called in it, what that one says stands.
+impl<E> From<CallError<E>> for Error
+where
+    E: StdError + Send + Sync + 'static,
+{
+    fn from(error: CallError<E>) -> Self {
+        let answer: Option<&Self> = match &error {
+            CallError::Backend { error, .. } => (error as &dyn Any).downcast_ref(),
+            _ => None,
+        };
+        let answer = answer.map(|answer| (answer.kind(), answer.decider(), answer.retry_after()));
+        let mut own = Self::named(format!("call {error}"), error);
+        if let Some((kind, decider, retry_after)) = answer {
+            own.0.kind = kind;
+            own.0.decider = decider;
+            own.0.retry_after = own.0.retry_after.or(retry_after);
+        }
+        own
+    }
+}
+
 impl From<ConfigError> for Error {
     fn from(error: ConfigError) -> Self {
         Self::config(error)
@@ -572,3 +602,6 @@ pub fn report(error: &Error) -> impl fmt::Display + '_ {
     }
     Report(error)
 }
+
+#[cfg(test)]
+mod tests;

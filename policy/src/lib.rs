@@ -15,6 +15,9 @@
 //! | `registry`, `health`, `config`, `runtime` | names, views, settings, one pool per runtime |
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
+#[cfg(feature = "macros")]
+#[doc(hidden)]
+pub mod __private;
 mod attempt;
 mod backoff;
 mod breaker;
@@ -50,6 +53,13 @@ pub use context::{ContextBuilder, ResilientContext};
 pub use deadline::Deadline;
 pub use error::{CallError, Cause, ConfigError, Decider, Error, ErrorKind, report};
 pub use event::{Event, Observer, Subscription, observe};
+#[cfg(feature = "macros")]
+#[doc(inline)]
+pub use mainstay_macros::{
+    policy_api_resilient as api_resilient, policy_cache_resilient as cache_resilient,
+    policy_database_resilient as database_resilient, policy_file_resilient as file_resilient,
+    policy_ml_resilient as ml_resilient, policy_resilient as resilient,
+};
 pub use health::{BreakerHealth, Health, HealthStatus, ResilienceHealth, get_resilience_health};
 pub use hedge::Hedge;
 pub use policy::{BreakGrowth, Kind, Mode, Policy, PolicyBuilder};

@@ -18,7 +18,7 @@ use std::{
     time::Duration,
 };
 pub(crate) use window::LONGEST as LONGEST_WINDOW;
-use window::Ring;
+use window::{Ring, Total};
 
 const MOST_SHARDS: usize = 16;
 /// So many answers make a median worth keeping for a second.
@@ -57,8 +57,9 @@ pub(crate) fn share(part: u64, whole: u64) -> f64 {
 #[derive(Debug, Default)]
 #[repr(align(128))] // Two lines: processors fetch them in pairs.
 struct Shard {
-    answered: Ring,
-    answers: AtomicU64,
+    answered: Total,
+    /// Answers that belong to no window.
+    late: AtomicU64,
     blocked: AtomicU64,
     latencies: Latencies,
 }
@@ -88,18 +89,18 @@ impl Meter {
     /// One answer. `in_window`: it belongs to the breaker's present state.
     #[inline]
     pub(crate) fn answered(&self, now: Instant, took: u64, in_window: bool) -> Noted {
-        let shard = self.shard();
-        let mut new_second = false;
-        if in_window {
-            let added = shard.answered.add(now.second());
-            new_second = added.first;
-            if added.met_another {
-                self.spread();
-            }
+        let (shard, second) = (self.shard(), now.second());
+        let begins = !shard.answered.is_in(second) && shard.begin(second);
+        shard.latencies.add(second, took);
+        if !in_window {
+            shard.late.fetch_add(1, Relaxed);
+            return Noted::Nothing;
         }
-        shard.latencies.add(now.second(), took);
-        let before = shard.answers.fetch_add(1, Relaxed);
-        if new_second || before < ENOUGH {
+        let added = shard.answered.add();
+        if added.met_another {
+            self.spread();
+        }
+        if begins || added.before < ENOUGH {
             return self.take_median();
         }
         Noted::Nothing
@@ -126,7 +127,7 @@ impl Meter {
     pub(crate) fn counts(&self, now: Instant, seconds: u32) -> Counts {
         let sum = |ring: &Ring| ring.sum(now.second(), seconds);
         Counts {
-            answered: self.shards().map(|shard| sum(&shard.answered)).sum(),
+            answered: self.shards().map(|shard| shard.answered.sum(now.second(), seconds)).sum(),
             failed: sum(&self.failed),
             slow: sum(&self.slow),
             cut: sum(&self.cut),
@@ -143,7 +144,7 @@ impl Meter {
 
     /// Answers since the start: for each operation that succeeded there is exactly one.
     pub(crate) fn answers(&self) -> u64 {
-        self.shards().map(|shard| shard.answers.load(Relaxed)).sum()
+        self.shards().map(|shard| shard.answered.all() + shard.late.load(Relaxed)).sum()
     }
 
     pub(crate) fn blocked_total(&self) -> u64 {
@@ -200,6 +201,18 @@ impl Meter {
         if (mask + 1) * 2 <= most {
             let _ = self.mask.compare_exchange(mask, mask * 2 + 1, Relaxed, Relaxed);
         }
+    }
+}
+
+impl Shard {
+    /// The first answer of a second.
+    #[cold]
+    fn begin(&self, second: u32) -> bool {
+        let begins = self.answered.begin(second);
+        if begins {
+            self.latencies.begin(second);
+        }
+        begins
     }
 }
 

@@ -101,17 +101,10 @@ pub(crate) struct Tuning {
 pub(crate) struct Limits {
     /// In nanoseconds; the largest value stands for "none".
     pub(crate) timeout: u64,
-    pub(crate) deadline: u64,
-    pub(crate) attempts: u32,
-    /// More than one attempt is allowed, whatever this call's state of the breaker says.
-    pub(crate) owns_retries: bool,
-    pub(crate) guarded: bool,
-    pub(crate) observe: bool,
-    hedged: bool,
-    placed: bool,
+    rest: u64,
 }
 
-/// [`Limits`] in atomics: three plain loads for each call.
+/// [`Limits`] and the deadline in atomics: three plain loads for each call.
 #[derive(Debug)]
 struct LimitCells {
     timeout: AtomicU64,
@@ -154,19 +147,39 @@ impl LimitCells {
 
     #[inline]
     fn load(&self) -> Limits {
-        let rest = self.rest.load(Relaxed);
-        #[allow(clippy::cast_possible_truncation)] // The lower half.
-        let attempts = rest as u32;
-        Limits {
-            timeout: self.timeout.load(Relaxed),
-            deadline: self.deadline.load(Relaxed),
-            attempts,
-            owns_retries: attempts > 1,
-            guarded: rest & GUARDED != 0,
-            observe: rest & OBSERVE != 0,
-            hedged: rest & HEDGED != 0,
-            placed: rest & PLACED != 0,
-        }
+        Limits { timeout: self.timeout.load(Relaxed), rest: self.rest.load(Relaxed) }
+    }
+}
+
+impl Limits {
+    #[allow(clippy::cast_possible_truncation)] // The lower half.
+    pub(crate) const fn attempts(self) -> u32 {
+        self.rest as u32
+    }
+
+    /// More than one attempt is allowed, whatever this call's state of the breaker says.
+    pub(crate) const fn owns_retries(self) -> bool {
+        self.attempts() > 1
+    }
+
+    #[inline]
+    pub(crate) const fn guarded(self) -> bool {
+        self.rest & GUARDED != 0
+    }
+
+    #[inline]
+    pub(crate) const fn observe(self) -> bool {
+        self.rest & OBSERVE != 0
+    }
+
+    pub(crate) const fn placed(self) -> bool {
+        self.rest & PLACED != 0
+    }
+
+    /// No attempt has to wait for a place, and none is raced.
+    #[inline]
+    pub(crate) const fn is_plain(self) -> bool {
+        self.rest & (PLACED | HEDGED) == 0
     }
 }
 
@@ -189,6 +202,11 @@ impl Inner {
     #[inline]
     pub(crate) fn limits(&self) -> Limits {
         self.limits.load()
+    }
+
+    #[inline]
+    pub(crate) fn deadline(&self) -> u64 {
+        self.limits.deadline.load(Relaxed)
     }
 
     pub(crate) fn tuning(&self) -> Arc<Tuning> {
@@ -218,22 +236,11 @@ impl Inner {
     }
 
     /// When a second copy of this operation follows.
-    #[inline]
-    pub(crate) fn hedge_after(
-        &self,
-        limits: &Limits,
-        operation: &Operation,
-        probe: bool,
-    ) -> Option<Duration> {
-        if !limits.hedged || probe {
+    pub(crate) fn hedge_after(&self, limits: Limits, operation: &Operation) -> Option<Duration> {
+        const ENOUGH: u64 = 20;
+        if limits.rest & HEDGED == 0 {
             return None;
         }
-        self.hedge_after_cold(operation)
-    }
-
-    #[cold]
-    fn hedge_after_cold(&self, operation: &Operation) -> Option<Duration> {
-        const ENOUGH: u64 = 20;
         if matches!(operation.idempotency(), Idempotency::Unsafe) {
             return None;
         }
@@ -244,6 +251,20 @@ impl Inner {
                 (meter.answers() >= ENOUGH).then(|| meter.quantile(0.95)).flatten()
             }
         }
+    }
+
+    /// A place without a wait; `None` if there is none, or a second copy may follow.
+    pub(crate) fn place_now(&self, limits: Limits) -> Option<Place<'_>> {
+        if limits.rest & HEDGED != 0 {
+            return None;
+        }
+        // The rate comes last here, since what it has let pass cannot be given back.
+        let place = match &self.bulkhead {
+            None => Place::free(),
+            Some(bulkhead) => bulkhead.enter_now()?,
+        };
+        let passes = self.rate_limit.as_ref().is_none_or(|limit| limit.pass_now());
+        passes.then_some(place)
     }
 
     /// Rate limit, then bulkhead; `Err` says who refused and when it may be worth trying again.
@@ -271,13 +292,6 @@ impl Inner {
             None => Ok(Place::free()),
             Some(bulkhead) => bulkhead.enter_blocking(end).ok_or((Decider::Bulkhead, None)),
         }
-    }
-}
-
-impl Limits {
-    #[inline]
-    pub(crate) const fn placed(&self) -> bool {
-        self.placed
     }
 }
 
@@ -347,14 +361,7 @@ impl Policy {
     }
 
     fn of_kind(kind: Kind, name: &str) -> Self {
-        let builder = Self::builder(kind, format!("{}:{name}", kind.name()));
-        match builder.clone().build() {
-            Ok(policy) => policy,
-            Err(error) => {
-                tracing::warn!(%error, "settings cannot be used; going on with the defaults");
-                builder.without_settings()
-            }
-        }
+        Self::builder(kind, format!("{}:{name}", kind.name())).build_or_defaults()
     }
 
     /// The dependency's name.
@@ -412,17 +419,17 @@ impl Policy {
     ///
     /// # Cancel safety
     /// Dropping the future drops the attempt in flight and gives its probe, place and tokens back.
-    pub async fn run<T, E, F, Fut>(
+    pub fn run<T, E, F, Fut>(
         &self,
         operation: &Operation,
         attempt: F,
-    ) -> Result<T, CallError<E>>
+    ) -> impl Future<Output = Result<T, CallError<E>>>
     where
         E: Classify + std::error::Error,
         F: FnMut(Attempt) -> Fut,
         Fut: Future<Output = Result<T, E>>,
     {
-        retry::drive(&self.0, *operation, attempt, &call::ByClassify).await
+        retry::drive(&self.0, operation, attempt, call::ByClassify)
     }
 
     /// Runs a user's own operation, which may be repeated: an error counts as transient, unless it

@@ -37,6 +37,10 @@ impl RateLimit {
         Some(Self { limiter: RateLimiter::direct_with_clock(quota, Ours), max_wait })
     }
 
+    pub(crate) fn pass_now(&self) -> bool {
+        self.limiter.check().is_ok()
+    }
+
     /// `Err` is the wait that would be too long.
     pub(crate) async fn pass(&self, end: Instant) -> Result<(), Duration> {
         while let Some(wait) = self.wait(end)? {

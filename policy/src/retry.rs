@@ -15,7 +15,7 @@ use crate::{
     event::{self, Event},
     hedge,
     policy::{Inner, Limits},
-    timeout::Bounded,
+    timeout::{Bounded, End},
 };
 use std::{
     future::Future,
@@ -37,10 +37,10 @@ pub(crate) trait Judge<T, E> {
     fn refuses(&self, value: &T) -> bool;
 }
 
-/// One call, from its admission to its end.
+/// One call, from its admission to its end. Small, since it sits in every call's future.
 pub(crate) struct Run<'p> {
     policy: &'p Inner,
-    operation: Operation,
+    operation: &'p Operation,
     permit: Permit<'p>,
     limits: Limits,
     started: Instant,
@@ -49,12 +49,30 @@ pub(crate) struct Run<'p> {
     number: u32,
     /// The deadline comes before this attempt's own limit.
     cut_short: bool,
-    /// The wait before this attempt.
-    waited: Duration,
     /// Of the last attempt that says anything about the dependency.
     outcome: Outcome,
     /// Some attempt may have happened.
     unknown: bool,
+}
+
+/// What an attempt failed with; with nothing, when its time ran out.
+type Last<T, E> = Option<Result<T, E>>;
+
+/// What a call gives.
+type Answer<T, E> = Result<T, CallError<E>>;
+
+/// What follows an attempt.
+enum Step<'p, T, E> {
+    End(Answer<T, E>),
+    Again(Run<'p>, Retry<'p, T, E>),
+}
+
+/// A retry that is to come, and what to say if it does not.
+struct Retry<'p, T, E> {
+    delay: Duration,
+    paid: Option<Paid<'p>>,
+    failed: Failed,
+    last: Last<T, E>,
 }
 
 enum Next<'p> {
@@ -75,19 +93,19 @@ pub(crate) struct Failed {
 
 impl<'p> Run<'p> {
     /// Admission: the deadline has not passed, and the breaker is not open.
-    #[inline]
-    pub(crate) fn begin<E>(policy: &'p Inner, operation: Operation) -> Result<Self, CallError<E>> {
+    #[inline(always)] // A run that is returned is copied, which costs as much as all the rest.
+    fn begin<E>(policy: &'p Inner, operation: &'p Operation) -> Result<Self, CallError<E>> {
         let started = clock::now();
-        let mut limits = policy.limits();
-        let around = if limits.observe { Instant::NEVER } else { Scope::current().deadline };
-        let end = started.after_nanos(limits.deadline).min(around);
+        let limits = policy.limits();
+        let around = if limits.observe() { Instant::NEVER } else { Scope::current().deadline };
+        let end = started.after_nanos(policy.deadline()).min(around);
         if end <= started {
             return Err(refused(policy, operation, Decider::Deadline, None));
         }
-        let permit = if limits.guarded {
+        let permit = if limits.guarded() {
             match policy.breaker.admit(started) {
                 Ok(permit) => permit,
-                Err(refusal) if limits.observe => {
+                Err(refusal) if limits.observe() => {
                     observed(policy, operation, &refusal);
                     policy.breaker.unguarded()
                 }
@@ -96,9 +114,8 @@ impl<'p> Run<'p> {
         } else {
             policy.breaker.unguarded()
         };
-        if permit.is_probe() {
-            limits.attempts = 1;
-        }
+        let (outcome, unknown) = (Outcome::Neutral, false);
+        let (number, cut_short) = (1, false);
         Ok(Self {
             policy,
             operation,
@@ -106,11 +123,10 @@ impl<'p> Run<'p> {
             limits,
             started,
             end,
-            number: 1,
-            cut_short: false,
-            waited: Duration::ZERO,
-            outcome: Outcome::Neutral,
-            unknown: false,
+            number,
+            cut_short,
+            outcome,
+            unknown,
         })
     }
 
@@ -121,18 +137,47 @@ impl<'p> Run<'p> {
         let limit = now.after_nanos(self.limits.timeout);
         self.cut_short = self.end < limit;
         let limit = limit.min(self.end);
-        let time = (!limit.is_never()).then(|| limit.since(now));
-        (Attempt::new(self.number, time), limit)
+        let left = if limit.is_never() { u64::MAX } else { limit.nanos_since(now) };
+        (Attempt::new(self.number, left), limit)
     }
 
     #[inline]
-    fn succeed(self, now: Instant) {
-        let (operation, effect) = (self.operation, Effect::Transient);
-        self.permit.succeed(now, &|trip| cause(operation, trip, effect, None));
+    fn succeed(&mut self, now: Instant) {
+        let operation = self.operation;
+        self.permit.succeed(now, |trip| cause(operation, trip, Effect::Transient, None));
     }
 
-    /// Takes in a failed attempt and decides what follows.
-    fn failed(&mut self, failed: &Failed, now: Instant) -> Next<'p> {
+    /// Takes in how an attempt ended; `last` and `waited` are of the one before it.
+    fn take_in<T, E, J: Judge<T, E>>(
+        mut self,
+        end: End<Result<T, E>>,
+        (last, waited): (Last<T, E>, Duration),
+        judge: &J,
+        now: Instant,
+    ) -> Step<'p, T, E> {
+        let End { output, scope } = end;
+        let (failed, last) = match output {
+            Some(Ok(value)) if !judge.refuses(&value) => {
+                self.succeed(now);
+                return Step::End(Ok(value));
+            }
+            Some(Ok(value)) => (Failed::by_value(), Some(Ok(value))),
+            Some(Err(error)) => {
+                (Failed::by(judge.error(&error, self.operation), scope), Some(Err(error)))
+            }
+            None => (Failed::by_timeout(scope), last.filter(Result::is_err)),
+        };
+        match self.failed(&failed, waited, now) {
+            Next::Wait(delay, paid) => {
+                self.retrying(delay, failed.verdict.effect);
+                Step::Again(self, Retry { delay, paid, failed, last })
+            }
+            Next::Stop(by, wait) => Step::End(self.end(by, wait, failed, last, now)),
+        }
+    }
+
+    /// Takes in a failed attempt, which came after a wait of `waited`, and decides what follows.
+    fn failed(&mut self, failed: &Failed, waited: Duration, now: Instant) -> Next<'p> {
         let Failed { verdict, code, timed_out, .. } = failed;
         let counters = self.policy.breaker.counters();
         let (operation, effect) = (self.operation, verdict.effect);
@@ -155,10 +200,10 @@ impl<'p> Run<'p> {
             self.outcome = outcome;
         }
         self.unknown |= effect == Effect::Unknown;
-        self.decide(failed, now)
+        self.decide(failed, waited, now)
     }
 
-    fn decide(&mut self, failed: &Failed, now: Instant) -> Next<'p> {
+    fn decide(&self, failed: &Failed, waited: Duration, now: Instant) -> Next<'p> {
         let Failed { verdict, repeat, timed_out, handled, .. } = failed;
         let repeatable = match repeat {
             Some(repeat) => *repeat,
@@ -172,7 +217,9 @@ impl<'p> Run<'p> {
         if out_of_time || now >= self.end {
             return Next::Stop(Some(Decider::Deadline), None);
         }
-        if self.number >= self.limits.attempts {
+        // A sick dependency sees no burst of a probe.
+        let attempts = if self.permit.is_probe() { 1 } else { self.limits.attempts() };
+        if self.number >= attempts {
             let by = if *timed_out { Decider::Timeout } else { Decider::Retry };
             return Next::Stop(Some(by), None);
         }
@@ -181,7 +228,7 @@ impl<'p> Run<'p> {
         }
         let tuning = self.policy.tuning();
         let random = self.policy.random();
-        let mut delay = tuning.backoff.delay(self.number, self.waited, random);
+        let mut delay = tuning.backoff.delay(self.number, waited, random);
         if let Effect::Throttled { retry_after: Some(floor) } = verdict.effect {
             // Those that were told to wait alike should not come back alike.
             let spread = tuning.backoff.base_delay.min(floor / 8).mul_f64(random);
@@ -216,19 +263,25 @@ impl<'p> Run<'p> {
     }
 
     /// After the wait: others may have found the dependency dead meanwhile.
-    fn waited(&mut self, delay: Duration, paid: Option<Paid<'p>>, now: Instant) -> Next<'p> {
-        self.waited = delay;
-        match self.permit.gate(now) {
-            Err(refusal) => Next::Stop(Some(decider(&refusal)), refusal.retry_after),
-            Ok(()) if now >= self.end => Next::Stop(Some(Decider::Deadline), None),
-            Ok(()) => {
-                if let Some(paid) = paid {
-                    paid.spend();
-                }
-                self.number = self.number.saturating_add(1);
-                Next::Wait(Duration::ZERO, None)
-            }
+    fn waited<T, E>(
+        mut self,
+        retry: Retry<'p, T, E>,
+        now: Instant,
+    ) -> Result<(Self, Last<T, E>), Answer<T, E>> {
+        let Retry { paid, failed, last, .. } = retry;
+        let stopped = match self.permit.gate(now) {
+            Err(refusal) => Some((decider(&refusal), refusal.retry_after)),
+            Ok(()) if now >= self.end => Some((Decider::Deadline, None)),
+            Ok(()) => None,
+        };
+        if let Some((by, wait)) = stopped {
+            return Err(self.end(Some(by), wait, failed, last, now));
         }
+        if let Some(paid) = paid {
+            paid.spend();
+        }
+        self.number = self.number.saturating_add(1);
+        Ok((self, last))
     }
 
     /// The effect of the whole call: what may have happened in one attempt may have happened,
@@ -242,11 +295,29 @@ impl<'p> Run<'p> {
     }
 
     /// Closes the books of a call that did not succeed.
-    fn close(self, effect: Effect, code: Option<String>, now: Instant) -> (u32, Duration) {
+    fn close(mut self, effect: Effect, code: Option<String>, now: Instant) -> (u32, Duration) {
         let operation = self.operation;
-        Scope::mark(self.limits.owns_retries, effect == Effect::Unknown);
+        Scope::mark(self.limits.owns_retries(), effect == Effect::Unknown);
         self.permit.finish(self.outcome, now, &|trip| cause(operation, trip, effect, code.clone()));
         (self.number, now.since(self.started))
+    }
+
+    /// The last value that the caller wanted repeated is still his result when there is no other.
+    fn end<T, E>(
+        self,
+        by: Option<Decider>,
+        wait: Option<Duration>,
+        failed: Failed,
+        last: Last<T, E>,
+        now: Instant,
+    ) -> Answer<T, E> {
+        match last {
+            Some(Ok(value)) => {
+                self.close(failed.verdict.effect, failed.code, now);
+                Ok(value)
+            }
+            last => Err(self.stop(by, wait, failed, last.and_then(Result::err), now)),
+        }
     }
 
     fn stop<E>(
@@ -283,7 +354,7 @@ impl<'p> Run<'p> {
 
     /// Our own refusal of an attempt, by the rate limit or the bulkhead.
     fn refuse<E>(
-        self,
+        mut self,
         by: Decider,
         retry_after: Option<Duration>,
         last: Option<E>,
@@ -303,23 +374,72 @@ impl<'p> Run<'p> {
 }
 
 /// Runs futures.
-pub(crate) async fn drive<T, E, F, Fut, J>(
+///
+/// The first attempt runs in the caller's own future. What most calls never need lives on the heap,
+/// so that every call's future stays small: retries, races of two copies and the wait for a place.
+#[allow(clippy::manual_async_fn)] // An async fn has room for each argument twice.
+pub(crate) fn drive<T, E, F, Fut, J>(
     policy: &Inner,
-    operation: Operation,
+    operation: &Operation,
     mut attempt: F,
-    judge: &J,
-) -> Result<T, CallError<E>>
+    judge: J,
+) -> impl Future<Output = Answer<T, E>>
 where
     F: FnMut(Attempt) -> Fut,
     Fut: Future<Output = Result<T, E>>,
     J: Judge<T, E>,
 {
-    let mut run = Run::begin(policy, operation)?;
+    async move {
+        let mut run = Run::begin(policy, operation)?;
+        let place =
+            if run.limits.is_plain() { Some(Place::free()) } else { policy.place_now(run.limits) };
+        let Some(place) = place else {
+            return Box::pin(go_on(run, None, attempt, judge)).await;
+        };
+        let now = run.started;
+        let (this, limit) = run.next_attempt(now);
+        let end = Bounded::new(attempt(this), limit, now).await;
+        drop(place);
+        let now = clock::now();
+        let end = match end {
+            End { output: Some(Ok(value)), .. } if !judge.refuses(&value) => {
+                run.succeed(now);
+                return Ok(value);
+            }
+            end => end,
+        };
+        match run.take_in(end, (None, Duration::ZERO), &judge, now) {
+            Step::End(end) => end,
+            Step::Again(run, retry) => Box::pin(go_on(run, Some(retry), attempt, judge)).await,
+        }
+    }
+}
+
+async fn go_on<T, E, F, Fut, J>(
+    mut run: Run<'_>,
+    mut retry: Option<Retry<'_, T, E>>,
+    mut attempt: F,
+    judge: J,
+) -> Answer<T, E>
+where
+    F: FnMut(Attempt) -> Fut,
+    Fut: Future<Output = Result<T, E>>,
+    J: Judge<T, E>,
+{
     let mut now = run.started;
-    let mut last = None;
     loop {
+        let (mut last, mut waited) = (None, Duration::ZERO);
+        if let Some(retry) = retry {
+            waited = retry.delay;
+            clock::sleep(waited).await;
+            now = clock::now();
+            (run, last) = match run.waited(retry, now) {
+                Ok(on) => on,
+                Err(end) => return end,
+            };
+        }
         let place = if run.limits.placed() {
-            match policy.place(run.end).await {
+            match run.policy.place(run.end).await {
                 Ok(place) => {
                     now = clock::now();
                     place
@@ -334,61 +454,44 @@ where
         };
         let (this, limit) = run.next_attempt(now);
         let first = Bounded::new(attempt(this), limit, now);
-        let end = match policy.hedge_after(&run.limits, &run.operation, run.permit.is_probe()) {
+        let hedge = run.policy.hedge_after(run.limits, run.operation);
+        let end = match hedge.filter(|_| !run.permit.is_probe()) {
             None => first.await,
-            // A race is rare: its state lives on the heap, so that other calls stay small.
-            Some(delay) => {
-                Box::pin(hedge::race(&mut run, first, now, &mut attempt, delay, judge)).await
-            }
+            Some(delay) => hedge::race(&mut run, first, now, &mut attempt, delay, &judge).await,
         };
         drop(place);
         now = clock::now();
-        let failed = match end.output {
-            Some(Ok(value)) if !judge.refuses(&value) => {
-                run.succeed(now);
-                return Ok(value);
-            }
-            Some(Ok(value)) => {
-                last = Some(Ok(value));
-                Failed::by_value()
-            }
-            Some(Err(error)) => {
-                let failed = Failed::by(judge.error(&error, &run.operation), end.scope);
-                last = Some(Err(error));
-                failed
-            }
-            None => {
-                last = last.filter(Result::is_err);
-                Failed::by_timeout(end.scope)
-            }
+        (run, retry) = match run.take_in(end, (last, waited), &judge, now) {
+            Step::End(end) => return end,
+            Step::Again(run, next) => (run, Some(next)),
         };
-        let mut next = run.failed(&failed, now);
-        if let Next::Wait(delay, paid) = next {
-            run.retrying(delay, failed.verdict.effect);
-            clock::sleep(delay).await;
-            now = clock::now();
-            next = run.waited(delay, paid, now);
-        }
-        if let Next::Stop(by, wait) = next {
-            return end_of(run, by, wait, failed, last, now);
-        }
     }
 }
 
 /// Runs closures that block, on the caller's thread: time is checked between attempts.
 pub(crate) fn drive_blocking<T, E, J>(
     policy: &Inner,
-    operation: Operation,
+    operation: &Operation,
     mut attempt: impl FnMut(Attempt, Instant) -> Option<Result<T, E>>,
-    judge: &J,
-) -> Result<T, CallError<E>>
+    judge: J,
+) -> Answer<T, E>
 where
     J: Judge<T, E>,
 {
     let mut run = Run::begin(policy, operation)?;
     let mut now = run.started;
-    let mut last = None;
+    let mut retry: Option<Retry<'_, T, E>> = None;
     loop {
+        let (mut last, mut waited) = (None, Duration::ZERO);
+        if let Some(retry) = retry {
+            waited = retry.delay;
+            std::thread::sleep(waited);
+            now = clock::now();
+            (run, last) = match run.waited(retry, now) {
+                Ok(on) => on,
+                Err(end) => return end,
+            };
+        }
         let place = if run.limits.placed() {
             match policy.place_blocking(run.end) {
                 Ok(place) => {
@@ -405,56 +508,15 @@ where
         };
         let (this, limit) = run.next_attempt(now);
         let scope = Scope { deadline: limit, ..Scope::NONE };
-        let (result, scope) = scope.enter(|| attempt(this, limit));
+        let inside = scope.enter();
+        let output = attempt(this, limit);
+        let scope = inside.leave();
         drop(place);
         now = clock::now();
-        let failed = match result {
-            Some(Ok(value)) if !judge.refuses(&value) => {
-                run.succeed(now);
-                return Ok(value);
-            }
-            Some(Ok(value)) => {
-                last = Some(Ok(value));
-                Failed::by_value()
-            }
-            Some(Err(error)) => {
-                let failed = Failed::by(judge.error(&error, &run.operation), scope);
-                last = Some(Err(error));
-                failed
-            }
-            None => {
-                last = last.filter(Result::is_err);
-                Failed::by_timeout(scope)
-            }
+        (run, retry) = match run.take_in(End { output, scope }, (last, waited), &judge, now) {
+            Step::End(end) => return end,
+            Step::Again(run, next) => (run, Some(next)),
         };
-        let mut next = run.failed(&failed, now);
-        if let Next::Wait(delay, paid) = next {
-            run.retrying(delay, failed.verdict.effect);
-            std::thread::sleep(delay);
-            now = clock::now();
-            next = run.waited(delay, paid, now);
-        }
-        if let Next::Stop(by, wait) = next {
-            return end_of(run, by, wait, failed, last, now);
-        }
-    }
-}
-
-/// The last value that the caller wanted repeated is still his result when there is no other.
-fn end_of<T, E>(
-    run: Run<'_>,
-    by: Option<Decider>,
-    wait: Option<Duration>,
-    failed: Failed,
-    last: Option<Result<T, E>>,
-    now: Instant,
-) -> Result<T, CallError<E>> {
-    match last {
-        Some(Ok(value)) => {
-            run.close(failed.verdict.effect, failed.code, now);
-            Ok(value)
-        }
-        last => Err(run.stop(by, wait, failed, last.and_then(Result::err), now)),
     }
 }
 
@@ -484,7 +546,7 @@ fn decider(refusal: &Refusal) -> Decider {
     if refusal.isolated { Decider::Isolation } else { Decider::Breaker }
 }
 
-fn cause(operation: Operation, trip: Trip, effect: Effect, code: Option<String>) -> Cause {
+fn cause(operation: &Operation, trip: Trip, effect: Effect, code: Option<String>) -> Cause {
     Cause {
         reason: trip.words(),
         operation: operation.name(),
@@ -497,7 +559,7 @@ fn cause(operation: Operation, trip: Trip, effect: Effect, code: Option<String>)
 #[cold]
 fn refused<E>(
     policy: &Inner,
-    operation: Operation,
+    operation: &Operation,
     by: Decider,
     retry_after: Option<Duration>,
 ) -> CallError<E> {
@@ -510,7 +572,7 @@ fn refused<E>(
     CallError::Rejected { by, retry_after, cause: None }
 }
 
-fn refused_by_breaker<E>(policy: &Inner, operation: Operation, refusal: Refusal) -> CallError<E> {
+fn refused_by_breaker<E>(policy: &Inner, operation: &Operation, refusal: Refusal) -> CallError<E> {
     policy.breaker.meter().blocked();
     let by = decider(&refusal);
     let error = refused(policy, operation, by, refusal.retry_after);
@@ -523,7 +585,7 @@ fn refused_by_breaker<E>(policy: &Inner, operation: Operation, refusal: Refusal)
 }
 
 #[cold]
-fn observed(policy: &Inner, operation: Operation, refusal: &Refusal) {
+fn observed(policy: &Inner, operation: &Operation, refusal: &Refusal) {
     policy.breaker.meter().blocked();
     event::emit(|| Event::Rejected {
         dependency: policy.breaker.shared_name(),
@@ -549,8 +611,8 @@ impl Run<'_> {
         });
         self.number = self.number.saturating_add(1);
         let limit = now.after_nanos(self.limits.timeout).min(self.end);
-        let time = (!limit.is_never()).then(|| limit.since(now));
-        Some((Attempt::new(self.number, time), limit))
+        let left = if limit.is_never() { u64::MAX } else { limit.nanos_since(now) };
+        Some((Attempt::new(self.number, left), limit))
     }
 
     /// One copy failed while the other is still under way.
@@ -577,6 +639,6 @@ impl Run<'_> {
     }
 
     pub(crate) const fn operation(&self) -> &Operation {
-        &self.operation
+        self.operation
     }
 }

@@ -13,15 +13,14 @@ use std::{
 use tokio::time::Sleep;
 
 pin_project! {
-    /// An attempt that ends by `limit`, in a scope of its own.
+    /// An attempt in a scope of its own, which ends by the scope's deadline.
     pub(crate) struct Bounded<F> {
         #[pin]
         work: F,
         #[pin]
         timer: Option<Sleep>,
-        limit: Instant,
-        started: Instant,
         scope: Scope,
+        started: Instant,
     }
 }
 
@@ -33,38 +32,45 @@ pub(crate) struct End<T> {
 }
 
 impl<F: Future> Bounded<F> {
-    /// `limit` bounds this attempt, `deadline` is what nested calls see; `started` is now.
-    pub(crate) fn new(work: F, limit: Instant, started: Instant) -> Self {
+    /// `limit` bounds this attempt and the calls nested in it; `started` is now.
+    #[inline]
+    pub(crate) const fn new(work: F, limit: Instant, started: Instant) -> Self {
         let scope = Scope { deadline: limit, ..Scope::NONE };
-        Self { work, timer: None, limit, started, scope }
+        Self { work, timer: None, scope, started }
     }
 }
 
 impl<F: Future> Future for Bounded<F> {
     type Output = End<F::Output>;
 
+    #[inline]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<End<F::Output>> {
-        let mut this = self.project();
-        let (polled, scope) = this.scope.enter(|| this.work.poll(cx));
-        this.scope.handled = scope.handled;
-        this.scope.unknown = scope.unknown;
+        let this = self.project();
+        let inside = this.scope.enter();
+        let polled = this.work.poll(cx);
+        let scope = inside.leave();
         if let Poll::Ready(output) = polled {
             return Poll::Ready(End { output: Some(output), scope });
         }
-        if this.limit.is_never() {
-            return Poll::Pending;
+        (this.scope.handled, this.scope.unknown) = (scope.handled, scope.unknown);
+        if is_over(this.timer, this.scope.deadline, *this.started, cx) {
+            return Poll::Ready(End { output: None, scope });
         }
-        if this.timer.is_none() {
-            if !clock::has_timer() {
-                return Poll::Pending;
-            }
-            this.timer.set(Some(clock::sleep_until(*this.limit, *this.started)));
-        }
-        match this.timer.as_pin_mut().map(|timer| timer.poll(cx)) {
-            Some(Poll::Ready(())) => Poll::Ready(End { output: None, scope }),
-            _ => Poll::Pending,
-        }
+        Poll::Pending
     }
+}
+
+/// Arms the timer if need be, and asks it.
+fn is_over(
+    mut timer: Pin<&mut Option<Sleep>>,
+    limit: Instant,
+    started: Instant,
+    cx: &mut Context<'_>,
+) -> bool {
+    if timer.is_none() && !limit.is_never() && clock::has_timer() {
+        timer.set(Some(clock::sleep_until(limit, started)));
+    }
+    timer.as_pin_mut().is_some_and(|timer| timer.poll(cx).is_ready())
 }
 
 #[cfg(test)]

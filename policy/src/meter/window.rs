@@ -1,67 +1,150 @@
-//! A ring of one-second buckets. A bucket is one word, its second and its count, so that a reader
+//! Rings of one-second buckets. A bucket is one word, its second and its count, so that a reader
 //! never takes the count of one second for another's.
 
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{
+    AtomicU32, AtomicU64,
+    Ordering::{AcqRel, Acquire, Relaxed, Release},
+};
 
 /// A window is at most this long, less the second that is being written.
 pub(crate) const LONGEST: u32 = 60;
 const BUCKETS: usize = 64;
 const COUNT: u64 = 0xffff_ffff;
 
-#[derive(Debug)]
-pub(super) struct Ring([AtomicU64; BUCKETS]);
+type Buckets = [AtomicU64; BUCKETS];
 
-impl Default for Ring {
-    fn default() -> Self {
-        Self([const { AtomicU64::new(0) }; BUCKETS])
+const fn untouched() -> Buckets {
+    [const { AtomicU64::new(0) }; BUCKETS]
+}
+
+/// Seconds are stored from 1: an untouched bucket belongs to none.
+fn stamp(second: u32) -> u64 {
+    u64::from(second.wrapping_add(1)) << 32
+}
+
+/// The buckets of the last `seconds`, `second` included.
+fn window(buckets: &Buckets, second: u32, seconds: u32) -> impl Iterator<Item = u64> + use<'_> {
+    let newest = u64::from(second) + 1;
+    let oldest = newest.saturating_sub(u64::from(seconds.clamp(1, LONGEST)) - 1).max(1);
+    let values = buckets.iter().map(|bucket| bucket.load(Relaxed));
+    values.filter(move |value| (oldest..=newest).contains(&(value >> 32)))
+}
+
+fn clear(buckets: &Buckets) {
+    for bucket in buckets {
+        bucket.store(0, Relaxed);
     }
 }
 
-#[derive(Clone, Copy)]
-pub(super) struct Added {
-    /// It is the first of its second.
-    pub(super) first: bool,
-    /// Another thread wrote the same bucket in the same moment.
-    pub(super) met_another: bool,
+/// Counts what is rare, second by second.
+#[derive(Debug)]
+pub(super) struct Ring(Buckets);
+
+impl Default for Ring {
+    fn default() -> Self {
+        Self(untouched())
+    }
 }
 
 impl Ring {
-    #[inline]
-    pub(super) fn add(&self, second: u32) -> Added {
-        // Seconds are stored from 1: an untouched bucket belongs to none.
-        let stamp = u64::from(second.wrapping_add(1)) << 32;
-        let mut added = Added { first: false, met_another: false };
-        let Some(bucket) = self.0.get(second as usize % BUCKETS) else { return added };
+    pub(super) fn add(&self, second: u32) {
+        let stamp = stamp(second);
+        let Some(bucket) = self.0.get(second as usize % BUCKETS) else { return };
         let mut seen = bucket.load(Relaxed);
         loop {
             // A thread that read its clock long ago adds to what is there now.
-            added.first = seen & !COUNT < stamp;
-            let next = if added.first { stamp | 1 } else { seen + 1 };
+            let next = if seen & !COUNT < stamp { stamp | 1 } else { seen + 1 };
             match bucket.compare_exchange_weak(seen, next, Relaxed, Relaxed) {
-                Ok(_) => return added,
-                Err(now) => {
-                    added.met_another |= now != seen;
-                    seen = now;
-                }
+                Ok(_) => return,
+                Err(now) => seen = now,
             }
         }
     }
 
     /// What the last `seconds` hold, `second` included.
     pub(super) fn sum(&self, second: u32, seconds: u32) -> u64 {
-        let newest = u64::from(second) + 1;
-        let oldest = newest.saturating_sub(u64::from(seconds.clamp(1, LONGEST)) - 1);
-        let counts = self.0.iter().map(|bucket| {
-            let value = bucket.load(Relaxed);
-            if (oldest..=newest).contains(&(value >> 32)) { value & COUNT } else { 0 }
-        });
-        counts.sum()
+        window(&self.0, second, seconds).map(|value| value & COUNT).sum()
     }
 
     pub(super) fn clear(&self) {
-        for bucket in &self.0 {
-            bucket.store(0, Relaxed);
+        clear(&self.0);
+    }
+}
+
+/// Counts what is frequent: one counter, and for each second what it showed when that began.
+#[derive(Debug)]
+pub(super) struct Total {
+    count: AtomicU64,
+    /// The second that has begun last, from 1; 0 when none has.
+    second: AtomicU32,
+    starts: Buckets,
+}
+
+impl Default for Total {
+    fn default() -> Self {
+        Self { count: AtomicU64::new(0), second: AtomicU32::new(0), starts: untouched() }
+    }
+}
+
+#[derive(Clone, Copy)]
+pub(super) struct Added {
+    /// How many there were before.
+    pub(super) before: u64,
+    /// Another thread added in the same moment.
+    pub(super) met_another: bool,
+}
+
+impl Total {
+    /// Whether `second` is the one that was begun last.
+    #[inline]
+    pub(super) fn is_in(&self, second: u32) -> bool {
+        // Acquired: who adds in a second adds after its start was noted.
+        self.second.load(Acquire) == second.wrapping_add(1)
+    }
+
+    /// Notes the start of `second`; false when that, or a later one, has begun already.
+    pub(super) fn begin(&self, second: u32) -> bool {
+        let Some(start) = self.starts.get(second as usize % BUCKETS) else { return false };
+        let (seen, stamp) = (start.load(Acquire), stamp(second));
+        let value = stamp | self.count.load(Relaxed) & COUNT;
+        // A thread that read its clock long ago adds to the second that is there now.
+        if seen >= stamp || start.compare_exchange(seen, value, AcqRel, Acquire).is_err() {
+            return false;
         }
+        self.second.store(second.wrapping_add(1), Release);
+        true
+    }
+
+    #[inline]
+    pub(super) fn add(&self) -> Added {
+        let mut added = Added { before: self.count.load(Relaxed), met_another: false };
+        loop {
+            let next = added.before.wrapping_add(1);
+            match self.count.compare_exchange_weak(added.before, next, Relaxed, Relaxed) {
+                Ok(_) => return added,
+                Err(now) => {
+                    added.met_another |= now != added.before;
+                    added.before = now;
+                }
+            }
+        }
+    }
+
+    /// All that were ever added.
+    pub(super) fn all(&self) -> u64 {
+        self.count.load(Relaxed)
+    }
+
+    /// What the last `seconds` hold, `second` included.
+    pub(super) fn sum(&self, second: u32, seconds: u32) -> u64 {
+        let Some(first) = window(&self.starts, second, seconds).min() else { return 0 };
+        // In 32 bits, which no window fills.
+        self.all().wrapping_sub(first) & COUNT
+    }
+
+    pub(super) fn clear(&self) {
+        clear(&self.starts);
+        self.second.store(0, Release);
     }
 }
 
@@ -72,29 +155,51 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_ring_sums_what_a_log_of_every_call_sums(
+        fn windows_sum_what_a_log_of_every_call_sums(
             steps in prop::collection::vec((0_u32..30, 0_u32..5), 1..100),
             seconds in 1_u32..=60,
         ) {
-            let (ring, mut log, mut second) = (Ring::default(), Vec::new(), 0);
+            let (ring, total) = (Ring::default(), Total::default());
+            let (mut log, mut second) = (Vec::new(), 0);
             for (step, calls) in steps {
                 second += step;
                 for _ in 0..calls {
                     ring.add(second);
+                    if !total.is_in(second) {
+                        total.begin(second);
+                    }
+                    total.add();
                     log.push(second);
                 }
-                let naive = log.iter().filter(|then| second - **then < seconds).count();
-                prop_assert_eq!(ring.sum(second, seconds), naive as u64);
+                let naive = log.iter().filter(|then| second - **then < seconds).count() as u64;
+                prop_assert_eq!(ring.sum(second, seconds), naive);
+                prop_assert_eq!(total.sum(second, seconds), naive);
+                prop_assert_eq!(total.all(), log.len() as u64);
             }
         }
     }
 
     #[test]
+    fn what_was_cleared_counts_no_more_and_what_follows_does() {
+        let total = Total::default();
+        total.begin(7);
+        total.add();
+        total.clear();
+        assert_eq!((total.sum(7, 10), total.is_in(7)), (0, false));
+        assert!(total.begin(7));
+        total.add();
+        assert_eq!((total.sum(7, 10), total.all()), (1, 2));
+        assert!(!total.begin(7), "it has begun");
+    }
+
+    #[test]
     fn the_ends_of_time_do_not_panic() {
-        let ring = Ring::default();
-        ring.add(0);
-        assert_eq!(ring.sum(0, 60), 1);
-        ring.add(u32::MAX - 1);
-        assert_eq!(ring.sum(u32::MAX - 1, 0), 1);
+        let (ring, total) = (Ring::default(), Total::default());
+        for second in [0, u32::MAX - 1] {
+            ring.add(second);
+            total.begin(second);
+            total.add();
+            assert_eq!((ring.sum(second, 60), total.sum(second, 0)), (1, 1));
+        }
     }
 }

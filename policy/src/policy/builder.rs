@@ -178,8 +178,22 @@ impl PolicyBuilder {
         Ok(self.finish(&overrides, tuning, settings.enabled()))
     }
 
+    /// Builds the policy whatever the settings say: when it cannot be built with them, which
+    /// [`settings`](crate::settings) reports as an error, this warns and goes on without them, and
+    /// with the kind's defaults alone if what code says contradicts itself.
+    #[must_use]
+    pub fn build_or_defaults(self) -> Policy {
+        match self.clone().build() {
+            Ok(policy) => policy,
+            Err(error) => {
+                tracing::warn!(%error, "settings cannot be used; going on with the defaults");
+                self.without_settings()
+            }
+        }
+    }
+
     /// The policy of code and defaults alone, for those that cannot fail.
-    pub(super) fn without_settings(self) -> Policy {
+    fn without_settings(self) -> Policy {
         let tuning = defaults(self.kind);
         let overrides = self.code.clone();
         let tuning = resolve(self.kind, &self.name, &overrides, true).unwrap_or(tuning);

@@ -1,0 +1,288 @@
+//! What is compared: ours and its peers at the same work, by the names that the tables use.
+
+use backon::{ExponentialBuilder, Retryable};
+use failsafe::futures::CircuitBreaker as _;
+use mainstay_policy::{
+    BreakGrowth, CallError, Classify, Idempotency, Kind, Operation, Policy, PolicyBuilder, Verdict,
+};
+use mainstay_policy_benches::Case;
+use recloser::{AsyncRecloser, Recloser};
+use std::{
+    fmt,
+    future::Future,
+    hint::black_box,
+    pin::{Pin, pin},
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
+use tokio::{sync::Semaphore, time::timeout};
+use tower::{Layer, Service, service_fn};
+use tower_resilience::{
+    bulkhead::BulkheadLayer,
+    circuitbreaker::CircuitBreakerLayer,
+    retry::{RetryBudgetBuilder, RetryLayer},
+    timelimiter::TimeLimiterLayer,
+};
+
+const ATTEMPT: Duration = Duration::from_secs(30);
+const TOTAL: Duration = Duration::from_secs(60);
+const LONG: Duration = Duration::from_secs(100_000);
+const ATTEMPTS: usize = 3;
+const PLACES: usize = 1_024;
+const READ: Operation = Operation::new("read", Idempotency::Safe);
+
+/// The only error there is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fault;
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("fault")
+    }
+}
+
+impl std::error::Error for Fault {}
+
+impl Classify for Fault {
+    fn classify(&self) -> Verdict {
+        Verdict::transient()
+    }
+}
+
+/// What the work answers: a load, which the optimiser can neither foresee nor must spill.
+static ANSWER: AtomicU64 = AtomicU64::new(1);
+
+/// The dependency: ready after so many polls, and woken at once when a runtime polls it.
+pub struct Work<const PENDING: u32>(u32);
+
+impl<const PENDING: u32> Work<PENDING> {
+    pub fn new() -> Self {
+        Self(PENDING)
+    }
+}
+
+impl<const PENDING: u32> Future for Work<PENDING> {
+    type Output = Result<u64, Fault>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        if self.0 == 0 {
+            return Poll::Ready(Ok(ANSWER.load(Relaxed)));
+        }
+        self.0 -= 1;
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+}
+
+pub type Ready = Work<0>;
+pub type PendingOnce = Work<1>;
+
+/// The pipeline that a careful user would write.
+pub struct ByHand {
+    recloser: AsyncRecloser,
+    places: Semaphore,
+    backoff: ExponentialBuilder,
+}
+
+#[derive(Debug)]
+pub enum HandError {
+    Breaker,
+    Timeout,
+    Fault,
+}
+
+impl ByHand {
+    pub fn new() -> &'static Self {
+        let backoff = ExponentialBuilder::default().with_max_times(ATTEMPTS - 1).with_jitter();
+        Box::leak(Box::new(Self {
+            recloser: AsyncRecloser::from(Recloser::default()),
+            places: Semaphore::new(PLACES),
+            backoff,
+        }))
+    }
+
+    pub async fn call<W>(&self, work: impl Fn() -> W) -> Result<u64, HandError>
+    where
+        W: Future<Output = Result<u64, Fault>>,
+    {
+        let attempt = || async {
+            let _place = self.places.acquire().await.map_err(|_| HandError::Breaker)?;
+            match timeout(ATTEMPT, work()).await {
+                Ok(end) => end.map_err(|Fault| HandError::Fault),
+                Err(_) => Err(HandError::Timeout),
+            }
+        };
+        let gated = || async {
+            self.recloser.call(attempt()).await.map_err(|error| match error {
+                recloser::Error::Inner(inner) => inner,
+                recloser::Error::Rejected => HandError::Breaker,
+            })
+        };
+        let again = |error: &HandError| !matches!(error, HandError::Breaker);
+        let retried = gated.retry(self.backoff).when(again);
+        timeout(TOTAL, retried).await.unwrap_or(Err(HandError::Timeout))
+    }
+}
+
+/// One policy of ours, which lives as long as the program.
+fn ours(name: &str, change: impl FnOnce(PolicyBuilder) -> PolicyBuilder) -> &'static Policy {
+    let builder = Policy::builder(Kind::Database, name).timeout(ATTEMPT).deadline(TOTAL);
+    Box::leak(Box::new(change(builder).build().unwrap()))
+}
+
+/// All that the policy does by default.
+pub fn whole() -> &'static Policy {
+    ours("whole", |policy| policy)
+}
+
+/// One call of ours.
+pub fn call<W>(
+    policy: &Policy,
+    work: impl Fn() -> W,
+) -> impl Future<Output = Result<u64, CallError<Fault>>>
+where
+    W: Future<Output = Result<u64, Fault>>,
+{
+    policy.run(&READ, move |_| work())
+}
+
+/// The same pipeline of tower-resilience.
+fn tower_resilience<W>(
+    work: fn() -> W,
+) -> impl Service<(), Response = u64, Error: Send, Future: Send> + Clone + Send + 'static
+where
+    W: Future<Output = Result<u64, Fault>> + Send + 'static,
+{
+    let service = service_fn(move |()| work());
+    let service = TimeLimiterLayer::builder().timeout_duration(ATTEMPT).build().layer(service);
+    let places = BulkheadLayer::builder().max_concurrent_calls(PLACES).build().unwrap();
+    let service = breaker_of_tower().layer(places.layer(service));
+    let service = retry_of_tower().layer(service);
+    TimeLimiterLayer::builder().timeout_duration(TOTAL).build().layer(service)
+}
+
+fn breaker_of_tower() -> CircuitBreakerLayer {
+    let breaker = CircuitBreakerLayer::builder().wait_duration_in_open(LONG);
+    breaker.slow_call_duration_threshold(ATTEMPT).build().unwrap()
+}
+
+fn retry_of_tower<E>() -> RetryLayer<(), u64, E> {
+    let budget = RetryBudgetBuilder::new().token_bucket().max_tokens(50).build().unwrap();
+    let retry = RetryLayer::builder().max_attempts(ATTEMPTS).budget(budget);
+    retry.exponential_backoff(Duration::from_millis(500)).build()
+}
+
+/// A call of a tower service, which must be ready.
+fn tower<S>(mut service: S) -> impl FnMut() -> S::Future + Clone + Send + 'static
+where
+    S: Service<(), Response = u64> + Clone + Send + 'static,
+{
+    move || {
+        let _ = service.poll_ready(&mut Context::from_waker(Waker::noop()));
+        service.call(())
+    }
+}
+
+/// Lets `call` fail until it is refused.
+fn open<F, E>(mut call: impl FnMut() -> F, is_refusal: impl Fn(&E) -> bool)
+where
+    F: Future<Output = Result<u64, E>>,
+{
+    let mut cx = Context::from_waker(Waker::noop());
+    for _ in 0..1_000 {
+        if let Poll::Ready(Err(error)) = pin!(call()).poll(&mut cx)
+            && is_refusal(&error)
+        {
+            return;
+        }
+    }
+    unreachable!("1,000 failures open no breaker");
+}
+
+async fn fails() -> Result<u64, Fault> {
+    Err(Fault)
+}
+
+pub fn all() -> Vec<Case> {
+    let mut cases = vec![
+        Case::new("bare, ready", Ready::new),
+        Case::new("bare, pending once", PendingOnce::new),
+        Case::new("two clock reads of ours", || {
+            let (first, second) = (quanta::Instant::now(), quanta::Instant::now());
+            std::future::ready(Ok::<_, Fault>(u64::from(black_box(first) == black_box(second))))
+        }),
+    ];
+    cases.extend(closed());
+    cases.extend(refused());
+    cases.extend(retries());
+    cases.extend(pipelines());
+    cases
+}
+
+/// A breaker alone, closed.
+fn closed() -> Vec<Case> {
+    let recloser: &AsyncRecloser = Box::leak(Box::new(Recloser::default().into()));
+    let failsafe = failsafe::Config::new().build();
+    let policy = ours("breaker alone", |p| p.enable_timeout(false).enable_retry(false));
+    vec![
+        Case::new("closed: recloser", || recloser.call(Ready::new())),
+        Case::new("closed: recloser again", || recloser.call(Ready::new())),
+        Case::new("closed: failsafe", move || failsafe.call(Ready::new())),
+        Case::new("closed: TR", tower(breaker_of_tower().layer(service_fn(|()| Ready::new())))),
+        Case::new("closed: ours", || call(policy, Ready::new)),
+    ]
+}
+
+/// A breaker alone, open.
+fn refused() -> Vec<Case> {
+    let recloser = Recloser::custom().closed_len(10).open_wait(LONG).build();
+    let recloser: &AsyncRecloser = Box::leak(Box::new(recloser.into()));
+    open(|| recloser.call(fails()), |error| matches!(error, recloser::Error::Rejected));
+    let breaks = failsafe::backoff::constant(LONG);
+    let failsafe = failsafe::failure_policy::consecutive_failures(3, breaks);
+    let failsafe = failsafe::Config::new().failure_policy(failsafe).build();
+    open(|| failsafe.call(fails()), |error| matches!(error, failsafe::Error::Rejected));
+    let mut service = tower(breaker_of_tower().layer(service_fn(|()| fails())));
+    open(&mut service, |error| error.is_circuit_open());
+    let policy = ours("open", |p| {
+        let once = p.failure_threshold(1).enable_retry(false).enable_timeout(false);
+        once.recovery_timeout(LONG).break_growth(BreakGrowth::Fixed)
+    });
+    open(|| call(policy, fails), CallError::is_circuit_open);
+    vec![
+        Case::new("refused: recloser", || recloser.call(Ready::new())),
+        Case::new("refused: failsafe", move || failsafe.call(Ready::new())),
+        Case::new("refused: TR", service),
+        Case::new("refused: ours", || call(policy, Ready::new)),
+    ]
+}
+
+/// Retries alone, of calls that do not fail.
+fn retries() -> Vec<Case> {
+    let backoff = ExponentialBuilder::default().with_max_times(ATTEMPTS - 1).with_jitter();
+    let nothing = |p: PolicyBuilder| p.enable_timeout(false).enable_circuit_breaker(false);
+    let nothing_at_all = ours("nothing", |p| nothing(p).enable_retry(false));
+    let policy = ours("retry alone", nothing);
+    vec![
+        Case::new("retry: backon", move || Ready::new.retry(backoff).when(|_| true)),
+        Case::new("retry: TR", tower(retry_of_tower().layer(service_fn(|()| Ready::new())))),
+        Case::new("retry: ours", || call(policy, Ready::new)),
+        Case::new("ours, all switched off", || call(nothing_at_all, Ready::new)),
+    ]
+}
+
+fn pipelines() -> Vec<Case> {
+    let (hand, policy) = (ByHand::new(), whole());
+    let placed = ours("with a bulkhead", |p| p.max_concurrent(1_024));
+    vec![
+        Case::new("ready: by hand", || hand.call(Ready::new)),
+        Case::new("ready: TR", tower(tower_resilience(Ready::new))),
+        Case::new("ready: ours", || call(policy, Ready::new)),
+        Case::new("ready: ours with a bulkhead", || call(placed, Ready::new)),
+        Case::new("pending once: by hand", || hand.call(PendingOnce::new)),
+        Case::new("pending once: TR", tower(tower_resilience(PendingOnce::new))),
+        Case::new("pending once: ours", || call(policy, PendingOnce::new)),
+        Case::new("pending once: ours with a bulkhead", || call(placed, PendingOnce::new)),
+    ]
+}

@@ -1,0 +1,33 @@
+//! What the attributes expand to besides the public API. Not for anybody else.
+
+use crate::error::CallError;
+use std::any;
+
+/// The path of the function around `here`, which is a function in its body: `shop::Users::get`.
+///
+/// `module_path!()` knows no types, and methods of one name would share a breaker.
+#[must_use]
+pub fn path_of<F: Fn()>(_here: F) -> &'static str {
+    let path = any::type_name::<F>();
+    let path = path.strip_suffix("::here").unwrap_or(path);
+    // The body of an `async fn`.
+    path.strip_suffix("::{{closure}}").unwrap_or(path)
+}
+
+/// An error that a function with an attribute can return besides [`CallError`].
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` cannot hold what a policy decides: it is not `From<CallError<{Self}>>`",
+    label = "has no `From<CallError<{Self}>>`",
+    note = "write `Result<T, CallError<E>>` out, or give the error that `From`"
+)]
+pub trait OfCall: Sized {
+    /// By its `From`.
+    fn of_call(error: CallError<Self>) -> Self;
+}
+
+#[diagnostic::do_not_recommend]
+impl<E: From<CallError<E>>> OfCall for E {
+    fn of_call(error: CallError<Self>) -> Self {
+        Self::from(error)
+    }
+}
