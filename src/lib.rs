@@ -36,7 +36,8 @@ pub use mainstay_database::{
 };
 #[cfg(feature = "http")]
 pub use mainstay_http::{
-    HttpClient, HttpFailure, Response, get_http_client, get_http_client_for, set_http_client,
+    Download, ErrorResponse, HttpClient, HttpDouble, HttpFailure, Multipart, Reply, RequestBody,
+    Response, get_http_client, get_http_client_for, get_http_client_named, set_http_client,
 };
 #[cfg(feature = "macros")]
 #[doc(inline)]

@@ -265,6 +265,50 @@ impl Settings {
         .filter(|text| !text.is_empty())
     }
 
+    /// Whether a client's own setting, such as `("database", "max_connections")`, is given.
+    #[must_use]
+    pub fn is_set(&self, client: &str, key: &str) -> bool {
+        self.connections.find_value(&format!("{client}.{key}")).is_ok()
+    }
+
+    /// A client's own setting that counts something; `None` where it is not given.
+    ///
+    /// # Errors
+    /// When it is no count: its name, its value and what is allowed.
+    pub fn count(&self, client: &str, key: &str) -> Result<Option<u32>, ConfigError> {
+        self.own(client, key)
+    }
+
+    /// A client's own setting that is a length of time; `None` where it is not given.
+    ///
+    /// # Errors
+    /// When it is none: its name, its value and what is allowed.
+    pub fn duration(&self, client: &str, key: &str) -> Result<Option<Duration>, ConfigError> {
+        self.own(client, key)
+    }
+
+    fn own<T: Setting>(&self, client: &str, key: &str) -> Result<Option<T>, ConfigError> {
+        let Ok(value) = self.connections.find_value(&format!("{client}.{key}")) else {
+            return Ok(None);
+        };
+        let problem = || ConfigError::new(vec![self.problem(client, key, T::ALLOWED)]);
+        T::read(&value).map(Some).ok_or_else(problem)
+    }
+
+    /// Says of a client's own setting, which is no secret, what it is and what is allowed.
+    #[must_use]
+    pub fn problem(&self, client: &str, key: &str, allowed: &str) -> String {
+        let value = self.connections.find_value(&format!("{client}.{key}")).ok();
+        let in_file = value.as_ref().is_some_and(|v| names::is_from_file(&self.connections, v));
+        let name = if in_file {
+            format!("{client}.{key} in the settings file")
+        } else {
+            format!("{}{client}_{key}", self.prefix).to_uppercase()
+        };
+        let shown = value.map_or_else(|| "not set".to_owned(), |value| names::shown(&value));
+        format!("{name} is {shown}; allowed: {allowed}")
+    }
+
     /// The URL of a named client, from `MAINSTAY_{KIND}_{NAME}_URL`.
     ///
     /// # Errors

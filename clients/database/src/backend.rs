@@ -7,11 +7,18 @@ mod postgres;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 
-use crate::{classify::Class, client::DatabaseClient, statement::Statement};
+use crate::{
+    classify::Class,
+    client::DatabaseClient,
+    config::TlsMode,
+    hosts::Target,
+    options::{Isolation, SessionOptions},
+    statement::Statement,
+};
 use futures_core::{future::BoxFuture, stream::BoxStream};
 use mainstay_policy::Singletons;
-use sqlx::{Connection, Database, Either, SqlStr, error::DatabaseError};
-use std::time::Duration;
+use sqlx::{AssertSqlSafe, Connection, Database, Either, SqlSafeStr, SqlStr, error::DatabaseError};
+use std::{path::PathBuf, time::Duration};
 
 pub(crate) type Options<DB> = <<DB as Database>::Connection as Connection>::Options;
 pub(crate) type Step<DB> = Either<<DB as Database>::QueryResult, <DB as Database>::Row>;
@@ -29,6 +36,38 @@ pub struct Tuning {
     pub(crate) application_name: Option<String>,
     /// The server ends a statement itself when it takes longer.
     pub(crate) statement_timeout: Option<Duration>,
+    pub(crate) statement_cache: Option<usize>,
+    #[cfg_attr(not(any(feature = "postgres", feature = "mysql")), allow(dead_code))]
+    // SQLite is a file.
+    pub(crate) tls: Option<TlsMode>,
+    #[cfg_attr(not(any(feature = "postgres", feature = "mysql")), allow(dead_code))]
+    pub(crate) tls_ca: Option<PathBuf>,
+    /// A pooler hands each transaction to another server connection: nothing of a session lasts.
+    pub(crate) pooler: bool,
+    pub(crate) target: Target,
+}
+
+/// What the server says of itself and of a new connection.
+#[derive(Debug)]
+pub struct Greeting<K> {
+    /// By what the connection's statement can be cancelled.
+    pub(crate) key: Option<K>,
+    pub(crate) read_only: bool,
+    pub(crate) standby: bool,
+}
+
+impl<K> Default for Greeting<K> {
+    fn default() -> Self {
+        Self { key: None, read_only: false, standby: false }
+    }
+}
+
+/// How a transaction begins.
+#[derive(Debug, Default)]
+pub struct Begin {
+    pub(crate) before: Option<SqlStr>,
+    /// In place of the driver's own BEGIN.
+    pub(crate) statement: Option<SqlStr>,
 }
 
 /// A database this client speaks to: [`sqlx::Postgres`], [`sqlx::MySql`] or [`sqlx::Sqlite`].
@@ -44,23 +83,37 @@ pub(crate) mod sealed {
         const LABEL: &'static str;
         const SCHEMES: &'static [&'static str];
         const EXAMPLE: &'static str;
+        /// The URL names hosts, not a file.
+        const HAS_HOSTS: bool = true;
+        /// By what a statement can be stopped.
+        type Key: Clone + Send + Sync + 'static;
         /// The data lives in this process and dies with the last connection.
         fn in_memory(_options: &Options<Self>) -> bool {
             false
         }
         fn options(url: &str, tuning: &Tuning) -> Result<Options<Self>, sqlx::Error>;
-        fn begin() -> Option<SqlStr> {
-            None
-        }
+        fn begin(options: &SessionOptions) -> Begin;
         /// COMMIT answers Ok for a transaction that an error has already ended.
         const COMMIT_HIDES_ERRORS: bool = false;
+        /// The first round trip on a new connection.
         fn greet<'c>(
-            _connection: &'c mut Self::Connection,
-            _tuning: &'c Tuning,
-        ) -> BoxFuture<'c, Result<(), sqlx::Error>> {
-            Box::pin(async { Ok(()) })
+            connection: &'c mut Self::Connection,
+            tuning: &'c Tuning,
+        ) -> BoxFuture<'c, Result<Greeting<Self::Key>, sqlx::Error>>;
+        /// Stops a statement from here; false where that takes a side connection.
+        fn stop(_key: &Self::Key) -> bool {
+            false
         }
+        /// Ends, from a side connection, what these are doing.
+        fn cancel(
+            side: &mut Self::Connection,
+            keys: Vec<Self::Key>,
+        ) -> BoxFuture<'_, Result<(), sqlx::Error>>;
+        /// Makes the server refuse writes on a connection, or take them again.
+        fn switch(read_only: bool) -> &'static str;
         fn class(error: &dyn DatabaseError) -> Class;
+        /// After this error the transaction is gone while the connection goes on in autocommit.
+        fn ends_transaction(error: &dyn DatabaseError) -> bool;
         fn default_client() -> &'static Singletons<DatabaseClient<Self>>
         where
             Self: Backend;
@@ -96,6 +149,21 @@ pub(crate) mod sealed {
     }
 }
 pub(crate) use sealed::Sealed;
+
+/// Our own text, put together here and never from a caller's.
+#[cfg_attr(not(any(feature = "postgres", feature = "mysql")), allow(dead_code))]
+fn own(sql: String) -> SqlStr {
+    AssertSqlSafe(sql).into_sql_str()
+}
+
+#[cfg_attr(not(any(feature = "postgres", feature = "mysql")), allow(dead_code))]
+const fn level(isolation: Isolation) -> &'static str {
+    match isolation {
+        Isolation::ReadCommitted => "read committed",
+        Isolation::RepeatableRead => "repeatable read",
+        Isolation::Serializable => "serializable",
+    }
+}
 
 /// The part of [`Sealed`] that reads the same for every driver.
 macro_rules! driver_calls {

@@ -37,6 +37,8 @@ pub enum Class {
     WrongNode,
     /// Credentials, or a database that is not there.
     Refused,
+    /// A file that is not there, may not be opened or is no database.
+    File,
     /// The transaction had failed before.
     Aborted,
     /// Data are damaged.
@@ -57,6 +59,9 @@ enum What {
     Driver(sqlx::Error, String),
     Connect(Arc<sqlx::Error>, String),
     Silent(Duration),
+    NoneFits,
+    Closed,
+    ReadOnly(sqlx::Error),
     PoolExhausted { in_use: u32, max: u32, waited: Duration },
     TimedOut(Phase, Duration),
     NoRuntime,
@@ -85,6 +90,21 @@ impl DatabaseFailure {
 
     pub(crate) const fn silent(waited: Duration) -> Self {
         Self { what: What::Silent(waited), verdict: Verdict::never_sent() }
+    }
+
+    /// No host of the URL is of the kind that is asked for: a failover may be under way.
+    pub(crate) const fn none_fits() -> Self {
+        Self { what: What::NoneFits, verdict: Verdict::never_sent() }
+    }
+
+    pub(crate) const fn closed() -> Self {
+        let verdict = Verdict::permanent().with_outcome(Outcome::Neutral);
+        Self { what: What::Closed, verdict }
+    }
+
+    /// A write where the caller had asked for none.
+    pub(crate) const fn read_only(error: sqlx::Error) -> Self {
+        Self { what: What::ReadOnly(error), verdict: Verdict::permanent() }
     }
 
     pub(crate) const fn pool_exhausted(in_use: u32, max: u32, waited: Duration) -> Self {
@@ -122,6 +142,11 @@ impl DatabaseFailure {
         Self { what: What::Closure(error), verdict }
     }
 
+    /// Somebody looked: it was not committed.
+    pub(crate) fn did_not_happen(self) -> Self {
+        Self { verdict: Verdict::transient(), ..self }
+    }
+
     /// All connections of the pool are in use.
     #[must_use]
     pub const fn is_pool_exhausted(&self) -> bool {
@@ -142,13 +167,13 @@ impl DatabaseFailure {
             )
         };
         self.verdict.effect != Effect::Unknown
-            && matches!(&self.what, What::Driver(e, _) if !lost(e))
+            && matches!(&self.what, What::Driver(e, _) | What::ReadOnly(e) if !lost(e))
     }
 
     /// The driver's error, to be handed on as it is.
     pub(crate) fn into_driver(self) -> Result<sqlx::Error, Self> {
         match self.what {
-            What::Driver(error, _) => Ok(error),
+            What::Driver(error, _) | What::ReadOnly(error) => Ok(error),
             what => Err(Self { what, verdict: self.verdict }),
         }
     }
@@ -161,7 +186,7 @@ impl Classify for DatabaseFailure {
 
     fn code(&self) -> Option<String> {
         let driver = match &self.what {
-            What::Driver(error, _) => error,
+            What::Driver(error, _) | What::ReadOnly(error) => error,
             What::Connect(error, _) => error,
             _ => return None,
         };
@@ -177,6 +202,15 @@ impl fmt::Display for DatabaseFailure {
                 f,
                 "the server did not answer within {waited:.1?}; check host and port, or raise \
                  connect_timeout"
+            ),
+            What::NoneFits => f.write_str(
+                "no host of the URL is of the kind that target_session_attrs asks for; a failover \
+                 may be under way",
+            ),
+            What::Closed => f.write_str("the client is closed; build a new one"),
+            What::ReadOnly(_) => f.write_str(
+                "a write where only reads were asked for; take the client itself, or a session \
+                 that is not read-only",
             ),
             What::PoolExhausted { in_use, max, waited } => write!(
                 f,
@@ -204,7 +238,7 @@ impl fmt::Display for DatabaseFailure {
 impl StdError for DatabaseFailure {
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
         match &self.what {
-            What::Driver(error, _) => Some(error),
+            What::Driver(error, _) | What::ReadOnly(error) => Some(error),
             What::Connect(error, _) => Some(&**error),
             What::Closure(error) => Some(error),
             _ => None,
@@ -217,7 +251,7 @@ pub(crate) fn keeps_connection<DB: Sealed>(error: &sqlx::Error) -> bool {
     match error {
         sqlx::Error::Database(e) => !matches!(
             DB::class(e.as_ref()),
-            Class::GoingAway | Class::WrongNode | Class::Refused | Class::Damaged
+            Class::GoingAway | Class::WrongNode | Class::Refused | Class::File | Class::Damaged
         ),
         sqlx::Error::Io(_)
         | sqlx::Error::Tls(_)
@@ -254,7 +288,9 @@ pub(crate) const fn verdict(class: Class, phase: Phase) -> Verdict {
         }
         Class::Contended | Class::Conflict => Verdict::transient().with_outcome(Outcome::Neutral),
         Class::GoingAway => lost(phase),
-        Class::Refused | Class::Damaged => Verdict::permanent().with_outcome(Outcome::Failure),
+        Class::Refused | Class::File | Class::Damaged => {
+            Verdict::permanent().with_outcome(Outcome::Failure)
+        }
         Class::Aborted => Verdict::permanent().with_outcome(Outcome::Neutral),
         Class::Permanent => Verdict::permanent(),
     }
@@ -270,7 +306,7 @@ fn read<DB: Sealed>(error: &sqlx::Error, phase: Phase) -> (Verdict, String) {
             let code = e.code().unwrap_or_default();
             let mut words = format!("{} answered {code}: {}", DB::LABEL, words(class));
             // The messages about a role, a database or a file name no value.
-            if class == Class::Refused && phase == Phase::Acquire {
+            if matches!(class, Class::Refused | Class::File) && phase == Phase::Acquire {
                 words = format!("{words} ({})", e.message());
             }
             return (self::verdict(class, phase), words);
@@ -326,6 +362,9 @@ pub(crate) const fn words(class: Class) -> &'static str {
         Class::Exhausted => "the server's disk or memory is full",
         Class::WrongNode => "this server is read-only; a failover may be under way",
         Class::Refused => "it refuses user, password or database; check the URL",
+        Class::File => {
+            "the file cannot be opened or is no database; check the path, and ?mode=rwc to create it"
+        }
         Class::Aborted => "the transaction had failed before",
         Class::Damaged => "the data are damaged; look at the server's log",
         Class::Permanent => "the statement cannot be executed as it is",

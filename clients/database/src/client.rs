@@ -1,18 +1,21 @@
 //! The client: cheap to clone, and an sqlx executor that repeats what may be repeated.
 
 use crate::{
-    backend::{Backend, Call, Options, Step, Tuning},
-    classify::{DatabaseFailure, Phase},
+    backend::{Backend, Call, Step},
+    classify::DatabaseFailure,
     config::DatabaseClientBuilder,
-    pool::{Limits, Pool},
-    session::{DatabaseConnection, Session, Wire, hand_on, into_sqlx},
+    hosts::Hosts,
+    options::SessionOptions,
+    pool::{First, Limits, Pool, PoolStatus, Want},
+    session::{DatabaseConnection, Session},
     statement::Statement,
+    wire::{Wire, hand_on, into_sqlx},
 };
 use async_stream::try_stream;
 use futures_core::{future::BoxFuture, stream::BoxStream};
 use futures_util::StreamExt;
 use mainstay_policy::{Attempt, CallError, Error, Idempotency, Operation, PerRuntime, Policy};
-use sqlx::{Describe, Either, Execute, Executor, SqlStr};
+use sqlx::Execute;
 use std::{
     fmt,
     future::Future,
@@ -21,10 +24,10 @@ use std::{
 };
 
 struct Inner<DB: Backend> {
-    options: Options<DB>,
-    tuning: Tuning,
+    hosts: Arc<Hosts<DB>>,
     limits: Limits,
     policy: Policy,
+    adopted: Option<sqlx::Pool<DB>>,
     pools: PerRuntime<Pool<DB>>,
 }
 
@@ -32,12 +35,17 @@ struct Inner<DB: Backend> {
 ///
 /// `&client` is an sqlx executor: `sqlx::query("select 1").fetch_one(&client)`. Each statement is
 /// bounded, and repeated if it never reached the server, if the server rolled it back, or if it is
-/// a SELECT on its own. Name a write that may be done twice with [`idempotent`].
+/// a SELECT on its own. Name a write that may be done twice with [`idempotent`], and have the server
+/// refuse writes with [`read`].
 ///
 /// As an executor it speaks [`sqlx::Error`]: what the server answered comes as sqlx gives it; what
 /// a policy decided, and what nobody knows, is wrapped, and `?` into [`Error`] unwraps it.
 ///
+/// A statement that is dropped, or whose time is up, is cancelled on the server, and its connection
+/// is closed.
+///
 /// [`idempotent`]: DatabaseClient::idempotent
+/// [`read`]: DatabaseClient::read
 pub struct DatabaseClient<DB: Backend>(Arc<Inner<DB>>);
 
 /// A client for PostgreSQL.
@@ -49,6 +57,17 @@ pub type MySqlDatabase = DatabaseClient<sqlx::MySql>;
 /// A client for SQLite.
 #[cfg(feature = "sqlite")]
 pub type SqliteDatabase = DatabaseClient<sqlx::Sqlite>;
+
+/// What may be done with a statement.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Intent {
+    /// A SELECT on its own may be repeated, anything else may not.
+    ByItsText,
+    /// It may be repeated.
+    Idempotent,
+    /// It may be repeated, and the server refuses it if it writes.
+    Read,
+}
 
 impl<DB: Backend> Clone for DatabaseClient<DB> {
     fn clone(&self) -> Self {
@@ -70,13 +89,27 @@ impl<DB: Backend> DatabaseClient<DB> {
         DatabaseClientBuilder::new()
     }
 
+    /// A client over a pool that exists, with the policy that the settings give; the builder's
+    /// [`pool`](DatabaseClientBuilder::pool) allows more.
+    ///
+    /// The pool's own settings stay, its ping at every acquire too. Statements that are given up
+    /// are not cancelled on its server: their connection is closed, and the server's own limits end
+    /// them.
+    ///
+    /// # Errors
+    /// When the settings cannot be used.
+    pub fn from_pool(pool: sqlx::Pool<DB>) -> Result<Self, Error> {
+        Self::builder().pool(pool).build()
+    }
+
     pub(crate) fn new(
-        options: Options<DB>,
-        tuning: Tuning,
+        hosts: Hosts<DB>,
         limits: Limits,
         policy: Policy,
+        adopted: Option<sqlx::Pool<DB>>,
     ) -> Self {
-        Self(Arc::new(Inner { options, tuning, limits, policy, pools: PerRuntime::new() }))
+        let hosts = Arc::new(hosts);
+        Self(Arc::new(Inner { hosts, limits, policy, adopted, pools: PerRuntime::new() }))
     }
 
     /// The policy, with its breaker.
@@ -85,10 +118,20 @@ impl<DB: Backend> DatabaseClient<DB> {
         &self.0.policy
     }
 
-    /// This runtime's pool; `None` outside any runtime. What goes through it has no policy.
+    /// An sqlx pool for code that wants one; `None` outside any runtime.
+    ///
+    /// The one this client was made from; else one of sqlx's own to the same server with the same
+    /// limits, made at the first call, whose connections come on top of this client's. What goes
+    /// through it has no policy.
     #[must_use]
     pub fn pool(&self) -> Option<sqlx::Pool<DB>> {
-        self.own_pool().map(|pool| pool.sqlx().clone())
+        self.own_pool().and_then(|pool| pool.sqlx())
+    }
+
+    /// How many connections this runtime's pool has; `None` outside any runtime.
+    #[must_use]
+    pub fn pool_status(&self) -> Option<PoolStatus> {
+        self.own_pool().map(|pool| pool.status())
     }
 
     /// The most connections a runtime's pool holds.
@@ -99,7 +142,7 @@ impl<DB: Backend> DatabaseClient<DB> {
 
     pub(crate) fn own_pool(&self) -> Option<Pool<DB>> {
         let inner = &*self.0;
-        let make = || Pool::new(inner.options.clone(), inner.tuning.clone(), inner.limits);
+        let make = || Pool::new(Arc::clone(&inner.hosts), inner.limits, inner.adopted.clone());
         inner.pools.get_or_init(make)
     }
 
@@ -112,20 +155,44 @@ impl<DB: Backend> DatabaseClient<DB> {
     /// For writes that are the same done twice, such as `insert .. on conflict do nothing`:
     /// `query.execute(db.idempotent())`.
     #[must_use]
-    pub fn idempotent(&self) -> Idempotent<DB> {
-        Idempotent(self.clone())
+    pub fn idempotent(&self) -> View<DB> {
+        View { client: self.clone(), intent: Intent::Idempotent }
+    }
+
+    /// A view whose statements may be repeated, and which the server refuses if they write:
+    /// `query.fetch_one(db.read())`.
+    ///
+    /// It keeps connections apart on which the server was told so once; in an adopted pool and
+    /// behind a pooler each statement is a read-only transaction.
+    #[must_use]
+    pub fn read(&self) -> View<DB> {
+        View { client: self.clone(), intent: Intent::Read }
     }
 
     /// Begins a transaction. Waits for a connection within the policy.
     ///
     /// # Errors
     /// When there is no connection: with the server's own reason, or how many are in use.
+    ///
+    /// # Cancel safety
+    /// Dropped, a connection that may have begun is closed: nobody gets it.
     pub async fn session(&self) -> Result<Session<DB>, Error> {
+        self.session_with(SessionOptions::new()).await
+    }
+
+    /// Begins a transaction of this isolation level, or one that only reads.
+    ///
+    /// # Errors
+    /// As [`DatabaseClient::session`].
+    ///
+    /// # Cancel safety
+    /// As [`DatabaseClient::session`].
+    pub async fn session_with(&self, options: SessionOptions) -> Result<Session<DB>, Error> {
         const BEGIN: Operation = Operation::new("begin", Idempotency::Safe);
-        let policy = self.policy();
+        let (policy, options) = (self.policy(), &options);
         let begun = policy.run(&BEGIN, |attempt| async move {
             let pool = self.require_pool()?;
-            Session::begin(&pool, policy, shorter(attempt)).await
+            Session::begin(&pool, policy, shorter(attempt), options).await
         });
         begun.await.map_err(|error| Error::from_call(policy.name(), "begin", error))
     }
@@ -138,27 +205,46 @@ impl<DB: Backend> DatabaseClient<DB> {
         const ACQUIRE: Operation = Operation::new("acquire", Idempotency::Safe);
         let policy = self.policy();
         let acquired = policy.run(&ACQUIRE, |attempt| async move {
-            self.wire(attempt).await.map(DatabaseConnection::new)
+            let pool = self.require_pool()?;
+            let want = Want { read_only: false, first: First::Once };
+            Wire::acquire(&pool, policy, shorter(attempt), want).await.map(DatabaseConnection::new)
         });
         acquired.await.map_err(|error| Error::from_call(policy.name(), "acquire", error))
     }
 
-    /// Closes this runtime's pool, waiting no longer than this for connections in use.
+    /// Closes this runtime's pool: no new connections, idle ones closed, and those in use waited for
+    /// no longer than this. What comes after is refused.
     pub async fn close(&self, within: Duration) {
         if let Some(pool) = self.own_pool() {
-            let _ = tokio::time::timeout(within, pool.sqlx().close()).await;
+            pool.close(within).await;
         }
     }
 
-    async fn wire(&self, attempt: Attempt) -> Result<Wire<DB>, DatabaseFailure> {
-        let lease = self.require_pool()?.acquire(shorter(attempt)).await?;
-        Ok(Wire::new(lease, self.policy().clone(), Phase::Statement))
+    /// A connection for one statement.
+    async fn wire(
+        &self,
+        attempt: Attempt,
+        intent: Intent,
+        first: First,
+        statement: &Prepared,
+    ) -> Result<Wire<DB>, DatabaseFailure> {
+        let pool = self.require_pool()?;
+        let limit = shorter(attempt);
+        let read_only = intent == Intent::Read;
+        // Behind a pooler, what prepares a statement and what executes it may meet two connections
+        // of the server, unless they are in one transaction.
+        let split = pool.is_pooler() && statement.has_arguments;
+        if split || (read_only && pool.reads_in_transaction()) {
+            let options = SessionOptions { isolation: None, read_only };
+            return Wire::begin(&pool, self.policy(), limit, &options).await;
+        }
+        Wire::acquire(&pool, self.policy(), limit, Want { read_only, first }).await
     }
 
     /// One statement through the policy, on a connection of its own each time.
     async fn autocommit<T, F, Fut>(
         &self,
-        idempotency: Option<Idempotency>,
+        intent: Intent,
         statement: Statement<DB>,
         call: F,
     ) -> Result<T, sqlx::Error>
@@ -167,13 +253,19 @@ impl<DB: Backend> DatabaseClient<DB> {
         Fut: Future<Output = Result<T, DatabaseFailure>> + Send,
         T: Send,
     {
-        let select = if statement.is_select() { Idempotency::Safe } else { Idempotency::Unsafe };
-        let operation = Operation::new("statement", idempotency.unwrap_or(select));
+        let repeatable = intent != Intent::ByItsText || statement.is_select();
+        let (idempotency, first) = if repeatable {
+            (Idempotency::Safe, First::Repeatable)
+        } else {
+            (Idempotency::Unsafe, First::Once)
+        };
+        let operation = Operation::new("statement", idempotency);
         let call = &call;
+        let prepared = &Prepared { has_arguments: statement.has_arguments() };
         let result = self.policy().run(&operation, move |attempt| {
             // Bound values are Send, not Sync: cloned here, outside the attempt's future.
             let statement = statement.clone();
-            async move { call(self.wire(attempt).await?, statement).await }
+            async move { call(self.wire(attempt, intent, first, prepared).await?, statement).await }
         });
         result.await.map_err(|error| match error {
             CallError::Backend { attempts, elapsed, effect, error } if error.is_answer() => {
@@ -185,18 +277,17 @@ impl<DB: Backend> DatabaseClient<DB> {
         })
     }
 
-    fn statement<'e, 'q: 'e, T: Send + 'e, Q: Execute<'q, DB>>(
+    pub(crate) fn statement<'e, 'q: 'e, T: Send + 'e, Q: Execute<'q, DB>>(
         &self,
-        idempotency: Option<Idempotency>,
+        intent: Intent,
         query: Q,
         call: Call<DB, T>,
     ) -> BoxFuture<'e, Result<T, sqlx::Error>> {
         let (client, statement) = (self.clone(), Statement::take(query));
         Box::pin(async move {
-            let step = |mut wire: Wire<DB>, statement| async move {
-                wire.step(|connection| call(connection, statement)).await
-            };
-            client.autocommit(idempotency, statement?, step).await
+            let step =
+                |mut wire: Wire<DB>, statement| async move { wire.whole(statement, call).await };
+            client.autocommit(intent, statement?, step).await
         })
     }
 
@@ -204,9 +295,9 @@ impl<DB: Backend> DatabaseClient<DB> {
         into_sqlx(Error::from_call(self.policy().name(), "statement", error))
     }
 
-    fn stream<'e, 'q: 'e, Q>(
+    pub(crate) fn stream<'e, 'q: 'e, Q>(
         &self,
-        idempotency: Option<Idempotency>,
+        intent: Intent,
         query: Q,
     ) -> BoxStream<'e, Result<Step<DB>, sqlx::Error>>
     where
@@ -222,7 +313,7 @@ impl<DB: Backend> DatabaseClient<DB> {
                 let first = rows.next().await.transpose()?;
                 Ok((first, rows))
             };
-            let (first, mut rest) = client.autocommit(idempotency, statement?, open).await?;
+            let (first, mut rest) = client.autocommit(intent, statement?, open).await?;
             if let Some(first) = first {
                 yield first;
             }
@@ -231,6 +322,11 @@ impl<DB: Backend> DatabaseClient<DB> {
             }
         })
     }
+}
+
+/// What of a statement decides how it is sent.
+struct Prepared {
+    has_arguments: bool,
 }
 
 /// The attempt's time less a little, so that our own timer, which knows the phase, ends first.
@@ -244,101 +340,25 @@ fn rows<DB: Backend>(
     statement: Statement<DB>,
 ) -> BoxStream<'static, Result<Step<DB>, DatabaseFailure>> {
     Box::pin(try_stream! {
-        let mut steps = wire.stream(statement);
-        while let Some(step) = steps.next().await {
-            yield step?;
+        {
+            let mut steps = wire.stream(statement);
+            while let Some(step) = steps.next().await {
+                yield step?;
+            }
         }
+        wire.end().await?;
     })
 }
 
-/// See [`DatabaseClient::idempotent`].
-#[derive(Debug)]
-pub struct Idempotent<DB: Backend>(DatabaseClient<DB>);
-
-macro_rules! executor {
-    ($Type:ty, $idempotency:expr, |$this:ident| $client:expr) => {
-        impl<'c, DB: Backend> Executor<'c> for $Type {
-            type Database = DB;
-
-            fn fetch_many<'e, 'q: 'e, E>(
-                self,
-                query: E,
-            ) -> BoxStream<'e, Result<Either<DB::QueryResult, DB::Row>, sqlx::Error>>
-            where
-                'c: 'e,
-                E: 'q + Execute<'q, DB>,
-            {
-                let $this = self;
-                $client.stream($idempotency, query)
-            }
-
-            fn execute<'e, 'q: 'e, E>(
-                self,
-                query: E,
-            ) -> BoxFuture<'e, Result<DB::QueryResult, sqlx::Error>>
-            where
-                'c: 'e,
-                E: 'q + Execute<'q, DB>,
-            {
-                let $this = self;
-                $client.statement($idempotency, query, DB::execute)
-            }
-
-            fn fetch_all<'e, 'q: 'e, E>(
-                self,
-                query: E,
-            ) -> BoxFuture<'e, Result<Vec<DB::Row>, sqlx::Error>>
-            where
-                'c: 'e,
-                E: 'q + Execute<'q, DB>,
-            {
-                let $this = self;
-                $client.statement($idempotency, query, DB::fetch_all)
-            }
-
-            fn fetch_optional<'e, 'q: 'e, E>(
-                self,
-                query: E,
-            ) -> BoxFuture<'e, Result<Option<DB::Row>, sqlx::Error>>
-            where
-                'c: 'e,
-                E: 'q + Execute<'q, DB>,
-            {
-                let $this = self;
-                $client.statement($idempotency, query, DB::fetch_optional)
-            }
-
-            fn prepare_with<'e>(
-                self,
-                sql: SqlStr,
-                parameters: &'e [DB::TypeInfo],
-            ) -> BoxFuture<'e, Result<DB::Statement, sqlx::Error>>
-            where
-                'c: 'e,
-            {
-                let $this = self;
-                let client = $client.clone();
-                Box::pin(async move {
-                    let mut connection = client.acquire().await.map_err(into_sqlx)?;
-                    connection.prepare_with(sql, parameters).await
-                })
-            }
-
-            #[doc(hidden)]
-            fn describe<'e>(self, sql: SqlStr) -> BoxFuture<'e, Result<Describe<DB>, sqlx::Error>>
-            where
-                'c: 'e,
-            {
-                let $this = self;
-                let client = $client.clone();
-                Box::pin(async move {
-                    let mut connection = client.acquire().await.map_err(into_sqlx)?;
-                    connection.describe(sql).await
-                })
-            }
-        }
-    };
+/// The client with an intent for its statements: see [`DatabaseClient::idempotent`] and
+/// [`DatabaseClient::read`]. An sqlx executor.
+pub struct View<DB: Backend> {
+    pub(crate) client: DatabaseClient<DB>,
+    pub(crate) intent: Intent,
 }
 
-executor!(&'c DatabaseClient<DB>, None, |this| this);
-executor!(Idempotent<DB>, Some(Idempotency::Safe), |this| this.0);
+impl<DB: Backend> fmt::Debug for View<DB> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("View").field("intent", &self.intent).finish_non_exhaustive()
+    }
+}

@@ -1,25 +1,34 @@
 //! The builder, the settings and the singletons.
 
+mod connection;
+
+pub use connection::TlsMode;
+
 use crate::{
     backend::{Backend, Tuning},
     client::DatabaseClient,
+    hosts::Hosts,
     pool::Limits,
 };
-use mainstay_policy::{Error, Kind, PolicyBuilder, settings};
-use std::{fmt, marker::PhantomData, time::Duration};
+use connection::Connection;
+use mainstay_policy::{Error, Kind, PolicyBuilder, Settings, settings};
+use std::{fmt, path::PathBuf, time::Duration};
 
-/// Builds a [`DatabaseClient`].
+type Change = Box<dyn FnOnce(PolicyBuilder) -> PolicyBuilder + Send>;
+
+/// Builds a [`DatabaseClient`]. What is not said here comes from file and environment: see the
+/// setting beside each method, `MAINSTAY_DATABASE_{SETTING}` or `[database] setting`. A client with
+/// a name of its own takes `MAINSTAY_DATABASE_{NAME}_{SETTING}` first.
 #[must_use]
-pub struct DatabaseClientBuilder<DB> {
+pub struct DatabaseClientBuilder<DB: Backend> {
     name: Option<String>,
     url: Option<String>,
-    application_name: Option<String>,
-    limits: Limits,
-    policy: Option<Box<dyn FnOnce(PolicyBuilder) -> PolicyBuilder + Send>>,
-    backend: PhantomData<fn() -> DB>,
+    adopted: Option<sqlx::Pool<DB>>,
+    connection: Connection,
+    policy: Option<Change>,
 }
 
-impl<DB> fmt::Debug for DatabaseClientBuilder<DB> {
+impl<DB: Backend> fmt::Debug for DatabaseClientBuilder<DB> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("DatabaseClientBuilder").field("name", &self.name).finish_non_exhaustive()
     }
@@ -27,24 +36,26 @@ impl<DB> fmt::Debug for DatabaseClientBuilder<DB> {
 
 impl<DB: Backend> DatabaseClientBuilder<DB> {
     pub(crate) fn new() -> Self {
-        Self {
-            name: None,
-            url: None,
-            application_name: None,
-            limits: Limits {
-                max_connections: 10,
-                connect_timeout: Duration::from_millis(900),
-                acquire_timeout: Duration::from_secs(5),
-            },
-            policy: None,
-            backend: PhantomData,
-        }
+        let connection = Connection::default();
+        Self { name: None, url: None, adopted: None, connection, policy: None }
     }
 
     /// The database, as in `postgres://user:password@host:5432/database`,
     /// `mysql://user:password@host:3306/database` or `sqlite://path/to/file.db?mode=rwc`.
+    ///
+    /// Several hosts are tried in turn, as in
+    /// `postgres://user@one:5432,two:5432/database?target_session_attrs=read-write`, which with
+    /// several hosts is the default; `any`, `read-only`, `primary`, `standby` and `prefer-standby`
+    /// are the others. MariaDB and MySQL do not say which they are: there any host will do.
     pub fn url(mut self, url: impl Into<String>) -> Self {
         self.url = Some(url.into());
+        self
+    }
+
+    /// A pool that exists, in place of a URL. Its own settings stay; see
+    /// [`DatabaseClient::from_pool`].
+    pub fn pool(mut self, pool: sqlx::Pool<DB>) -> Self {
+        self.adopted = Some(pool);
         self
     }
 
@@ -54,27 +65,85 @@ impl<DB: Backend> DatabaseClientBuilder<DB> {
         self
     }
 
-    /// What PostgreSQL shows as `application_name`.
+    /// What PostgreSQL shows as `application_name`. Setting: `application_name`.
     pub fn application_name(mut self, name: impl Into<String>) -> Self {
-        self.application_name = Some(name.into());
+        self.connection.application_name = Some(name.into());
         self
     }
 
-    /// Connections of one runtime. Default: 10.
+    /// Most connections of one runtime. Default: 10. Setting: `max_connections`.
     pub const fn max_connections(mut self, connections: u32) -> Self {
-        self.limits.max_connections = connections;
+        self.connection.max_connections = Some(connections);
         self
     }
 
-    /// How long a server that says nothing is waited for before that is reported. Default: 900 ms.
+    /// Connections of one runtime that are kept open. Default: 0. Setting: `min_connections`.
+    pub const fn min_connections(mut self, connections: u32) -> Self {
+        self.connection.min_connections = Some(connections);
+        self
+    }
+
+    /// How long a server that says nothing is waited for before that is reported; for each host of
+    /// the URL. Default: 900 ms. Setting: `connect_timeout`.
     pub const fn connect_timeout(mut self, timeout: Duration) -> Self {
-        self.limits.connect_timeout = timeout;
+        self.connection.connect_timeout = Some(timeout);
         self
     }
 
-    /// How long to wait for a free connection. Default: 5 s, within the attempt timeout.
+    /// How long to wait for a free connection. Default: 5 s, within the attempt timeout. Setting:
+    /// `acquire_timeout`.
     pub const fn acquire_timeout(mut self, timeout: Duration) -> Self {
-        self.limits.acquire_timeout = timeout;
+        self.connection.acquire_timeout = Some(timeout);
+        self
+    }
+
+    /// A connection idle for longer must answer a ping before it is used; before what must not be
+    /// sent twice, one idle for 20 ms. Default: 1 s. Setting: `ping_after`.
+    pub const fn ping_after(mut self, idle: Duration) -> Self {
+        self.connection.ping_after = Some(idle);
+        self
+    }
+
+    /// A connection idle for longer is closed. Default: 10 min. Setting: `idle_timeout`.
+    pub const fn idle_timeout(mut self, idle: Duration) -> Self {
+        self.connection.idle_timeout = Some(idle);
+        self
+    }
+
+    /// A connection older than this is closed; up to a fifth earlier, so that not all go at once.
+    /// Default: 30 min. Setting: `max_lifetime`.
+    pub const fn max_lifetime(mut self, age: Duration) -> Self {
+        self.connection.max_lifetime = Some(age);
+        self
+    }
+
+    /// Prepared statements kept on each connection. Default: 100. Setting: `statement_cache`.
+    pub const fn statement_cache(mut self, statements: u32) -> Self {
+        self.connection.statement_cache = Some(statements);
+        self
+    }
+
+    /// How far the server is trusted. Default: as the URL says, else encrypted if the server can.
+    /// Setting: `tls` (`disable`, `prefer`, `require`, `verify-ca`, `verify-full`). Not for SQLite.
+    pub const fn tls(mut self, mode: TlsMode) -> Self {
+        self.connection.tls = Some(mode);
+        self
+    }
+
+    /// A file with the certificates that are trusted, in PEM. Setting: `tls_ca`. Not for SQLite.
+    pub fn tls_ca(mut self, path: impl Into<PathBuf>) -> Self {
+        self.connection.tls_ca = Some(path.into());
+        self
+    }
+
+    /// A pooler such as PgBouncer stands before the server and gives each transaction another
+    /// connection of the server's. Setting: `pooler` (`transaction`, `none`).
+    ///
+    /// Statements then have no name on the server, and one with bound values is a transaction of
+    /// its own, as what prepares it and what runs it would otherwise meet two connections. What is
+    /// given up ends when the pooler says so.
+    pub const fn transaction_pooler(mut self) -> Self {
+        self.connection.pooler = Some(true);
         self
     }
 
@@ -92,32 +161,39 @@ impl<DB: Backend> DatabaseClientBuilder<DB> {
     /// # Errors
     /// A URL, setting or policy that cannot work, and what to write instead; never the URL itself.
     pub fn build(self) -> Result<DatabaseClient<DB>, Error> {
-        let example = DB::EXAMPLE;
+        let settings = settings()?;
+        let connection = self.connection.over(&settings, self.name.as_deref())?;
+        let limits = connection.limits()?;
+        let name = match &self.name {
+            Some(name) => format!("database:{name}"),
+            None => "database".to_owned(),
+        };
+        let mut policy = settings.policy(Kind::Database, &name);
+        if let Some(change) = self.policy {
+            policy = change(policy).name(name);
+        }
+        let policy = policy.build()?;
+        let tuning = connection.tuning(policy.timeout());
+        if let Some(pool) = self.adopted {
+            let options = (*pool.connect_options()).clone();
+            let max_connections = pool.options().get_max_connections();
+            let limits = Limits { max_connections, min_connections: 0, ..limits };
+            let hosts = Hosts::of(
+                options,
+                Tuning { pooler: tuning.pooler, ..Tuning::default() },
+                limits.connect_timeout,
+            );
+            return Ok(DatabaseClient::new(hosts, limits, policy, Some(pool)));
+        }
         let Some(url) = self.url.as_deref() else {
+            let example = DB::EXAMPLE;
             return Err(Error::invalid(format!(
                 "database: no URL; set MAINSTAY_DATABASE_URL or DATABASE_URL, as in {example}"
             )));
         };
         check_scheme::<DB>(url)?;
-        if self.limits.max_connections == 0 {
-            return Err(Error::invalid("database: max_connections is 0; allowed: from 1"));
-        }
-        let name = match &self.name {
-            Some(name) => format!("database:{name}"),
-            None => "database".to_owned(),
-        };
-        let mut policy = settings()?.policy(Kind::Database, &name);
-        if let Some(change) = self.policy {
-            policy = change(policy).name(name);
-        }
-        let policy = policy.build()?;
-        let tuning =
-            Tuning { application_name: self.application_name, statement_timeout: policy.timeout() };
-        // The driver's words may hold the URL.
-        let options = DB::options(url, &tuning).map_err(|_| {
-            Error::invalid(format!("database: the URL cannot be read; allowed: {example}"))
-        })?;
-        Ok(DatabaseClient::new(options, tuning, self.limits, policy))
+        let hosts = Hosts::read(url, tuning, limits.connect_timeout)?;
+        Ok(DatabaseClient::new(hosts, limits, policy, None))
     }
 }
 

@@ -8,7 +8,8 @@ const TIMEOUT: Duration = Duration::from_secs(1);
 
 impl<DB: Backend> DatabaseClient<DB> {
     /// A round trip on an idle connection, else on a new one. Takes at most 1 s and never feeds the
-    /// breaker; degraded when the server answers while every connection is in use.
+    /// breaker; degraded when the server answers while every connection is in use. The detail holds
+    /// the pool's [`status`](crate::PoolStatus).
     pub async fn health_check(&self) -> Health {
         let started = Instant::now();
         let (status, detail) = self.examine().await;
@@ -20,22 +21,15 @@ impl<DB: Backend> DatabaseClient<DB> {
             let failure = DatabaseFailure::no_runtime();
             return (HealthStatus::Unhealthy, failure.to_string());
         };
-        let max = self.max_connections();
-        let gauges = || {
-            let size = pool.sqlx().size();
-            let idle = u32::try_from(pool.sqlx().num_idle()).unwrap_or(0).min(size);
-            let in_use = pool.in_use();
-            (in_use, format!("pool: {in_use} in use, {idle} idle, at most {max}"))
-        };
-        match tokio::time::timeout(TIMEOUT, pool.probe()).await {
-            Ok(Ok(())) => match gauges() {
-                (in_use, words) if in_use >= max => {
-                    (HealthStatus::Degraded, format!("answered; no connection is free; {words}"))
-                }
-                (_, words) => (HealthStatus::Healthy, format!("answered; {words}")),
-            },
-            Ok(Err(failure)) => (HealthStatus::Unhealthy, format!("{failure}; {}", gauges().1)),
-            Err(_) => (HealthStatus::Unhealthy, format!("no answer within 1 s; {}", gauges().1)),
+        let probed = tokio::time::timeout(TIMEOUT, pool.probe()).await;
+        let gauges = pool.status();
+        match probed {
+            Ok(Ok(())) if gauges.in_use >= gauges.max => {
+                (HealthStatus::Degraded, format!("answered; no connection is free; {gauges}"))
+            }
+            Ok(Ok(())) => (HealthStatus::Healthy, format!("answered; {gauges}")),
+            Ok(Err(failure)) => (HealthStatus::Unhealthy, format!("{failure}; {gauges}")),
+            Err(_) => (HealthStatus::Unhealthy, format!("no answer within 1 s; {gauges}")),
         }
     }
 }

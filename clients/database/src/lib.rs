@@ -14,10 +14,12 @@
 //!
 //! | module | idea |
 //! |---|---|
-//! | `client` | the executor that repeats what may be repeated |
-//! | `session`, `transaction` | one connection, honest about COMMIT; a whole transaction run again |
-//! | `pool` | connections of one runtime, and why there is none |
+//! | `client`, `executor` | the executor that repeats what may be repeated |
+//! | `session`, `wire` | what callers hold; one connection, honest about COMMIT |
+//! | `transaction`, `options` | a whole transaction run again, and how it is to run |
+//! | `pool`, `hosts` | connections of one runtime, cancelled when given up; which host will do |
 //! | `classify`, `backend` | what an error means, by phase and by database |
+//! | `config` | what is set in code, file and environment |
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
 #[cfg(not(any(feature = "postgres", feature = "mysql", feature = "sqlite")))]
@@ -27,11 +29,15 @@ mod backend;
 mod classify;
 mod client;
 mod config;
+mod executor;
 mod health;
+mod hosts;
+mod options;
 mod pool;
 mod session;
 mod statement;
 mod transaction;
+mod wire;
 
 pub use backend::Backend;
 pub use classify::DatabaseFailure;
@@ -41,10 +47,15 @@ pub use client::MySqlDatabase;
 pub use client::PgDatabase;
 #[cfg(feature = "sqlite")]
 pub use client::SqliteDatabase;
-pub use client::{DatabaseClient, Idempotent};
+pub use client::{DatabaseClient, View};
 pub use config::{
-    DatabaseClientBuilder, get_database_client, get_database_client_named, set_database_client,
+    DatabaseClientBuilder, TlsMode, get_database_client, get_database_client_named,
+    set_database_client,
 };
-pub use session::{DatabaseConnection, Session};
+pub use executor::BareConnection;
+pub use mainstay_policy::Error;
+pub use options::{CommitOutcome, Isolation, SessionOptions};
+pub use pool::PoolStatus;
+pub use session::{DatabaseConnection, Savepoint, Session};
 pub use sqlx;
 pub use transaction::TxFn;

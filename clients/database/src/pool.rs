@@ -1,53 +1,128 @@
-//! Connections of one runtime: sqlx's pool, and beside it the dial that finds out why none comes.
+//! Connections of one runtime.
 //!
-//! sqlx hides a refused connection behind its own retries until its time is up. So a caller who
-//! waits joins one shared dial, whose error ends the wait; when the server does answer it, the wait
-//! goes on. A lease whose statement was left unfinished is detached: sqlx would wait for the
-//! server to finish it, and might read its rest as the next caller's answer.
+//! Not sqlx's pool: that one pings a connection at every release, cannot say why none comes, and
+//! does not let a connection be recognised, which is needed to cancel on the server what was given
+//! up. Here a connection that answered moments ago is used as it is; one that has been idle longer,
+//! or is suspect because another of its kind was lost, must answer a ping first. While the server is
+//! down all who wait share one dial. A pool of the caller's own can be adopted (`adopted`).
+
+mod adopted;
+mod cancel;
+mod lease;
+mod link;
+mod upkeep;
+
+pub(crate) use lease::{Lease, Marks};
+pub(crate) use link::Link;
 
 use crate::{
-    backend::{Backend, Options, Sealed, Tuning},
+    backend::{Backend, Options},
     classify::{DatabaseFailure, Phase},
+    hosts::{ConnectError, Hosts},
 };
+use cancel::Canceller;
 use futures_util::{
     FutureExt,
     future::{BoxFuture, Shared, WeakShared},
 };
-use sqlx::{Connection, pool::PoolConnection, pool::PoolOptions};
+use lease::Permit;
 use std::{
-    pin::pin,
+    fmt,
     sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicU32, Ordering},
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak,
+        atomic::{
+            AtomicBool, AtomicU32,
+            Ordering::{Relaxed, SeqCst},
+        },
     },
     time::{Duration, Instant},
 };
+use tokio::sync::{Notify, Semaphore};
 
-/// A new connection on this machine takes less, so that no dial is made in vain.
-const BEFORE_DIAL: Duration = Duration::from_millis(10);
+/// A ping that takes longer says that the network is silent.
+const PING: Duration = Duration::from_secs(1);
 
 /// Limits of a pool.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
     pub(crate) max_connections: u32,
+    pub(crate) min_connections: u32,
     pub(crate) connect_timeout: Duration,
     pub(crate) acquire_timeout: Duration,
+    /// Idle for longer, a connection must answer a ping before it is used.
+    pub(crate) ping_after: Duration,
+    pub(crate) idle_timeout: Duration,
+    pub(crate) max_lifetime: Duration,
 }
 
-#[derive(Clone)]
-enum DialError {
-    Driver(Arc<sqlx::Error>),
-    Silent(Duration),
+/// What a caller will do with a connection.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Want {
+    /// The server is to refuse writes on it.
+    pub(crate) read_only: bool,
+    pub(crate) first: First,
 }
 
-type Dial = BoxFuture<'static, Result<(), DialError>>;
+/// The first thing sent on it, and what it means if the connection proves dead then.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum First {
+    /// BEGIN, which is as good as a ping: another connection is taken.
+    Begin,
+    /// Something that may be sent again.
+    Repeatable,
+    /// Something whose outcome would be unknown.
+    Once,
+}
+
+/// How many connections there are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct PoolStatus {
+    /// Connections that are open: idle, or in use.
+    pub size: u32,
+    /// Open and free.
+    pub idle: u32,
+    /// Lent to a caller, or being opened for one.
+    pub in_use: u32,
+    /// Callers who wait for one.
+    pub waiting: u32,
+    /// The most there may be.
+    pub max: u32,
+}
+
+impl fmt::Display for PoolStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { size, idle, in_use, waiting, max } = self;
+        write!(f, "pool: {size} of {max} open, {idle} idle, {in_use} in use, {waiting} waiting")
+    }
+}
+
+type Dial = BoxFuture<'static, Result<(), ConnectError>>;
 
 struct Inner<DB: Backend> {
-    pool: sqlx::Pool<DB>,
-    options: Options<DB>,
+    hosts: Arc<Hosts<DB>>,
+    adopted: Option<sqlx::Pool<DB>>,
     limits: Limits,
-    in_use: Arc<AtomicU32>,
+    /// One for each connection that may be in use.
+    permits: Semaphore,
+    /// The one used last is at the end, and goes out first.
+    idle: Mutex<Vec<Link<DB>>>,
+    size: Arc<AtomicU32>,
+    in_use: AtomicU32,
+    waiting: AtomicU32,
+    /// Links of an older one are not used any more.
+    generation: AtomicU32,
+    /// Links that have not answered since then must do so first.
+    suspect: Mutex<Option<Instant>>,
+    is_suspect: AtomicBool,
+    /// The last attempt to connect failed, or there was none.
+    down: AtomicBool,
     dial: Mutex<Option<WeakShared<Dial>>>,
+    canceller: Canceller<DB>,
+    closed: AtomicBool,
+    returned: Notify,
+    /// sqlx's own, for code that wants one.
+    escape: OnceLock<sqlx::Pool<DB>>,
 }
 
 pub(crate) struct Pool<DB: Backend>(Arc<Inner<DB>>);
@@ -58,53 +133,103 @@ impl<DB: Backend> Clone for Pool<DB> {
     }
 }
 
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 impl<DB: Backend> Pool<DB> {
     /// No I/O; needs a runtime.
-    pub(crate) fn new(options: Options<DB>, tuning: Tuning, limits: Limits) -> Self {
-        let tuning = Arc::new(tuning);
-        let mut pool = PoolOptions::new()
-            .max_connections(limits.max_connections)
-            // Ours ends first and says why.
-            .acquire_timeout(limits.acquire_timeout.saturating_add(Duration::from_secs(1)))
-            // A connection lost to a silent network comes back no later than this.
-            .max_lifetime(Duration::from_secs(300))
-            .after_connect(move |connection, _| {
-                let tuning = Arc::clone(&tuning);
-                Box::pin(async move { <DB as Sealed>::greet(connection, &tuning).await })
-            });
-        if DB::in_memory(&options) {
-            pool = pool.min_connections(1).max_lifetime(None).idle_timeout(None);
+    pub(crate) fn new(
+        hosts: Arc<Hosts<DB>>,
+        limits: Limits,
+        adopted: Option<sqlx::Pool<DB>>,
+    ) -> Self {
+        let pool = Self(Arc::new(Inner {
+            hosts,
+            adopted,
+            limits,
+            permits: Semaphore::new(limits.max_connections as usize),
+            idle: Mutex::default(),
+            size: Arc::default(),
+            in_use: AtomicU32::new(0),
+            waiting: AtomicU32::new(0),
+            generation: AtomicU32::new(0),
+            suspect: Mutex::new(None),
+            is_suspect: AtomicBool::new(false),
+            down: AtomicBool::new(true),
+            dial: Mutex::new(None),
+            canceller: Canceller::new(),
+            closed: AtomicBool::new(false),
+            returned: Notify::new(),
+            escape: OnceLock::new(),
+        }));
+        upkeep::start(&pool);
+        pool
+    }
+
+    /// sqlx's pool: the adopted one, else one of its own with the same settings.
+    pub(crate) fn sqlx(&self) -> Option<sqlx::Pool<DB>> {
+        if let Some(adopted) = &self.0.adopted {
+            return Some(adopted.clone());
         }
-        let pool = pool.connect_lazy_with(options.clone());
-        let in_use = Arc::default();
-        Self(Arc::new(Inner { pool, options, limits, in_use, dial: Mutex::new(None) }))
+        let options: &Options<DB> = self.0.hosts.first()?;
+        let limits = self.0.limits;
+        let make = || {
+            sqlx::pool::PoolOptions::new()
+                .max_connections(limits.max_connections)
+                .acquire_timeout(limits.acquire_timeout)
+                .connect_lazy_with(options.clone())
+        };
+        Some(self.0.escape.get_or_init(make).clone())
     }
 
-    pub(crate) fn sqlx(&self) -> &sqlx::Pool<DB> {
-        &self.0.pool
+    pub(crate) fn status(&self) -> PoolStatus {
+        let inner = &*self.0;
+        let in_use = inner.in_use.load(Relaxed);
+        let waiting = inner.waiting.load(Relaxed);
+        let max = inner.limits.max_connections;
+        let (size, idle) = match &inner.adopted {
+            None => (inner.size.load(Relaxed), u32::try_from(lock(&inner.idle).len()).unwrap_or(0)),
+            Some(pool) => {
+                // sqlx counts below zero for an instant.
+                let idle = u32::try_from(pool.num_idle()).unwrap_or(0).min(pool.size());
+                (pool.size(), idle)
+            }
+        };
+        PoolStatus { size, idle, in_use, waiting, max }
     }
 
-    pub(crate) fn in_use(&self) -> u32 {
-        self.0.in_use.load(Ordering::Relaxed)
+    /// Nothing of a session lasts beyond a transaction.
+    pub(crate) fn is_pooler(&self) -> bool {
+        self.0.hosts.tuning().pooler
     }
 
-    /// A connection that answered a ping just now, or the reason why there is none.
+    /// A read-only statement needs a transaction to say so in.
+    pub(crate) fn reads_in_transaction(&self) -> bool {
+        self.is_pooler() || self.0.adopted.is_some()
+    }
+
+    /// A connection in order, or the reason why there is none.
     ///
     /// # Cancel safety
-    /// Nothing is lost.
+    /// Nothing is lost but a connection that was being asked whether it lives.
     pub(crate) async fn acquire(
         &self,
         limit: Option<Duration>,
+        want: Want,
     ) -> Result<Lease<DB>, DatabaseFailure> {
+        if let Some(lease) = self.at_once(want) {
+            return Ok(lease);
+        }
         let limits = self.0.limits;
         let limit = limit.map_or(limits.acquire_timeout, |l| l.min(limits.acquire_timeout));
         let started = Instant::now();
-        match tokio::time::timeout(limit, self.wait()).await {
+        match tokio::time::timeout(limit, self.wait(want)).await {
             Ok(result) => result,
             Err(_) => {
-                let (in_use, waited) = (self.in_use(), started.elapsed());
-                Err(if in_use >= limits.max_connections {
-                    DatabaseFailure::pool_exhausted(in_use, limits.max_connections, waited)
+                let (status, waited) = (self.status(), started.elapsed());
+                Err(if status.in_use >= status.max {
+                    DatabaseFailure::pool_exhausted(status.in_use, status.max, waited)
                 } else {
                     DatabaseFailure::timed_out(Phase::Acquire, limit)
                 })
@@ -112,116 +237,211 @@ impl<DB: Backend> Pool<DB> {
         }
     }
 
-    async fn wait(&self) -> Result<Lease<DB>, DatabaseFailure> {
-        let mut patience = BEFORE_DIAL;
-        loop {
-            let mut acquire = pin!(self.0.pool.acquire());
-            if let Ok(result) = tokio::time::timeout(patience, &mut acquire).await {
-                return self.lease(result);
-            }
-            if self.in_use() >= self.0.limits.max_connections {
-                // Busy, which says nothing of the server.
-                return self.lease(acquire.await);
-            }
-            tokio::select! {
-                biased;
-                result = &mut acquire => return self.lease(result),
-                dialled = self.dial() => match dialled {
-                    // sqlx may be asleep between two of its own attempts, or may be waiting on a
-                    // connection that is dead: start afresh, less eagerly each time.
-                    Ok(()) => patience = patience.saturating_mul(4),
-                    Err(DialError::Driver(error)) => {
-                        return Err(DatabaseFailure::connect::<DB>(error));
-                    }
-                    Err(DialError::Silent(waited)) => return Err(DatabaseFailure::silent(waited)),
-                },
-            }
+    /// The common case: a connection that answered just now, and no timer.
+    fn at_once(&self, want: Want) -> Option<Lease<DB>> {
+        if self.0.adopted.is_some() {
+            return None;
         }
-    }
-
-    /// A round trip on an idle connection, else a new connection that is closed again.
-    pub(crate) async fn probe(&self) -> Result<(), DatabaseFailure> {
-        if let Some(connection) = self.0.pool.try_acquire() {
-            let mut lease = self.lease(Ok(connection))?;
-            lease.unfinished = true;
-            if let (Some(connection), unfinished) = lease.parts()
-                && connection.ping().await.is_ok()
+        let permit = Permit::try_take(self)?;
+        let link = {
+            let mut idle = lock(&self.0.idle);
+            let link = idle.last()?;
+            if link.read_only() != want.read_only
+                || self.is_stale(link)
+                || self.must_ping(link, want)
             {
-                *unfinished = false;
-                return Ok(());
+                return None;
             }
-            // It may have died while idle; the server is asked below.
+            idle.pop()?
+        };
+        Some(Lease::new(link, permit))
+    }
+
+    async fn wait(&self, want: Want) -> Result<Lease<DB>, DatabaseFailure> {
+        let permit = Permit::take(self).await?;
+        if let Some(pool) = &self.0.adopted {
+            return Ok(Lease::new(self.borrow(pool).await?, permit));
         }
-        self.dial().await.map_err(|error| match error {
-            DialError::Driver(error) => DatabaseFailure::connect::<DB>(error),
-            DialError::Silent(waited) => DatabaseFailure::silent(waited),
-        })
+        while let Some(mut link) = self.pop(want.read_only) {
+            if self.must_ping(&link, want) {
+                match tokio::time::timeout(PING, link.ping()).await {
+                    Ok(Ok(())) => link.answered(),
+                    Ok(Err(_)) => {
+                        self.suspect();
+                        continue;
+                    }
+                    // The others would each be asked as long, and be as silent.
+                    Err(_) => {
+                        self.evict();
+                        continue;
+                    }
+                }
+            }
+            if link.switch(want.read_only).await.is_ok() {
+                return Ok(Lease::new(link, permit));
+            }
+            self.suspect();
+        }
+        let mut link = self.connect().await.map_err(ConnectError::into_failure::<DB>)?;
+        let switched = link.switch(want.read_only).await;
+        switched.map_err(|error| DatabaseFailure::driver::<DB>(error, Phase::Acquire))?;
+        Ok(Lease::new(link, permit))
     }
 
-    fn lease(
-        &self,
-        acquired: Result<PoolConnection<DB>, sqlx::Error>,
-    ) -> Result<Lease<DB>, DatabaseFailure> {
-        let connection =
-            acquired.map_err(|error| DatabaseFailure::driver::<DB>(error, Phase::Acquire))?;
-        self.0.in_use.fetch_add(1, Ordering::Relaxed);
-        let in_use = Arc::clone(&self.0.in_use);
-        Ok(Lease { connection: Some(connection), unfinished: false, in_use })
+    /// The last one used of this kind, else the last one used. Those past their time are closed.
+    fn pop(&self, read_only: bool) -> Option<Link<DB>> {
+        loop {
+            let link = {
+                let mut idle = lock(&self.0.idle);
+                let place = idle.iter().rposition(|link| link.read_only() == read_only);
+                match place {
+                    Some(place) => idle.remove(place),
+                    None => idle.pop()?,
+                }
+            };
+            if !self.is_stale(&link) {
+                return Some(link);
+            }
+            link.close();
+        }
     }
 
-    /// One dial at a time, shared by all who wait, ended when nobody does.
+    fn must_ping(&self, link: &Link<DB>, want: Want) -> bool {
+        /// A write must not meet a connection that the server closed, say, a minute ago.
+        const FOR_WHAT_IS_SENT_ONCE: Duration = Duration::from_millis(20);
+        let idle = link.idle_for();
+        let suspected = self.0.is_suspect.load(Relaxed)
+            && lock(&self.0.suspect).is_some_and(|since| link.last_answer() <= since);
+        match want.first {
+            First::Begin => suspected && idle > self.0.limits.ping_after,
+            First::Repeatable => suspected || idle > self.0.limits.ping_after,
+            First::Once => suspected || idle > self.0.limits.ping_after.min(FOR_WHAT_IS_SENT_ONCE),
+        }
+    }
+
+    fn is_stale(&self, link: &Link<DB>) -> bool {
+        link.generation() != self.0.generation.load(Relaxed) || link.is_expired()
+    }
+
+    /// A connection was lost: others that have been idle since may be lost too.
+    pub(crate) fn suspect(&self) {
+        *lock(&self.0.suspect) = Some(Instant::now());
+        self.0.is_suspect.store(true, Relaxed);
+    }
+
+    /// All connections there are go, those in use when they come back.
+    pub(crate) fn evict(&self) {
+        self.0.generation.fetch_add(1, Relaxed);
+        let idle = std::mem::take(&mut *lock(&self.0.idle));
+        idle.into_iter().for_each(Link::close);
+    }
+
+    /// After the link is back, whoever waits finds it.
+    fn put(&self, mut link: Link<DB>) {
+        link.answered();
+        let inner = &*self.0;
+        let too_many = inner.size.load(Relaxed) > inner.limits.max_connections;
+        if link.is_lent() || too_many || inner.closed.load(SeqCst) || self.is_stale(&link) {
+            link.close();
+            return;
+        }
+        lock(&inner.idle).push(link);
+    }
+
+    async fn connect(&self) -> Result<Link<DB>, ConnectError> {
+        if self.0.down.load(Relaxed) {
+            self.dial().await?;
+            if let Some(link) = self.pop(false) {
+                return Ok(link);
+            }
+        }
+        self.dial_alone().await
+    }
+
+    async fn dial_alone(&self) -> Result<Link<DB>, ConnectError> {
+        let generation = self.0.generation.load(Relaxed);
+        let connected = self.0.hosts.connect().await;
+        self.0.down.store(connected.is_err(), Relaxed);
+        let (limits, size) = (&self.0.limits, &self.0.size);
+        connected.map(|connected| Link::new(connected, generation, limits, size))
+    }
+
+    /// One dial at a time, shared by all who wait, ended when nobody does. Its connection is put by
+    /// for whoever takes it.
     fn dial(&self) -> Shared<Dial> {
-        let mut slot = self.0.dial.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut slot = lock(&self.0.dial);
         let running = slot.as_ref().and_then(WeakShared::upgrade);
         // A finished one tells how it was, not how it is.
         if let Some(dial) = running.filter(|dial| dial.peek().is_none()) {
             return dial;
         }
-        let (options, limit) = (self.0.options.clone(), self.0.limits.connect_timeout);
-        let connect = async move {
-            match tokio::time::timeout(limit, DB::Connection::connect_with(&options)).await {
-                Ok(Ok(connection)) => {
-                    drop(connection);
-                    Ok(())
-                }
-                Ok(Err(error)) => Err(DialError::Driver(Arc::new(error))),
-                Err(_) => Err(DialError::Silent(limit)),
-            }
+        let pool = self.downgrade();
+        let dial = async move {
+            let Some(pool) = pool.upgrade() else { return Ok(()) };
+            let link = pool.dial_alone().await?;
+            pool.put(link);
+            Ok(())
         };
-        let dial = connect.boxed().shared();
+        let dial = dial.boxed().shared();
         *slot = dial.downgrade();
         dial
     }
-}
 
-/// One connection, out of the pool.
-pub(crate) struct Lease<DB: Backend> {
-    connection: Option<PoolConnection<DB>>,
-    /// A statement is under way or was abandoned: nobody may use this connection again.
-    unfinished: bool,
-    in_use: Arc<AtomicU32>,
-}
-
-impl<DB: Backend> Lease<DB> {
-    /// The connection and its mark.
-    pub(crate) fn parts(&mut self) -> (Option<&mut DB::Connection>, &mut bool) {
-        (self.connection.as_deref_mut(), &mut self.unfinished)
-    }
-
-    /// Never to be used again.
-    pub(crate) const fn discard(&mut self) {
-        self.unfinished = true;
-    }
-}
-
-impl<DB: Backend> Drop for Lease<DB> {
-    fn drop(&mut self) {
-        if let Some(connection) = self.connection.take()
-            && self.unfinished
-        {
-            // Frees the pool's slot at once, whatever the server is doing.
-            drop(connection.detach());
+    /// A round trip on an idle connection, else on a new one that is closed again: it takes no
+    /// caller's place.
+    pub(crate) async fn probe(&self) -> Result<(), DatabaseFailure> {
+        if self.0.closed.load(SeqCst) {
+            return Err(DatabaseFailure::closed());
         }
-        self.in_use.fetch_sub(1, Ordering::Relaxed);
+        if self.0.adopted.is_none()
+            && let Some(permit) = Permit::try_take(self)
+            && let Some(link) = self.pop(false)
+        {
+            let mut lease = Lease::new(link, permit);
+            lease.marks.unfinished = true;
+            if let Some(connection) = lease.connection()
+                && sqlx::Connection::ping(connection).await.is_ok()
+            {
+                lease.marks.unfinished = false;
+                return Ok(());
+            }
+            // It may have died while idle; the server is asked below.
+            lease.discard();
+        }
+        let connected = self.0.hosts.connect().await;
+        connected.map(drop).map_err(ConnectError::into_failure::<DB>)
+    }
+
+    /// No more connections from now on; idle ones are closed at once, the others as they come back,
+    /// which is waited for this long.
+    pub(crate) async fn close(&self, within: Duration) {
+        self.0.closed.store(true, SeqCst);
+        self.0.permits.close();
+        self.evict();
+        let all_back = async {
+            loop {
+                let returned = self.0.returned.notified();
+                if self.0.in_use.load(SeqCst) == 0 {
+                    break;
+                }
+                returned.await;
+            }
+            if let Some(pool) = self.0.adopted.as_ref().or_else(|| self.0.escape.get()) {
+                pool.close().await;
+            }
+        };
+        let _ = tokio::time::timeout(within, all_back).await;
+    }
+
+    fn downgrade(&self) -> WeakPool<DB> {
+        WeakPool(Arc::downgrade(&self.0))
+    }
+}
+
+struct WeakPool<DB: Backend>(Weak<Inner<DB>>);
+
+impl<DB: Backend> WeakPool<DB> {
+    fn upgrade(&self) -> Option<Pool<DB>> {
+        self.0.upgrade().map(Pool)
     }
 }

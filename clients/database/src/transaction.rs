@@ -5,9 +5,13 @@ use crate::{
     backend::Backend,
     classify::{DatabaseFailure, Phase},
     client::{DatabaseClient, shorter},
-    session::{Session, within},
+    options::{CommitOutcome, SessionOptions},
+    session::Session,
+    wire::within,
 };
-use mainstay_policy::{CallError, Classify, Error, Idempotency, Operation, Verdict};
+use mainstay_policy::{CallError, Classify, Effect, Error, Idempotency, Operation, Verdict};
+#[cfg(feature = "postgres")]
+use std::time::{Duration, Instant};
 use std::{any::Any, error::Error as StdError, fmt, future::Future};
 
 /// An async closure over a session. Implemented for every `async |tx| ..` and `async fn` that fits.
@@ -53,35 +57,163 @@ impl<DB: Backend> DatabaseClient<DB> {
         T: Send,
         E: From<Error> + Send + 'static,
     {
+        self.transaction_with(SessionOptions::new(), run)
+    }
+
+    /// [`DatabaseClient::transaction`] of this isolation level, or one that only reads.
+    ///
+    /// # Errors
+    /// As [`DatabaseClient::transaction`].
+    ///
+    /// # Cancel safety
+    /// As [`DatabaseClient::transaction`].
+    #[allow(clippy::manual_async_fn)] // An async fn would not be known to be Send.
+    pub fn transaction_with<'s, T, E, F>(
+        &'s self,
+        options: SessionOptions,
+        run: F,
+    ) -> impl Future<Output = Result<T, E>> + Send + use<'s, DB, T, E, F>
+    where
+        F: for<'t> TxFn<&'t mut Session<DB>, T, E> + Send + Sync,
+        T: Send,
+        E: From<Error> + Send + 'static,
+    {
+        async move {
+            let no_check = async |_: &Self| Ok(CommitOutcome::Unknown);
+            let result = self.runs(&options, &run, &no_check).await;
+            self.conclude(result)
+        }
+    }
+
+    /// [`DatabaseClient::transaction_with`] that can find out how a COMMIT whose answer was lost
+    /// turned out: `check` is asked, on the client, within the time that is left.
+    ///
+    /// [`CommitOutcome::Committed`] makes it a success, [`CommitOutcome::RolledBack`] lets the
+    /// closure run again, [`CommitOutcome::Unknown`] and an error leave it unknown. What to look
+    /// for: a row that the closure writes, with a key that no other run of it and nobody else uses;
+    /// or, on PostgreSQL, [`Session::transaction_id`] and [`DatabaseClient::commit_outcome`].
+    ///
+    /// # Errors
+    /// As [`DatabaseClient::transaction`].
+    ///
+    /// # Cancel safety
+    /// As [`DatabaseClient::transaction`].
+    #[allow(clippy::manual_async_fn)] // An async fn would not be known to be Send.
+    pub fn transaction_checked<'s, T, E, F, C>(
+        &'s self,
+        options: SessionOptions,
+        run: F,
+        check: C,
+    ) -> impl Future<Output = Result<T, E>> + Send + use<'s, DB, T, E, F, C>
+    where
+        F: for<'t> TxFn<&'t mut Session<DB>, T, E> + Send + Sync,
+        C: for<'t> TxFn<&'t Self, CommitOutcome, Error> + Send + Sync,
+        T: Send,
+        E: From<Error> + Send + 'static,
+    {
+        async move {
+            let result = self.runs(&options, &run, &check).await;
+            self.conclude(result)
+        }
+    }
+
+    fn runs<'a, T, E, F, C>(
+        &'a self,
+        options: &'a SessionOptions,
+        run: &'a F,
+        check: &'a C,
+    ) -> impl Future<Output = Result<T, CallError<TxFailure<E>>>> + Send + 'a
+    where
+        F: for<'t> TxFn<&'t mut Session<DB>, T, E> + Send + Sync,
+        C: for<'t> TxFn<&'t Self, CommitOutcome, Error> + Send + Sync,
+        T: Send + 'a,
+        E: Send + 'static,
+    {
         // Unsafe: of what it does, COMMIT alone can be unknown.
         const TRANSACTION: Operation = Operation::new("transaction", Idempotency::Unsafe);
+        let policy = self.policy();
         async move {
-            let (policy, run) = (self.policy(), &run);
-            let result = policy.run(&TRANSACTION, |attempt| async move {
+            let attempts = policy.run(&TRANSACTION, |attempt| async move {
                 let limit = shorter(attempt);
                 let pool = self.require_pool().map_err(TxFailure::Own)?;
-                let mut session =
-                    Session::begin(&pool, policy, limit).await.map_err(TxFailure::Own)?;
-                let done = within(limit, run.call(&mut session)).await;
-                match done {
-                    Some(Ok(value)) => {
-                        session.finish(policy.time_for_attempt()).await.map_err(TxFailure::Own)?;
-                        Ok(value)
+                let begun = Session::begin(&pool, policy, limit, options).await;
+                let mut session = begun.map_err(TxFailure::Own)?;
+                let value = match within(limit, run.call(&mut session)).await {
+                    Some(Ok(value)) => value,
+                    Some(Err(error)) => return Err(TxFailure::Closure(error, session.seen())),
+                    None => {
+                        let limit = limit.unwrap_or_default();
+                        let late = DatabaseFailure::timed_out(Phase::Transaction, limit);
+                        return Err(TxFailure::Own(late));
                     }
-                    Some(Err(error)) => Err(TxFailure::Closure(error, session.seen())),
-                    None => Err(TxFailure::Own(DatabaseFailure::timed_out(
-                        Phase::Transaction,
-                        limit.unwrap_or_default(),
-                    ))),
+                };
+                let Err(failure) = session.finish(policy.time_for_attempt()).await else {
+                    return Ok(value);
+                };
+                drop(session);
+                if failure.classify().effect != Effect::Unknown {
+                    return Err(TxFailure::Own(failure));
+                }
+                match self.ask(check).await {
+                    CommitOutcome::Committed => Ok(value),
+                    CommitOutcome::RolledBack => Err(TxFailure::Own(failure.did_not_happen())),
+                    CommitOutcome::Unknown => Err(TxFailure::Own(failure)),
                 }
             });
-            result.await.map_err(|error| {
-                let error = match error {
-                    CallError::Backend { error: TxFailure::Closure(error, _), .. } => return error,
-                    other => other.map(TxFailure::into_own),
-                };
-                Error::from_call(policy.name(), "transaction", error).into()
-            })
+            attempts.await
+        }
+    }
+
+    async fn ask<C>(&self, check: &C) -> CommitOutcome
+    where
+        C: for<'t> TxFn<&'t Self, CommitOutcome, Error> + Send + Sync,
+    {
+        let asked = within(self.policy().time_for_attempt(), check.call(self)).await;
+        asked.and_then(Result::ok).unwrap_or(CommitOutcome::Unknown)
+    }
+
+    fn conclude<T, E: From<Error> + 'static>(
+        &self,
+        result: Result<T, CallError<TxFailure<E>>>,
+    ) -> Result<T, E> {
+        result.map_err(|error| {
+            let error = match error {
+                CallError::Backend { error: TxFailure::Closure(error, _), .. } => return error,
+                other => other.map(TxFailure::into_own),
+            };
+            Error::from_call(self.policy().name(), "transaction", error).into()
+        })
+    }
+}
+
+#[cfg(feature = "postgres")]
+impl DatabaseClient<sqlx::Postgres> {
+    /// How the transaction of this number turned out; it asks again while the server is still at
+    /// it, for as long as an attempt may take.
+    ///
+    /// PostgreSQL forgets after some millions of transactions: then it is
+    /// [`CommitOutcome::Unknown`]. The number must come from the same server.
+    ///
+    /// # Errors
+    /// As a statement on the client.
+    pub async fn commit_outcome(&self, transaction_id: &str) -> Result<CommitOutcome, Error> {
+        const BETWEEN: Duration = Duration::from_millis(20);
+        let left = self.policy().time_for_attempt();
+        let end = left.and_then(|left| Instant::now().checked_add(left));
+        loop {
+            let status: Option<String> =
+                sqlx::query_scalar("select pg_xact_status($1::text::xid8)")
+                    .bind(transaction_id)
+                    .fetch_one(self.read())
+                    .await?;
+            match status.as_deref() {
+                Some("committed") => return Ok(CommitOutcome::Committed),
+                Some("aborted") => return Ok(CommitOutcome::RolledBack),
+                Some("in progress") if end.is_none_or(|end| Instant::now() + BETWEEN < end) => {
+                    tokio::time::sleep(BETWEEN).await;
+                }
+                _ => return Ok(CommitOutcome::Unknown),
+            }
         }
     }
 }

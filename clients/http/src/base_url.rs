@@ -2,99 +2,291 @@
 //!
 //! The path is appended to the base's own path. What would leave the origin or the base path is
 //! refused, so credentials never travel to another host.
+//!
+//! | base | path | asked |
+//! |---|---|---|
+//! | `http://h/v1`, `http://h/v1/` | `users`, `/users` | `http://h/v1/users` |
+//! | `http://h/v1` | `` | `http://h/v1`, as written |
+//! | `http://h/v1?key=1` | `users?q=2` | `http://h/v1/users?key=1&q=2` |
+//! | `http://h/v1` | `users:cancel`, `a/../b`, `a%20b` | `/v1/users:cancel`, `/v1/b`, `/v1/a%20b` |
+//! | `http://h/v1` | `users#top` | `/v1/users`: a fragment is the client's own business |
+//! | `http://h/v1` | `../admin`, `%2e%2e/x`, `//evil/x`, `https://evil/x`, `\\evil`, ` a` | refused |
 
+use base64::{Engine, engine::general_purpose::STANDARD};
+use http::HeaderValue;
 use mainstay_policy::Error;
+use percent_encoding::percent_decode_str;
 use reqwest::Url;
 
+/// A base URL that has been checked.
 #[derive(Clone)]
-pub(crate) struct BaseUrl(Url);
+pub(crate) struct BaseUrl {
+    /// Without its query, and as it was written: with a last `/` or not.
+    text: String,
+    /// `text` with a last `/`: what every URL made here begins with.
+    prefix: String,
+    query: Option<String>,
+    origin: String,
+}
 
 impl BaseUrl {
-    pub(crate) fn parse(text: &str) -> Result<Self, Error> {
+    /// The base, and the header that its user and password become: a URL that travels with them
+    /// would show them in logs.
+    pub(crate) fn parse(text: &str) -> Result<(Self, Option<HeaderValue>), Error> {
         let refuse = |why: &str| Err(Error::invalid(format!("the HTTP base URL {why}")));
+        if text.is_empty() {
+            return refuse("is empty; write it as https://host/path");
+        }
         let Ok(mut url) = Url::parse(text) else {
-            return refuse("is not a URL; write it as https://host/path");
+            return refuse(match text.split_once("://") {
+                Some((_, rest)) if rest.is_empty() || rest.starts_with('/') => {
+                    "has no host; write it as https://host/path"
+                }
+                Some(_) => "is not a URL; write it as https://host/path",
+                None => "has no scheme; write it as https://host/path",
+            });
         };
         if !matches!(url.scheme(), "http" | "https") {
             return refuse("must start with http:// or https://");
         }
-        if !url.username().is_empty() || url.password().is_some() {
-            return refuse("holds credentials; leave them out and set a default header instead");
+        // A lenient parser takes `http:///v1` for the host `v1`.
+        if text.split_once("://").is_none_or(|(_, rest)| rest.starts_with(['/', '\\', '?', '#'])) {
+            return refuse("has no host; write it as https://host/path");
         }
-        if url.query().is_some() || url.fragment().is_some() {
-            return refuse("has a query or a fragment; leave it out and add queries per request");
+        if url.fragment().is_some() {
+            return refuse("has a fragment (#...), which is never sent; leave it out");
         }
-        if !url.path().ends_with('/') {
-            url.set_path(&format!("{}/", url.path()));
+        let authorization = authorization(&url);
+        let cleared = url.set_username("").and_then(|()| url.set_password(None));
+        if cleared.is_err() {
+            return refuse("holds credentials that cannot be taken out; use basic_auth instead");
         }
-        Ok(Self(url))
+        let query = url.query().filter(|query| !query.is_empty()).map(str::to_owned);
+        url.set_query(None);
+        let origin = url.origin().ascii_serialization();
+        let text = url.as_str().to_owned();
+        let prefix = if text.ends_with('/') { text.clone() } else { format!("{text}/") };
+        Ok((Self { text, prefix, query, origin }, authorization))
     }
 
     /// `scheme://host:port`, the name of the dependency.
-    pub(crate) fn origin(&self) -> String {
-        self.0.origin().ascii_serialization()
+    pub(crate) fn origin(&self) -> &str {
+        &self.origin
     }
 
-    pub(crate) fn join(&self, path: &str) -> Result<Url, Error> {
+    /// The text of the URL of a path, to be parsed for each attempt and checked by
+    /// [`Self::holds`]. One allocation, since every request pays for it.
+    pub(crate) fn join(&self, path: &str) -> Result<String, Error> {
         let refuse = |why: &str| Err(Error::invalid(format!("the request path {why}")));
         if path.chars().any(|c| c.is_control() || c == '\\') || path.trim() != path {
             return refuse("holds a control character, a backslash or a space at its ends");
         }
         let path = path.split('#').next().unwrap_or_default();
         if path.starts_with("//") || is_absolute(path) {
-            return refuse("names another host; give a path below the base URL");
+            return refuse(
+                "names another host; give a path below the base URL, or build the client with \
+                 allow_absolute_urls()",
+            );
         }
-        let (path, query) = path.split_once('?').map_or((path, None), |(p, q)| (p, Some(q)));
-        let mut url = self.0.clone();
-        url.set_path(&format!("{}{}", self.0.path(), path.trim_start_matches('/')));
-        url.set_query(query);
-        // The parser resolved `..` and `%2e%2e`; what is left must still be below the base.
-        if url.origin() != self.0.origin() || !url.path().starts_with(self.0.path()) {
-            return refuse("leaves the base URL's path; remove the `..`");
-        }
-        Ok(url)
+        let (path, query) = path.split_once('?').map_or((path, ""), |(p, q)| (p, q));
+        let path = path.trim_start_matches('/');
+        let base = if path.is_empty() { &self.text } else { &self.prefix };
+        let own = self.query.as_deref().unwrap_or_default();
+        // And some room for the pairs of `Request::query`.
+        let mut text = String::with_capacity(base.len() + path.len() + own.len() + query.len() + 8);
+        text.push_str(base);
+        text.push_str(path);
+        append_query(&mut text, own);
+        append_query(&mut text, query);
+        Ok(text)
+    }
+
+    /// Whether this URL, made by [`Self::join`], stayed below the base: the parser has resolved
+    /// `..` and `%2e%2e`.
+    pub(crate) fn holds(&self, url: &Url) -> bool {
+        let url = url.as_str();
+        url.starts_with(&self.prefix)
+            || url
+                .strip_prefix(&self.text)
+                .is_some_and(|rest| matches!(rest.as_bytes(), [] | [b'?', ..]))
+    }
+}
+
+/// Adds pairs that are encoded already.
+pub(crate) fn append_query(url: &mut String, query: &str) {
+    if !query.is_empty() {
+        url.push(if url.contains('?') { '&' } else { '?' });
+        url.push_str(query);
     }
 }
 
 /// `scheme://`, as RFC 3986 spells a scheme.
-fn is_absolute(path: &str) -> bool {
+pub(crate) fn is_absolute(path: &str) -> bool {
     path.split_once("://").is_some_and(|(scheme, _)| {
         scheme.starts_with(|c: char| c.is_ascii_alphabetic())
             && scheme.chars().all(|c| c.is_ascii_alphanumeric() || "+.-".contains(c))
     })
 }
 
+/// A whole URL in a path's place: another host than the base's, perhaps.
+pub(crate) fn absolute(text: &str) -> Result<Url, Error> {
+    let refuse = |why: &str| Err(Error::invalid(format!("the request URL {why}")));
+    let Ok(mut url) = Url::parse(text) else {
+        return refuse("is not a URL; write it as https://host/path");
+    };
+    if !matches!(url.scheme(), "http" | "https") {
+        return refuse("must start with http:// or https://");
+    }
+    if !url.username().is_empty() || url.password().is_some() {
+        return refuse("holds credentials; leave them out and use basic_auth or bearer_auth");
+    }
+    url.set_fragment(None);
+    Ok(url)
+}
+
+/// A path of these segments, each encoded whole: a `/`, `?` or `#` in one stays in it. For values
+/// that come from elsewhere.
+///
+/// # Errors
+/// A segment that is empty, `.` or `..`, which no encoding keeps from being resolved.
+///
+/// # Examples
+/// ```
+/// let path = mainstay_http::path_of(["users", "a/b?c"])?;
+/// assert_eq!(path, "users/a%2Fb%3Fc");
+/// assert!(mainstay_http::path_of(["users", ".."]).is_err());
+/// # Ok::<(), mainstay_policy::Error>(())
+/// ```
+pub fn path_of<'a>(segments: impl IntoIterator<Item = &'a str>) -> Result<String, Error> {
+    let mut path = String::new();
+    for segment in segments {
+        if matches!(segment, "" | "." | "..") {
+            let what = "a segment of the request path is empty, `.` or `..`; check the value";
+            return Err(Error::invalid(what));
+        }
+        if !path.is_empty() {
+            path.push('/');
+        }
+        path.extend(percent_encoding::utf8_percent_encode(segment, KEPT));
+    }
+    Ok(path)
+}
+
+/// RFC 3986's unreserved characters.
+const KEPT: &percent_encoding::AsciiSet =
+    &percent_encoding::NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+
+fn authorization(url: &Url) -> Option<HeaderValue> {
+    if url.username().is_empty() && url.password().is_none() {
+        return None;
+    }
+    let user = percent_decode_str(url.username()).collect::<Vec<u8>>();
+    let password = percent_decode_str(url.password().unwrap_or_default()).collect::<Vec<u8>>();
+    basic(&user, &password)
+}
+
+/// RFC 7617. `None` is impossible: base64 is always a header's value.
+pub(crate) fn basic(user: &[u8], password: &[u8]) -> Option<HeaderValue> {
+    let pair = [user, b":", password].concat();
+    let mut value = HeaderValue::try_from(format!("Basic {}", STANDARD.encode(pair))).ok()?;
+    value.set_sensitive(true);
+    Some(value)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn joined(base: &str, path: &str) -> Result<String, Error> {
+        let (base, _) = BaseUrl::parse(base).unwrap();
+        let url = Url::parse(&base.join(path)?).unwrap();
+        if base.holds(&url) { Ok(url.into()) } else { Err(Error::invalid("leaves the base")) }
+    }
+
     #[test]
     fn joins_by_the_table() {
-        let base = BaseUrl::parse("http://h/v1").unwrap();
-        for (path, joined) in [
-            ("users", "http://h/v1/users"),
-            ("/users", "http://h/v1/users"),
-            ("", "http://h/v1/"),
-            ("users?q=2#top", "http://h/v1/users?q=2"),
-            ("users:cancel", "http://h/v1/users:cancel"),
-            ("a%20b", "http://h/v1/a%20b"),
-            ("a/../b", "http://h/v1/b"),
-            ("go?to=https://x/", "http://h/v1/go?to=https://x/"),
+        for (base, path, url) in [
+            ("http://h/v1", "users", "http://h/v1/users"),
+            ("http://h/v1", "/users", "http://h/v1/users"),
+            ("http://h/v1/", "users", "http://h/v1/users"),
+            ("http://h/v1/", "/users", "http://h/v1/users"),
+            ("http://h", "users", "http://h/users"),
+            ("http://h/v1", "", "http://h/v1"),
+            ("http://h/v1", "/", "http://h/v1"),
+            ("http://h/v1/", "", "http://h/v1/"),
+            ("http://h", "", "http://h/"),
+            ("http://h/v1", "?q=1", "http://h/v1?q=1"),
+            ("http://h/v1", "users/", "http://h/v1/users/"),
+            ("http://h/v1", "users?q=2#top", "http://h/v1/users?q=2"),
+            ("http://h/v1?k=1", "users?q=2", "http://h/v1/users?k=1&q=2"),
+            ("http://h/v1?k=1", "", "http://h/v1?k=1"),
+            ("http://h/v1?k=1", "users?k=1", "http://h/v1/users?k=1&k=1"),
+            ("http://h/v1", "users:cancel", "http://h/v1/users:cancel"),
+            ("http://h/v1", "a%20b", "http://h/v1/a%20b"),
+            ("http://h/v1", "a b", "http://h/v1/a%20b"),
+            ("http://h/v1", "\u{e9}", "http://h/v1/%C3%A9"),
+            ("http://h/v1", "a/../b", "http://h/v1/b"),
+            ("http://h/v1", "a//b", "http://h/v1/a//b"),
+            ("http://h/v1", "go?to=https://x/", "http://h/v1/go?to=https://x/"),
+            ("http://h:80/v1", "x", "http://h/v1/x"),
+            ("HTTP://H:8080/v1", "x", "http://h:8080/v1/x"),
+            ("http://h/a/../v1", "x", "http://h/v1/x"),
         ] {
-            assert_eq!(base.join(path).unwrap().as_str(), joined, "{path}");
+            assert_eq!(joined(base, path).unwrap(), url, "{base} + {path}");
         }
-        for path in
-            ["//evil/x", "https://evil/x", "\\\\evil", "\t//evil", "../admin", "%2e%2e/x", " a"]
-        {
-            assert!(base.join(path).is_err(), "{path}");
+        for path in [
+            "//evil/x",
+            "https://evil/x",
+            "HTTPS://evil/x",
+            "\\\\evil\\x",
+            "\t//evil",
+            "../admin",
+            "a/../../admin",
+            "%2e%2e/x",
+            "%2E%2e",
+            ".%2e/v10",
+            "..",
+            " a",
+            "a ",
+            "a\r\nhost: evil",
+        ] {
+            assert!(joined("http://h/v1", path).is_err(), "{path}");
         }
     }
 
     #[test]
     fn bad_bases_are_refused_without_their_secrets() {
-        for base in ["example.com", "ftp://h", "http://u:hunter2@h", "http://h?k=hunter2", "/v1"] {
+        for (base, why) in [
+            ("", "is empty"),
+            ("example.com", "no scheme"),
+            ("hunter2@example.com", "no scheme"),
+            ("/v1", "no scheme"),
+            ("ftp://u:hunter2@h", "must start"),
+            ("http://", "no host"),
+            ("http:///v1", "no host"),
+            ("https://:443", "not a URL"),
+            ("http://u:hunter2@h:port", "not a URL"),
+            ("http://h/v1#hunter2", "fragment"),
+        ] {
             let error = BaseUrl::parse(base).err().unwrap().to_string();
             assert!(!error.contains("hunter2") && error.contains("base URL"), "{error}");
+            assert!(error.contains(why), "{base}: {error}");
         }
+    }
+
+    #[test]
+    fn user_and_password_become_a_header_and_leave_the_url() {
+        let (base, header) = BaseUrl::parse("http://Aladdin:open%20sesame@h/v1").unwrap();
+        assert_eq!(base.join("x").unwrap(), "http://h/v1/x");
+        let header = header.unwrap();
+        assert_eq!(header, "Basic QWxhZGRpbjpvcGVuIHNlc2FtZQ==");
+        assert!(header.is_sensitive());
+    }
+
+    #[test]
+    fn a_query_may_hold_anything_and_goes_nowhere_else() {
+        assert_eq!(joined("http://h/v1", "a?x=../../y").unwrap(), "http://h/v1/a?x=../../y");
+        assert!(absolute("http://u:p@h/").is_err());
+        assert!(absolute("file:///etc/passwd").is_err());
     }
 }

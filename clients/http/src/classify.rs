@@ -1,13 +1,10 @@
 //! What went wrong with one attempt; the only file that looks into reqwest's errors.
 
-use crate::response::Response;
+use crate::{response::Response, retry_after::retry_after};
 use http::StatusCode;
 use mainstay_policy::{Classify, Idempotency, Outcome, Verdict};
-use std::{
-    error::Error as StdError,
-    fmt,
-    time::{Duration, SystemTime},
-};
+use rustls::{AlertDescription, CertificateError};
+use std::{error::Error as StdError, fmt, time::Duration};
 
 /// Why one attempt failed.
 #[derive(Debug)]
@@ -20,58 +17,206 @@ pub struct HttpFailure {
 enum What {
     Status(Box<Response>),
     Transport(reqwest::Error),
+    /// The answer had begun.
+    Body(reqwest::Error),
     TooLarge(usize),
+    Stalled(Duration),
+    OutOfTime,
+    Redirects(usize),
+    Upload(Option<reqwest::Error>),
+    Changed,
+    /// A test double's; whether the request had been sent.
+    Lost(bool),
 }
 
 impl HttpFailure {
-    /// The response, if the server gave one.
+    /// The response, if the server gave one with a failing status.
     #[must_use]
-    pub fn response(&self) -> Option<&Response> {
+    pub const fn response(&self) -> Option<&Response> {
         match &self.what {
             What::Status(response) => Some(response),
             _ => None,
         }
     }
 
-    pub(crate) fn too_large(limit: usize) -> Self {
-        Self { what: What::TooLarge(limit), verdict: Verdict::permanent() }
+    /// What the server said of coming again, whatever may be done about it.
+    pub(crate) fn retry_after(&self) -> Option<Duration> {
+        self.response().and_then(|response| retry_after(&response.headers))
     }
 
+    const fn of(what: What, verdict: Verdict) -> Self {
+        Self { what, verdict }
+    }
+
+    /// Our own limit: the server did answer.
+    pub(crate) const fn too_large(limit: usize) -> Self {
+        Self::of(What::TooLarge(limit), Verdict::permanent())
+    }
+
+    /// No more of the body came.
+    pub(crate) const fn stalled(idle: Duration) -> Self {
+        Self::of(What::Stalled(idle), Verdict::unknown())
+    }
+
+    /// As [`Self::stalled`], of a body whose attempt has ended: a failure that is not repeated.
+    pub(crate) const fn stalled_after_head(idle: Duration) -> Self {
+        Self::of(What::Stalled(idle), Verdict::permanent().with_outcome(Outcome::Failure))
+    }
+
+    /// The caller's own deadline: it says nothing about the server.
+    pub(crate) const fn out_of_time() -> Self {
+        Self::of(What::OutOfTime, Verdict::permanent().with_outcome(Outcome::Neutral))
+    }
+
+    pub(crate) const fn redirects(most: usize) -> Self {
+        Self::of(What::Redirects(most), Verdict::permanent().with_outcome(Outcome::Neutral))
+    }
+
+    /// A body that is there once was read by an attempt before.
+    pub(crate) const fn spent() -> Self {
+        Self::of(What::Upload(None), Verdict::permanent().with_outcome(Outcome::Neutral))
+    }
+
+    /// What was to be resumed is no longer what it was.
+    pub(crate) const fn changed() -> Self {
+        Self::of(What::Changed, Verdict::permanent().with_outcome(Outcome::Neutral))
+    }
+
+    /// A test double's connection, lost before (`sent` is false) or after the request was sent.
+    pub(crate) const fn lost(sent: bool) -> Self {
+        let verdict = if sent { Verdict::unknown() } else { Verdict::never_sent() };
+        Self::of(What::Lost(sent), verdict)
+    }
+
+    /// The caller's stream gave an error: not the server's fault, and not to be repeated, though
+    /// part of it was sent.
+    pub(crate) fn upload(error: Option<reqwest::Error>) -> Self {
+        let verdict = Verdict::permanent().with_outcome(Outcome::Neutral);
+        Self::of(What::Upload(error.map(reqwest::Error::without_url)), verdict)
+    }
+
+    /// As [`Self::upload`], of what the driver made of it.
+    pub(crate) fn of_an_upload(self) -> Self {
+        match self.what {
+            What::Transport(error) => Self::upload(Some(error)),
+            _ => self,
+        }
+    }
+
+    /// Not our own limit, and not the caller's deadline.
+    pub(crate) const fn is_of_the_server(&self) -> bool {
+        matches!(self.what, What::Body(_) | What::Stalled(_))
+    }
+
+    /// Before the head of an answer.
     pub(crate) fn transport(error: reqwest::Error) -> Self {
         // The URL may hold secrets in its query.
         let error = error.without_url();
-        let hyper = find::<hyper::Error>(&error);
-        let verdict = if error.is_builder() || error.is_redirect() {
-            Verdict::permanent().with_outcome(Outcome::Neutral)
-        } else if error.is_connect() || hyper.is_some_and(hyper::Error::is_canceled) {
-            Verdict::never_sent()
-        } else {
-            Verdict::unknown()
-        };
-        Self { what: What::Transport(error), verdict }
+        let verdict = verdict_of(&error);
+        Self::of(What::Transport(error), verdict)
     }
 
     /// The answer had begun, so the request was sent whatever the error looks like.
     pub(crate) fn body(error: reqwest::Error) -> Self {
-        Self { what: What::Transport(error.without_url()), verdict: Verdict::unknown() }
+        Self::of(What::Body(error.without_url()), Verdict::unknown())
+    }
+
+    /// As [`Self::body`], of a body whose attempt has ended: a failure that is not repeated.
+    pub(crate) fn body_after_head(error: reqwest::Error) -> Self {
+        let verdict = Verdict::permanent().with_outcome(Outcome::Failure);
+        Self::of(What::Body(error.without_url()), verdict)
+    }
+
+    /// After the body of a request that cannot be sent again was begun, all that is known is that
+    /// nothing is.
+    pub(crate) fn of_a_spent_body(mut self) -> Self {
+        if matches!(self.verdict.effect, mainstay_policy::Effect::NeverSent) {
+            self.verdict = Verdict::unknown();
+        }
+        self
+    }
+
+    /// Whether a status is a failure; the rest are answers.
+    pub(crate) const fn is_failing(status: StatusCode) -> bool {
+        matches!(status.as_u16(), 408 | 425 | 429 | 500 | 502 | 503 | 504)
     }
 
     /// RFC 9110: a method that may be repeated is, after any of these; another only if the server
-    /// refused before it did any work.
-    pub(crate) fn status(response: Response, idempotency: Idempotency) -> Result<Response, Self> {
-        let retry_after = retry_after(&response);
+    /// refused before it did any work. `again` says that the server has answered 425 before.
+    pub(crate) fn status(response: Response, idempotency: Idempotency, again: bool) -> Self {
+        let hint = retry_after(&response.headers);
         let verdict = match response.status.as_u16() {
             408 => Verdict::unknown().with_outcome(Outcome::Neutral),
+            // The second attempt does not come early: if it is refused too, so will be a third.
+            425 if again => Verdict::permanent().with_outcome(Outcome::Neutral),
             425 => Verdict::transient().with_outcome(Outcome::Neutral),
-            429 => Verdict::throttled(retry_after),
-            503 if idempotency != Idempotency::Unsafe => {
-                Verdict::throttled(retry_after).with_outcome(Outcome::Failure)
+            429 => Verdict::throttled(hint),
+            503 if !matches!(idempotency, Idempotency::Unsafe) => {
+                Verdict::throttled(hint).with_outcome(Outcome::Failure)
             }
-            500 | 502 | 503 | 504 => Verdict::unknown(),
-            _ => return Ok(response),
+            _ => Verdict::unknown(),
         };
-        Err(Self { what: What::Status(Box::new(response)), verdict })
+        Self::of(What::Status(Box::new(response)), verdict)
     }
+
+    /// The same for a report to the breaker, which needs no more than the verdict.
+    pub(crate) const fn reported(&self) -> Self {
+        Self::of(What::Lost(true), self.verdict)
+    }
+}
+
+/// The table of what is known to have been sent.
+fn verdict_of(error: &reqwest::Error) -> Verdict {
+    if error.is_builder() || error.is_redirect() {
+        return Verdict::permanent().with_outcome(Outcome::Neutral);
+    }
+    if find::<rustls::Error>(error).is_some_and(is_about_certificates) {
+        // The same certificate is there at the next attempt. As wrong credentials are elsewhere, it
+        // is a failure of the dependency.
+        return Verdict::permanent().with_outcome(Outcome::Failure);
+    }
+    if error.is_connect() {
+        return Verdict::never_sent();
+    }
+    // The first of them: one that was cancelled wraps another that looks like half an answer.
+    if find::<hyper::Error>(error).is_some_and(hyper::Error::is_canceled) {
+        return Verdict::never_sent();
+    }
+    if let Some(h2) = find::<h2::Error>(error).filter(|h2| h2.is_remote()) {
+        let (refused, calm) = (h2::Reason::REFUSED_STREAM, h2::Reason::ENHANCE_YOUR_CALM);
+        let unprocessed = h2.is_reset() && h2.reason() == Some(refused)
+            // Streams that the peer did begin end with an error of their own.
+            || h2.is_go_away() && h2.reason() == Some(h2::Reason::NO_ERROR);
+        if unprocessed {
+            // It said so itself, in good health.
+            return Verdict::never_sent().with_outcome(Outcome::Neutral);
+        }
+        if h2.reason() == Some(calm) {
+            return Verdict::unknown().with_outcome(Outcome::Neutral);
+        }
+    }
+    Verdict::unknown()
+}
+
+const fn is_about_certificates(error: &rustls::Error) -> bool {
+    use AlertDescription as A;
+    matches!(
+        error,
+        rustls::Error::InvalidCertificate(_)
+            | rustls::Error::NoCertificatesPresented
+            | rustls::Error::UnsupportedNameType
+            | rustls::Error::InvalidCertRevocationList(_)
+            | rustls::Error::AlertReceived(
+                A::BadCertificate
+                    | A::UnsupportedCertificate
+                    | A::CertificateRevoked
+                    | A::CertificateExpired
+                    | A::CertificateUnknown
+                    | A::UnknownCA
+                    | A::AccessDenied
+                    | A::CertificateRequired
+            )
+    )
 }
 
 /// The first error of this type; at an `io::Error` its payload is next, which `source()` skips.
@@ -95,10 +240,7 @@ impl Classify for HttpFailure {
     }
 
     fn code(&self) -> Option<String> {
-        match &self.what {
-            What::Status(response) => Some(response.status.as_u16().to_string()),
-            _ => None,
-        }
+        self.response().map(|response| response.status.as_u16().to_string())
     }
 }
 
@@ -110,66 +252,88 @@ impl fmt::Display for HttpFailure {
             }
             What::Status(r) => write!(f, "the server answered with status {}", r.status.as_u16()),
             What::TooLarge(limit) => {
-                write!(f, "the body is over the limit of {limit} bytes; raise max_body")
+                write!(
+                    f,
+                    "the body is over the limit of {limit} bytes; raise max_body, or stream it"
+                )
             }
-            What::Transport(e) if e.is_connect() => {
-                f.write_str(
-                    "the server could not be reached; check that it runs and the base URL",
-                )?;
-                match find::<std::io::Error>(e) {
-                    Some(io) => write!(f, " ({})", io.kind()),
-                    None => Ok(()),
-                }
+            What::Stalled(idle) => write!(f, "no more of the body came within {idle:?}"),
+            What::OutOfTime => f.write_str("the body was not over by the deadline"),
+            What::Redirects(most) => write!(f, "more than {most} redirects, perhaps in a circle"),
+            What::Upload(None) => f.write_str(
+                "the request's body is a stream that was read by an attempt before; give one that \
+                 can be made again (streamed_by)",
+            ),
+            What::Upload(Some(_)) => f.write_str("the stream that is the request's body failed"),
+            What::Changed => {
+                f.write_str("what was being downloaded has changed on the server; begin anew")
             }
-            What::Transport(e) if e.is_builder() => f.write_str("the request cannot be built"),
-            What::Transport(e) if e.is_redirect() => f.write_str("too many redirects"),
-            What::Transport(e) if e.is_decode() => {
+            What::Lost(true) => f.write_str("the connection was lost before an answer"),
+            What::Lost(false) => f.write_str("the server could not be reached"),
+            What::Body(error) if error.is_timeout() => f.write_str("the body did not come in time"),
+            What::Body(error) if is_broken(error) => {
                 f.write_str("the body of the answer was cut off")
             }
-            What::Transport(_) => f.write_str("the connection was lost before an answer"),
+            What::Body(_) => f.write_str("the body of the answer could not be decoded"),
+            What::Transport(error) => transport_words(error, f),
         }
     }
+}
+
+fn is_broken(error: &reqwest::Error) -> bool {
+    find::<hyper::Error>(error).is_some() || find::<h2::Error>(error).is_some()
+}
+
+fn transport_words(error: &reqwest::Error, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    if let Some(tls) = find::<rustls::Error>(error).filter(|tls| is_about_certificates(tls)) {
+        return f.write_str(match tls {
+            rustls::Error::AlertReceived(_) => {
+                "the server does not accept our certificate; check client_certificate"
+            }
+            rustls::Error::InvalidCertificate(
+                CertificateError::Expired | CertificateError::ExpiredContext { .. },
+            ) => "the server's certificate has expired",
+            rustls::Error::InvalidCertificate(
+                CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
+            ) => "the server's certificate is for another name; check the host in the base URL",
+            rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer) => {
+                "the server's certificate is from an authority that is not trusted here; add it \
+                 with ca_certificates"
+            }
+            _ => "the server's certificate is not valid",
+        });
+    }
+    if error.is_builder() {
+        return f.write_str("the request cannot be built");
+    }
+    if error.is_connect() {
+        f.write_str(if error.is_dns() {
+            "the name of the host could not be looked up; check the base URL"
+        } else if error.is_timeout() {
+            "the server could not be reached: no connection in time; check that it runs and the \
+             base URL"
+        } else {
+            "the server could not be reached; check that it runs and the base URL"
+        })?;
+        return match find::<std::io::Error>(error) {
+            Some(io) if !error.is_dns() && !error.is_timeout() => write!(f, " ({})", io.kind()),
+            _ => Ok(()),
+        };
+    }
+    if find::<hyper::Error>(error).is_some_and(hyper::Error::is_parse) {
+        return f.write_str("the answer is not HTTP, or its headers are too long");
+    }
+    if find::<h2::Error>(error).is_some_and(|h2| h2.is_remote() && h2.is_reset()) {
+        return f.write_str("the server gave the request up before an answer");
+    }
+    f.write_str("the connection was lost before an answer")
 }
 
 impl StdError for HttpFailure {
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
         match &self.what {
-            What::Transport(error) => Some(error),
+            What::Transport(error) | What::Body(error) | What::Upload(Some(error)) => Some(error),
             _ => None,
-        }
-    }
-}
-
-/// RFC 9110 section 10.2.3, both forms; anything else is ignored.
-fn retry_after(response: &Response) -> Option<Duration> {
-    let text = |name| response.headers.get(name).and_then(|v| v.to_str().ok());
-    let value = text(http::header::RETRY_AFTER)?.trim();
-    if !value.is_empty() && value.bytes().all(|b| b.is_ascii_digit()) {
-        return Some(Duration::from_secs(value.parse().unwrap_or(u64::MAX)));
-    }
-    let then = httpdate::parse_http_date(value).ok()?;
-    let now = text(http::header::DATE).and_then(|d| httpdate::parse_http_date(d).ok());
-    Some(then.duration_since(now.unwrap_or_else(SystemTime::now)).unwrap_or_default())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn retry_after_vectors() {
-        let wait = |value: &str| {
-            let mut headers = http::HeaderMap::new();
-            headers.insert("date", "Sun, 06 Nov 1994 08:49:37 GMT".parse().unwrap());
-            headers.insert("retry-after", value.parse().unwrap());
-            retry_after(&Response { status: StatusCode::OK, headers, body: bytes::Bytes::new() })
-        };
-        assert_eq!(wait("120"), Some(Duration::from_secs(120)));
-        assert_eq!(wait("99999999999999999999999"), Some(Duration::from_secs(u64::MAX)));
-        assert_eq!(wait("Sun, 06 Nov 1994 08:49:47 GMT"), Some(Duration::from_secs(10)));
-        assert_eq!(wait("Sun, 06 Nov 1994 08:49:07 GMT"), Some(Duration::ZERO));
-        for bad in ["-1", "+3", "1.5", "", "soon"] {
-            assert_eq!(wait(bad), None, "{bad}");
         }
     }
 }

@@ -1,6 +1,6 @@
 //! The check of a probe: one GET under its own short timeout, past the breaker.
 
-use crate::client::{FOLLOW, HttpClient};
+use crate::{client::HttpClient, send};
 use mainstay_policy::{Health, HealthStatus};
 use std::time::{Duration, Instant};
 
@@ -12,7 +12,8 @@ impl HttpClient {
         self.health_check_at("").await
     }
 
-    /// Asks a path below the base URL, such as `/health`: 2xx is healthy.
+    /// Asks a path below the base URL, such as `/health`: 2xx is healthy, after redirects that a
+    /// GET would follow.
     pub async fn health_check_at(&self, path: &str) -> Health {
         let started = Instant::now();
         let (status, detail) = match self.ask(path).await {
@@ -26,11 +27,10 @@ impl HttpClient {
     }
 
     async fn ask(&self, path: &str) -> Result<u16, String> {
-        let url = self.base().join(path).map_err(|e| e.to_string())?;
-        let answer = self.reqwest().map_err(|e| e.to_string())?.get(url).send();
-        match tokio::time::timeout(TIMEOUT, FOLLOW.scope(true, answer)).await {
-            Ok(Ok(answer)) => Ok(answer.status().as_u16()),
-            Ok(Err(error)) => Err(crate::HttpFailure::transport(error).to_string()),
+        let call = self.get(path).into_call().map_err(|e| e.to_string())?;
+        match tokio::time::timeout(TIMEOUT, send::ask(&call)).await {
+            Ok(Ok(status)) => Ok(status.as_u16()),
+            Ok(Err(failure)) => Err(failure.to_string()),
             Err(_) => Err("no answer within 2 s".to_owned()),
         }
     }

@@ -1,32 +1,65 @@
 //! An HTTP client for one base URL, over reqwest and the policy engine.
 //!
 //! Awaiting a request reads the body too, inside the attempt, so a cut body is retried like any
-//! failure. GET, HEAD, PUT and DELETE are repeated; POST and PATCH only when nothing was sent, when
-//! the server refused before working (425, 429), or with an idempotency key. Statuses 408, 425, 429,
-//! 500, 502, 503 and 504 that remain are an error; every other status is a response.
+//! failure; [`Request::stream`] gives it piece by piece instead. Statuses 408, 425, 429, 500, 502, 503
+//! and 504 that remain are an error that [carries the response](ErrorResponse); every other status is
+//! a response.
+//!
+//! What is repeated (RFC 9110 section 9.2.2):
+//!
+//! | what happened | GET, HEAD, OPTIONS, PUT, DELETE, or with a key | POST, PATCH |
+//! |---|---|---|
+//! | nothing was sent: no connection, a name not found, HTTP/2's REFUSED_STREAM or GOAWAY | yes | yes |
+//! | 429; 425, once | yes | yes |
+//! | connection lost, timeout, 408, 500, 502, 503, 504 | yes | no: it may have happened |
+//! | a body that is cut off or stalls | yes | no |
+//! | a certificate that is not valid, a body over the limit, too many redirects | no | no |
+//!
+//! Retry-After, in seconds or as a date, is the least that is waited; a wait beyond the deadline ends
+//! the call at once, and the error says when to come again. 4xx and 429 never count against the
+//! breaker, of which there is one for each scheme, host and port.
 //!
 //! Redirects are followed on the same origin, and never for a POST or PATCH without a key: its first
-//! hop may have done the work, so the redirect itself is the response.
+//! hop may have done the work, so the redirect itself is the response. Cookies are neither kept nor
+//! sent, other than as headers that the caller sets.
 //!
 //! ```no_run
 //! # async fn main_() -> Result<(), mainstay_policy::Error> {
 //! let api = mainstay_http::get_http_client_for("https://api.example.com/v1")?;
-//! let users: Vec<String> = api.get("users").await?.json()?;
+//! let users: Vec<String> = api.get("users").query(&[("page", 2)]).await?.json()?;
 //! api.post("users").json(&"John").idempotency_key("order-17").await?;
 //! # Ok(()) }
 //! ```
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
 mod base_url;
+mod body;
+mod builder;
 mod classify;
 mod client;
+mod dns;
+mod double;
+mod download;
+mod driver;
+mod getters;
 mod health;
+mod incoming;
+mod multipart;
+mod redirect;
 mod request;
 mod response;
+mod retry_after;
+mod send;
+mod trace;
 
+pub use base_url::path_of;
+pub use body::RequestBody;
+pub use builder::HttpClientBuilder;
 pub use classify::HttpFailure;
-pub use client::{
-    HttpClient, HttpClientBuilder, get_http_client, get_http_client_for, set_http_client,
-};
+pub use client::HttpClient;
+pub use double::{HttpDouble, Reply, SentRequest};
+pub use download::Download;
+pub use getters::{get_http_client, get_http_client_for, get_http_client_named, set_http_client};
+pub use multipart::Multipart;
 pub use request::Request;
-pub use response::Response;
+pub use response::{ErrorResponse, Response};

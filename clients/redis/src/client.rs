@@ -215,7 +215,7 @@ impl RedisClient {
                     return local(fallback.write(&slot, &change, now));
                 }
                 BeginWrite::Draining => {
-                    fallback.until_drained().await;
+                    fallback.until_drained(self.0.policy.time_for_attempt()).await;
                     waited = true;
                 }
             }

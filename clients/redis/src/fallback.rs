@@ -246,11 +246,12 @@ impl Fallback {
         let _ = any.wait_for(|any| *any).await;
     }
 
-    /// Waits until the recovery in progress has told how it ended.
-    pub(crate) async fn until_drained(&self) {
+    /// Waits until the recovery in progress has told how it ended, no longer than its caller may.
+    pub(crate) async fn until_drained(&self, limit: Option<Duration>) {
         let mut draining = self.draining.subscribe();
         let quiet = draining.wait_for(|draining| !*draining);
-        let _ = tokio::time::timeout(DRAIN_WAIT, quiet).await;
+        let limit = limit.map_or(DRAIN_WAIT, |limit| limit.min(DRAIN_WAIT));
+        let _ = tokio::time::timeout(limit, quiet).await;
     }
 
     /// One recovery at a time, whatever the number of runtimes.

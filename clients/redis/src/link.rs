@@ -246,10 +246,16 @@ impl Line {
                 call.await
             }
         };
+        let over = timeout.is_some_and(|limit| began.elapsed() + 2 * MARGIN >= limit);
         match answer {
             Ok(reply) => {
                 self.answered();
                 Ok(reply)
+            }
+            // fred has taken the command back. Whose time is up, the attempt's or the caller's, the
+            // policy knows, and it ends this in a moment.
+            Err(error) if over && *error.kind() == ErrorKind::Timeout => {
+                std::future::pending().await
             }
             Err(error) => Err(RedisFailure::driver(error)),
         }

@@ -71,7 +71,7 @@ impl S3Client {
         let policy = self.policy_for(length);
         let end = policy.run(operation, |a| attempt(sdk.clone(), a.number())).await;
         end.map_err(|error| {
-            let error = error.map(|e| e.about(Some(target.bucket), target.key));
+            let error = error.map(|e| e.about(target.bucket, target.key.is_some()));
             Error::from_call(policy.name(), operation.name(), error)
         })
     }

@@ -13,14 +13,21 @@ type Source = Box<dyn StdError + Send + Sync>;
 
 /// Why one attempt failed.
 ///
-/// Its text names bucket and key once a call is over; events of single attempts do without.
+/// Its text names the bucket once a call is over, never the key; events of single attempts do
+/// without both.
 pub struct S3Failure {
     what: What,
     verdict: Verdict,
     code: Option<String>,
     status: Option<u16>,
-    target: Option<(String, Option<String>)>,
+    target: Option<Target>,
     source: Option<Source>,
+}
+
+/// What a call was about, so far as it may be said.
+struct Target {
+    bucket: String,
+    is_object: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -77,8 +84,8 @@ impl S3Failure {
         Self { what, verdict, code: None, status: None, target: None, source }
     }
 
-    pub(crate) fn about(mut self, bucket: Option<&str>, key: Option<&str>) -> Self {
-        self.target = bucket.map(|bucket| (bucket.to_owned(), key.map(str::to_owned)));
+    pub(crate) fn about(mut self, bucket: &str, is_object: bool) -> Self {
+        self.target = Some(Target { bucket: bucket.to_owned(), is_object });
         self
     }
 
@@ -250,12 +257,12 @@ impl Classify for S3Failure {
 impl fmt::Display for S3Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let bucket = match &self.target {
-            Some((bucket, _)) => format!("bucket `{bucket}`"),
+            Some(target) => format!("bucket `{}`", target.bucket),
             None => "bucket".to_owned(),
         };
         let object = match &self.target {
-            Some((bucket, Some(key))) => format!("object `{key}` in bucket `{bucket}`"),
-            Some((_, None)) => bucket.clone(),
+            Some(Target { is_object: true, .. }) => format!("object in {bucket}"),
+            Some(_) => bucket.clone(),
             None => "object".to_owned(),
         };
         match &self.what {
@@ -287,9 +294,11 @@ impl fmt::Display for S3Failure {
                     None => Ok(()),
                 }
             }
-            What::NoObject => write!(f, "there is no {object}; check key and bucket"),
+            What::NoObject => write!(f, "there is no such {object}; check key and bucket"),
             What::NoBucket => write!(f, "there is no {bucket}; create it or check the name"),
-            What::NotFound => write!(f, "there is no {object}; check that it and the bucket exist"),
+            What::NotFound => {
+                write!(f, "there is no such {object}; check that it and the bucket exist")
+            }
             What::Denied => {
                 write!(f, "access to the {object} is denied")?;
                 self.coded(f)?;

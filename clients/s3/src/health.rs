@@ -37,7 +37,7 @@ impl S3Client {
         let answer = match bucket {
             Some(bucket) => match sdk.head_bucket().bucket(bucket).send().await {
                 Ok(_) => Ok(format!("bucket `{bucket}` is there")),
-                Err(error) => Err(S3Failure::sdk(error, 1).about(Some(bucket), None)),
+                Err(error) => Err(S3Failure::sdk(error, 1).about(bucket, false)),
             },
             None => match sdk.list_buckets().send().await {
                 Ok(_) => Ok("buckets can be listed".to_owned()),

@@ -145,7 +145,7 @@ async fn what_is_missing_is_named_and_not_asked_for_again() {
     assert!(s3.put(BUCKET, "", "v").await.unwrap_err().to_string().contains("key is empty"));
 
     let no_bucket = "there is no bucket `none`; create it or check the name";
-    let no_object = "there is no object `no/key` in bucket `bucket`";
+    let no_object = "there is no such object in bucket `bucket`";
     for (words, error) in [
         (no_bucket, s3.put("none", "k", "v").await.unwrap_err()),
         (no_bucket, s3.list("none", "").await.unwrap_err()),

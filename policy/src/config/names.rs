@@ -6,7 +6,25 @@ use figment::{Figment, Source, value::Value};
 
 /// The clients' own settings, and the kind whose policy each uses.
 const CLIENTS: [(&str, &str, &[&str]); 4] = [
-    ("database", "database", &["url"]),
+    (
+        "database",
+        "database",
+        &[
+            "url",
+            "application_name",
+            "max_connections",
+            "min_connections",
+            "connect_timeout",
+            "acquire_timeout",
+            "ping_after",
+            "idle_timeout",
+            "max_lifetime",
+            "statement_cache",
+            "tls",
+            "tls_ca",
+            "pooler",
+        ],
+    ),
     ("redis", "cache", &["url"]),
     ("http", "api", &["base_url"]),
     ("s3", "file", &["endpoint_url", "region", "bucket"]),

@@ -46,7 +46,8 @@ fn holds_names_only(code: &str, message: &str) -> bool {
     match code {
         // PostgreSQL; then MariaDB and MySQL.
         "42P01" | "42703" | "42S02" | "42S22" => true,
-        // SQLite.
+        // SQLite: a file that cannot be opened, or is no database; then names.
+        "14" | "26" => true,
         "1" => message.starts_with("no such "),
         _ => false,
     }

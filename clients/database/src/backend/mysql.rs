@@ -2,42 +2,128 @@
 
 use super::*;
 use sqlx::{
-    Executor, MySql,
-    mysql::{MySqlConnectOptions, MySqlConnection, MySqlDatabaseError},
+    Executor, MySql, Row,
+    mysql::{MySqlConnectOptions, MySqlConnection, MySqlDatabaseError, MySqlSslMode},
 };
 
 impl Backend for MySql {}
+
+/// A number is given again after a restart; together with the address it came from it is not.
+#[derive(Clone, Debug)]
+pub struct Thread {
+    id: u64,
+    from: String,
+}
 
 impl Sealed for MySql {
     const LABEL: &'static str = "MariaDB or MySQL";
     const SCHEMES: &'static [&'static str] = &["mysql", "mariadb"];
     const EXAMPLE: &'static str = "mysql://user:password@host:3306/database";
+    type Key = Thread;
 
-    fn options(url: &str, _: &Tuning) -> Result<MySqlConnectOptions, sqlx::Error> {
-        url.parse()
+    fn options(url: &str, tuning: &Tuning) -> Result<MySqlConnectOptions, sqlx::Error> {
+        let mut options: MySqlConnectOptions = url.parse()?;
+        if let Some(mode) = tuning.tls {
+            options = options.ssl_mode(match mode {
+                TlsMode::Disable => MySqlSslMode::Disabled,
+                TlsMode::Prefer => MySqlSslMode::Preferred,
+                TlsMode::Require => MySqlSslMode::Required,
+                TlsMode::VerifyCa => MySqlSslMode::VerifyCa,
+                TlsMode::VerifyFull => MySqlSslMode::VerifyIdentity,
+            });
+        }
+        if let Some(ca) = &tuning.tls_ca {
+            options = options.ssl_ca(ca);
+        }
+        if let Some(statements) = tuning.statement_cache {
+            options = options.statement_cache_capacity(statements);
+        }
+        Ok(options)
+    }
+
+    fn begin(options: &SessionOptions) -> Begin {
+        let isolation = options.isolation.map(level);
+        let set = |level| own(format!("set transaction isolation level {level}"));
+        let read_only = || "START TRANSACTION READ ONLY".into_sql_str();
+        Begin { before: isolation.map(set), statement: options.read_only.then(read_only) }
     }
 
     /// MariaDB limits every statement; MySQL has a limit for SELECT alone.
     fn greet<'c>(
         connection: &'c mut MySqlConnection,
         tuning: &'c Tuning,
-    ) -> BoxFuture<'c, Result<(), sqlx::Error>> {
+    ) -> BoxFuture<'c, Result<Greeting<Thread>, sqlx::Error>> {
         Box::pin(async move {
-            let Some(limit) = tuning.statement_timeout else { return Ok(()) };
-            let seconds = limit.as_secs_f64().max(0.001);
-            let mariadb = format!("set session max_statement_time = {seconds:.3}");
-            let unknown_variable = |e: &sqlx::Error| matches!(e, sqlx::Error::Database(e) if number(e.as_ref()) == Some(1193));
-            match connection.execute(sqlx::raw_sql(sqlx::AssertSqlSafe(mariadb))).await {
-                Err(error) if unknown_variable(&error) => {}
-                result => return result.map(drop),
+            if let Some(limit) = tuning.statement_timeout.filter(|_| !tuning.pooler) {
+                let seconds = limit.as_secs_f64().max(0.001);
+                let mariadb = format!("set session max_statement_time = {seconds:.3}");
+                match connection.execute(sqlx::raw_sql(own(mariadb))).await {
+                    Err(sqlx::Error::Database(error)) if number(error.as_ref()) == Some(1193) => {
+                        let ms = limit.as_millis().max(1);
+                        let mysql = format!("set session max_execution_time = {ms}");
+                        connection.execute(sqlx::raw_sql(own(mysql))).await?;
+                    }
+                    result => {
+                        result?;
+                    }
+                }
             }
-            let mysql = format!("set session max_execution_time = {}", limit.as_millis().max(1));
-            connection.execute(sqlx::raw_sql(sqlx::AssertSqlSafe(mysql))).await.map(drop)
+            let own = "select cast(id as unsigned), cast(host as char) \
+                       from information_schema.processlist where id = connection_id()";
+            let row = connection.fetch_optional(sqlx::raw_sql(own)).await?;
+            let row = row.filter(|_| !tuning.pooler);
+            let key = match row {
+                Some(row) => Some(Thread { id: row.try_get(0)?, from: row.try_get(1)? }),
+                None => None,
+            };
+            Ok(Greeting { key, ..Greeting::default() })
         })
+    }
+
+    /// The whole connection and not only its statement: nobody will use it again.
+    fn cancel(
+        side: &mut MySqlConnection,
+        keys: Vec<Thread>,
+    ) -> BoxFuture<'_, Result<(), sqlx::Error>> {
+        Box::pin(async move {
+            let live = sqlx::query(
+                "select cast(id as unsigned), cast(host as char) from information_schema.processlist",
+            );
+            let rows = side.fetch_all(live).await?;
+            for key in keys {
+                let is_it = |row: &sqlx::mysql::MySqlRow| {
+                    row.try_get(0).is_ok_and(|id: u64| id == key.id)
+                        && row.try_get(1).is_ok_and(|from: &str| from == key.from)
+                };
+                if rows.iter().any(is_it) {
+                    match side.execute(sqlx::raw_sql(own(format!("kill {}", key.id)))).await {
+                        // It has ended by itself meanwhile.
+                        Err(sqlx::Error::Database(e)) if number(e.as_ref()) == Some(1094) => {}
+                        result => {
+                            result?;
+                        }
+                    }
+                }
+            }
+            Ok(())
+        })
+    }
+
+    fn switch(read_only: bool) -> &'static str {
+        if read_only {
+            "set session transaction read only"
+        } else {
+            "set session transaction read write"
+        }
     }
 
     fn class(error: &dyn DatabaseError) -> Class {
         class(number(error).unwrap_or_default())
+    }
+
+    /// A deadlock rolls back the whole transaction, a lock wait only its statement.
+    fn ends_transaction(error: &dyn DatabaseError) -> bool {
+        matches!(number(error), Some(1213 | 1614 | 1020 | 3058))
     }
 
     driver_calls!(MySql);

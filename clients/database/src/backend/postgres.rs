@@ -1,9 +1,19 @@
 //! PostgreSQL. Codes: <https://www.postgresql.org/docs/current/errcodes-appendix.html>.
 
 use super::*;
-use sqlx::{Postgres, postgres::PgConnectOptions};
+use sqlx::{
+    Executor, Postgres, Row,
+    postgres::{PgConnectOptions, PgConnection, PgSslMode},
+};
 
 impl Backend for Postgres {}
+
+/// A process may get the number of one that has ended, or live on another host: its start tells.
+#[derive(Clone, Debug)]
+pub struct Process {
+    id: i32,
+    start: String,
+}
 
 impl Sealed for Postgres {
     const LABEL: &'static str = "PostgreSQL";
@@ -11,21 +21,102 @@ impl Sealed for Postgres {
     const EXAMPLE: &'static str = "postgres://user:password@host:5432/database";
     // COMMIT of a failed transaction is answered by ROLLBACK, and sqlx calls it done.
     const COMMIT_HIDES_ERRORS: bool = true;
+    type Key = Process;
 
     fn options(url: &str, tuning: &Tuning) -> Result<PgConnectOptions, sqlx::Error> {
         let mut options: PgConnectOptions = url.parse()?;
         if let Some(name) = &tuning.application_name {
             options = options.application_name(name);
         }
-        if let Some(limit) = tuning.statement_timeout {
-            let ms = limit.as_millis().clamp(1, i32::MAX as u128);
-            options = options.options([("statement_timeout", ms.to_string())]);
+        if let Some(mode) = tuning.tls {
+            options = options.ssl_mode(match mode {
+                TlsMode::Disable => PgSslMode::Disable,
+                TlsMode::Prefer => PgSslMode::Prefer,
+                TlsMode::Require => PgSslMode::Require,
+                TlsMode::VerifyCa => PgSslMode::VerifyCa,
+                TlsMode::VerifyFull => PgSslMode::VerifyFull,
+            });
+        }
+        if let Some(ca) = &tuning.tls_ca {
+            options = options.ssl_root_cert(ca);
+        }
+        if let Some(statements) = tuning.statement_cache {
+            options = options.statement_cache_capacity(statements);
         }
         Ok(options)
     }
 
+    fn begin(options: &SessionOptions) -> Begin {
+        let mut text = "BEGIN".to_owned();
+        if let Some(isolation) = options.isolation {
+            text = format!("{text} isolation level {}", level(isolation));
+        }
+        if options.read_only {
+            text.push_str(" read only");
+        }
+        Begin { before: None, statement: (text.len() > 5).then(|| own(text)) }
+    }
+
+    /// One round trip. The timeout is set here and not in the startup packet, which old poolers
+    /// refuse; one that the role, the database or the URL has set stays.
+    fn greet<'c>(
+        connection: &'c mut PgConnection,
+        tuning: &'c Tuning,
+    ) -> BoxFuture<'c, Result<Greeting<Process>, sqlx::Error>> {
+        Box::pin(async move {
+            if tuning.pooler && tuning.target == Target::Any {
+                return Ok(Greeting::default());
+            }
+            let limit = tuning.statement_timeout.filter(|_| !tuning.pooler);
+            let limit = limit.map_or(0, |limit| limit.as_millis().clamp(1, i32::MAX as u128));
+            let text = format!(
+                "select pid, extract(epoch from backend_start)::text, pg_is_in_recovery(), \
+                 current_setting('transaction_read_only') = 'on', \
+                 case when {limit} > 0 and current_setting('statement_timeout') = '0' \
+                 then set_config('statement_timeout', '{limit}', false) end \
+                 from pg_stat_get_activity(pg_backend_pid())"
+            );
+            let Some(row) = connection.fetch_optional(sqlx::raw_sql(own(text))).await? else {
+                return Ok(Greeting::default());
+            };
+            // A pooler's server connection is another one for the next statement.
+            let key = if tuning.pooler {
+                None
+            } else {
+                Some(Process { id: row.try_get(0)?, start: row.try_get(1)? })
+            };
+            Ok(Greeting { key, standby: row.try_get(2)?, read_only: row.try_get(3)? })
+        })
+    }
+
+    fn cancel(
+        side: &mut PgConnection,
+        keys: Vec<Process>,
+    ) -> BoxFuture<'_, Result<(), sqlx::Error>> {
+        let (ids, starts): (Vec<_>, Vec<_>) = keys.into_iter().map(|k| (k.id, k.start)).unzip();
+        let cancel = sqlx::query(
+            "select pg_cancel_backend(a.pid) from unnest($1::int4[], $2::text[]) k(pid, start) \
+             join pg_stat_get_activity(null) a \
+             on a.pid = k.pid and extract(epoch from a.backend_start)::text = k.start",
+        );
+        Box::pin(async move { side.execute(cancel.bind(ids).bind(starts)).await.map(drop) })
+    }
+
+    fn switch(read_only: bool) -> &'static str {
+        if read_only {
+            "set default_transaction_read_only = on"
+        } else {
+            "reset default_transaction_read_only"
+        }
+    }
+
     fn class(error: &dyn DatabaseError) -> Class {
         class(error.code().as_deref().unwrap_or_default())
+    }
+
+    /// It refuses whatever follows until the end of the transaction or a savepoint.
+    fn ends_transaction(_: &dyn DatabaseError) -> bool {
+        false
     }
 
     driver_calls!(Postgres);

@@ -1,7 +1,14 @@
 //! SQLite. Codes: <https://www.sqlite.org/rescode.html>.
 
 use super::*;
-use sqlx::{SqlSafeStr, Sqlite, sqlite::SqliteConnectOptions};
+use sqlx::{
+    Sqlite,
+    sqlite::{SqliteConnectOptions, SqliteConnection},
+};
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
 
 /// A worker that waits for a lock cannot be interrupted, so it waits less than an attempt may.
 const LONGEST_LOCK_WAIT: Duration = Duration::from_secs(5);
@@ -12,9 +19,15 @@ impl Sealed for Sqlite {
     const LABEL: &'static str = "SQLite";
     const SCHEMES: &'static [&'static str] = &["sqlite"];
     const EXAMPLE: &'static str = "sqlite://path/to/file.db?mode=rwc";
+    const HAS_HOSTS: bool = false;
+    /// Set, the connection's worker gives up what it is doing.
+    type Key = Arc<AtomicBool>;
 
     fn options(url: &str, tuning: &Tuning) -> Result<SqliteConnectOptions, sqlx::Error> {
-        let options: SqliteConnectOptions = url.parse()?;
+        let mut options: SqliteConnectOptions = url.parse()?;
+        if let Some(statements) = tuning.statement_cache {
+            options = options.statement_cache_capacity(statements);
+        }
         let wait = tuning.statement_timeout.map_or(LONGEST_LOCK_WAIT, |limit| limit / 2);
         Ok(options.busy_timeout(wait.min(LONGEST_LOCK_WAIT)))
     }
@@ -25,15 +38,56 @@ impl Sealed for Sqlite {
     }
 
     /// A deferred transaction that turns to writing fails at once, whatever the busy timeout.
-    fn begin() -> Option<SqlStr> {
-        Some("BEGIN IMMEDIATE".into_sql_str())
+    fn begin(options: &SessionOptions) -> Begin {
+        let text = if options.read_only { "BEGIN" } else { "BEGIN IMMEDIATE" };
+        Begin { before: None, statement: Some(text.into_sql_str()) }
+    }
+
+    fn greet<'c>(
+        connection: &'c mut SqliteConnection,
+        _: &'c Tuning,
+    ) -> BoxFuture<'c, Result<Greeting<Self::Key>, sqlx::Error>> {
+        /// Instructions of its machine between two looks: some ten microseconds.
+        const BETWEEN_LOOKS: i32 = 1_000;
+        Box::pin(async move {
+            let stop = Self::Key::default();
+            let seen = Arc::clone(&stop);
+            let goes_on = move || !seen.load(Ordering::Relaxed);
+            connection.lock_handle().await?.set_progress_handler(BETWEEN_LOOKS, goes_on);
+            Ok(Greeting { key: Some(stop), ..Greeting::default() })
+        })
+    }
+
+    fn stop(key: &Self::Key) -> bool {
+        key.store(true, Ordering::Relaxed);
+        true
+    }
+
+    fn cancel(
+        _: &mut SqliteConnection,
+        _: Vec<Self::Key>,
+    ) -> BoxFuture<'_, Result<(), sqlx::Error>> {
+        Box::pin(async { Ok(()) })
+    }
+
+    fn switch(read_only: bool) -> &'static str {
+        if read_only { "pragma query_only = on" } else { "pragma query_only = off" }
     }
 
     fn class(error: &dyn DatabaseError) -> Class {
-        class(error.code().and_then(|code| code.parse().ok()).unwrap_or_default())
+        class(code(error))
+    }
+
+    /// Where SQLite may roll back by itself: <https://www.sqlite.org/lang_transaction.html>.
+    fn ends_transaction(error: &dyn DatabaseError) -> bool {
+        matches!(code(error) & 0xff, 7 | 9 | 10 | 13)
     }
 
     driver_calls!(Sqlite);
+}
+
+fn code(error: &dyn DatabaseError) -> u32 {
+    error.code().and_then(|code| code.parse().ok()).unwrap_or_default()
 }
 
 /// The driver gives the extended code: the low byte is the class, some mean more.
@@ -46,7 +100,8 @@ const fn class(code: u32) -> Class {
         5 | 6 | 15 => Class::Contended,
         9 => Class::Cancelled,
         10 => Class::GoingAway,
-        14 | 23 | 26 => Class::Refused,
+        14 | 26 => Class::File,
+        23 => Class::Refused,
         7 | 13 => Class::Exhausted,
         8 => Class::WrongNode,
         11 => Class::Damaged,
@@ -65,7 +120,7 @@ mod tests {
             (517, Class::Conflict),
             (1555, Class::Permanent),
             (2067, Class::Permanent),
-            (14, Class::Refused),
+            (14, Class::File),
             (266, Class::GoingAway),
             (1, Class::Permanent),
         ] {

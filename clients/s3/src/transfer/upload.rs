@@ -10,7 +10,7 @@ use aws_sdk_s3::{
     types::{ChecksumAlgorithm, CompletedMultipartUpload, CompletedPart},
 };
 use futures_util::stream::{self, StreamExt, TryStreamExt};
-use mainstay_policy::Error;
+use mainstay_policy::{Deadline, Error};
 use std::{
     fs::File,
     io,
@@ -27,7 +27,8 @@ const JOIN: u64 = 64 * 1024 * 1024;
 /// An upload's mark in the object's metadata: it tells whether a completion that was not
 /// acknowledged took place.
 const MARK: &str = "mainstay-upload";
-/// How long a failed upload waits for its abort, which goes on by itself.
+/// How long a failed upload waits for its abort, which goes on by itself; no longer than its caller
+/// may.
 const ABORT_WAIT: Duration = Duration::from_secs(2);
 const ABORT_LIMIT: Duration = Duration::from_secs(30);
 
@@ -93,7 +94,8 @@ impl S3Client {
             }
             Err(error) => {
                 if let Some(abort) = pending.abort() {
-                    let _ = tokio::time::timeout(ABORT_WAIT, abort).await;
+                    let left = Deadline::current().map_or(ABORT_WAIT, Deadline::left);
+                    let _ = tokio::time::timeout(left.min(ABORT_WAIT), abort).await;
                 }
                 Err(error)
             }

@@ -4,7 +4,7 @@
 use mainstay_http::{
     HttpClient, HttpFailure, get_http_client, get_http_client_for, set_http_client,
 };
-use mainstay_policy::{BreakerState, Error, HealthStatus, Kind, Policy, PolicyBuilder, report};
+use mainstay_policy::{BreakerState, Error, HealthStatus, PolicyBuilder, report};
 use mainstay_test_support::Port;
 use std::{
     net::SocketAddr,
@@ -54,7 +54,7 @@ impl Server {
     }
 
     fn client(&self) -> HttpClient {
-        client(self.address, quick())
+        client(self.address, quick)
     }
 
     fn seen(&self) -> usize {
@@ -85,15 +85,18 @@ async fn read(stream: &mut TcpStream) -> String {
     }
 }
 
-fn quick() -> PolicyBuilder {
-    Policy::builder(Kind::Api, "replaced by the origin's")
+fn quick(policy: PolicyBuilder) -> PolicyBuilder {
+    policy
         .timeout(Duration::from_secs(5))
         .max_attempts(3)
         .base_delay(Duration::from_millis(1))
         .max_delay(Duration::from_millis(5))
 }
 
-fn client(address: SocketAddr, policy: PolicyBuilder) -> HttpClient {
+fn client(
+    address: SocketAddr,
+    policy: impl FnOnce(PolicyBuilder) -> PolicyBuilder + Send + 'static,
+) -> HttpClient {
     HttpClient::builder(&format!("http://{address}/v1")).policy(policy).build().unwrap()
 }
 
@@ -160,7 +163,7 @@ async fn a_failure_with_a_body_over_the_limit_is_still_that_failure() {
     let long = "HTTP/1.1 503 Busy\r\ncontent-length: 6\r\nconnection: close\r\n\r\nsorry!";
     let server = Server::start(Box::leak(Box::new([long]))).await;
     let client = HttpClient::builder(&format!("http://{}", server.address))
-        .policy(quick().failure_threshold(1))
+        .policy(|p| quick(p).failure_threshold(1))
         .max_body(3)
         .build()
         .unwrap();
@@ -172,7 +175,7 @@ async fn a_failure_with_a_body_over_the_limit_is_still_that_failure() {
 
 #[test]
 fn an_empty_base_url_is_refused_even_beside_a_default_client() {
-    set_http_client(HttpClient::builder("http://127.0.0.1:9").policy(quick()).build().unwrap());
+    set_http_client(HttpClient::builder("http://127.0.0.1:9").policy(quick).build().unwrap());
     assert!(get_http_client().is_ok());
     assert!(get_http_client_for("").is_err());
 }
@@ -193,7 +196,7 @@ async fn an_error_carries_the_response_and_other_statuses_are_answers() {
 #[tokio::test]
 async fn a_refused_connection_is_named_within_a_second_and_opens_the_breaker() {
     let nowhere = Port::reserve();
-    let client = client(nowhere.address(), quick().failure_threshold(2));
+    let client = client(nowhere.address(), |p| quick(p).failure_threshold(2));
     let started = Instant::now();
     let error = client.post("users").header("x", "y").await.unwrap_err();
     assert!(started.elapsed() < Duration::from_secs(1));
@@ -209,7 +212,7 @@ async fn a_refused_connection_is_named_within_a_second_and_opens_the_breaker() {
 #[tokio::test]
 async fn open_breaker_does_no_io_while_health_still_measures() {
     let server = Server::start(&[BUSY, BUSY, BUSY, OK]).await;
-    let client = client(server.address, quick().failure_threshold(1));
+    let client = client(server.address, |p| quick(p).failure_threshold(1));
     client.get("users").await.unwrap_err();
     let before = server.seen();
     assert!(client.get("users").await.unwrap_err().is_circuit_open());
@@ -223,7 +226,7 @@ async fn open_breaker_does_no_io_while_health_still_measures() {
 async fn bodies_over_the_limit_and_bad_input_are_clear_errors() {
     let server = Server::start(&[OK]).await;
     let client = HttpClient::builder(&format!("http://{}", server.address))
-        .policy(quick())
+        .policy(quick)
         .max_body(3)
         .build()
         .unwrap();

@@ -1,0 +1,248 @@
+//! Where the server is: one address or several, and which of them will do.
+//!
+//! A URL may name several hosts, as libpq's may: `postgres://user@one:5432,two:5432/db`. They are
+//! tried in turn, the one that did last first, so that a promoted replica is found without a restart.
+
+use crate::{
+    backend::{Backend, Greeting, Options, Sealed, Tuning},
+    classify::DatabaseFailure,
+};
+use mainstay_policy::Error;
+use sqlx::Connection;
+use std::{
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+/// Which servers will do; libpq's `target_session_attrs` in the URL.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Target {
+    /// Any that answers: the default of a URL with one host.
+    #[default]
+    Any,
+    /// One that takes writes: the default of a URL with several hosts.
+    ReadWrite,
+    /// One that takes no writes.
+    ReadOnly,
+    /// One that is not in recovery.
+    Primary,
+    /// One that is in recovery.
+    Standby,
+    /// A standby, else any.
+    PreferStandby,
+}
+
+impl Target {
+    const NAMES: [(&'static str, Self); 6] = [
+        ("any", Self::Any),
+        ("read-write", Self::ReadWrite),
+        ("read-only", Self::ReadOnly),
+        ("primary", Self::Primary),
+        ("standby", Self::Standby),
+        ("prefer-standby", Self::PreferStandby),
+    ];
+
+    const fn accepts<K>(self, greeting: &Greeting<K>) -> bool {
+        match self {
+            Self::Any => true,
+            Self::ReadWrite => !greeting.read_only,
+            Self::ReadOnly => greeting.read_only,
+            Self::Primary => !greeting.standby,
+            Self::Standby | Self::PreferStandby => greeting.standby,
+        }
+    }
+}
+
+/// Why there is no connection; shared by all who wait for one.
+#[derive(Clone, Debug)]
+pub(crate) enum ConnectError {
+    Driver(Arc<sqlx::Error>),
+    Silent(Duration),
+    /// Servers answered, none of the kind that is asked for.
+    NoneFits,
+}
+
+impl ConnectError {
+    pub(crate) fn into_failure<DB: Sealed>(self) -> DatabaseFailure {
+        match self {
+            Self::Driver(error) => DatabaseFailure::connect::<DB>(error),
+            Self::Silent(waited) => DatabaseFailure::silent(waited),
+            Self::NoneFits => DatabaseFailure::none_fits(),
+        }
+    }
+}
+
+/// A connection, who it is to the server, and which host that is.
+pub(crate) struct Connected<DB: Backend> {
+    pub(crate) connection: DB::Connection,
+    pub(crate) key: Option<DB::Key>,
+    pub(crate) host: usize,
+}
+
+pub(crate) struct Hosts<DB: Backend> {
+    options: Vec<Options<DB>>,
+    tuning: Tuning,
+    connect_timeout: Duration,
+    /// The one that did last.
+    best: AtomicUsize,
+    /// Data in memory live as long as a connection does: this one is never lent.
+    anchor: Option<Mutex<Option<DB::Connection>>>,
+}
+
+impl<DB: Backend> Hosts<DB> {
+    /// # Errors
+    /// In words that hold nothing of the URL.
+    pub(crate) fn read(
+        url: &str,
+        mut tuning: Tuning,
+        connect_timeout: Duration,
+    ) -> Result<Self, Error> {
+        let (urls, target) = if DB::HAS_HOSTS { split(url)? } else { (vec![url.to_owned()], None) };
+        let several = urls.len() > 1;
+        tuning.target =
+            target.unwrap_or(if several { Target::ReadWrite } else { Target::default() });
+        let example = DB::EXAMPLE;
+        let options: Result<Vec<_>, _> = urls.iter().map(|url| DB::options(url, &tuning)).collect();
+        // The driver's words may hold the URL.
+        let options = options.map_err(|_| {
+            Error::invalid(format!("database: the URL cannot be read; allowed: {example}"))
+        })?;
+        let in_memory = options.first().is_some_and(DB::in_memory);
+        let anchor = in_memory.then(|| Mutex::new(None));
+        Ok(Self { options, tuning, connect_timeout, best: AtomicUsize::new(0), anchor })
+    }
+
+    /// Those of a pool that exists.
+    pub(crate) fn of(options: Options<DB>, tuning: Tuning, connect_timeout: Duration) -> Self {
+        let options = vec![options];
+        Self { options, tuning, connect_timeout, best: AtomicUsize::new(0), anchor: None }
+    }
+
+    pub(crate) const fn tuning(&self) -> &Tuning {
+        &self.tuning
+    }
+
+    pub(crate) fn first(&self) -> Option<&Options<DB>> {
+        self.options.get(self.best.load(Relaxed)).or_else(|| self.options.first())
+    }
+
+    /// The first host that answers and fits, or why there is none. Takes at most the connect timeout
+    /// for each host.
+    pub(crate) async fn connect(&self) -> Result<Connected<DB>, ConnectError> {
+        self.drop_anchor().await?;
+        let best = self.best.load(Relaxed);
+        let turn = (0..self.options.len()).map(|n| (best + n) % self.options.len().max(1));
+        let (mut error, mut second_best) = (None, None);
+        for host in turn {
+            match self.connect_to(host).await {
+                Ok((connected, true)) => {
+                    self.best.store(host, Relaxed);
+                    return Ok(connected);
+                }
+                Ok((connected, false)) => {
+                    second_best = Some(connected);
+                    error.get_or_insert(ConnectError::NoneFits);
+                }
+                // A host that says something tells more than one that does not fit.
+                Err(said) => error = Some(said),
+            }
+        }
+        if let (Target::PreferStandby, Some(connected)) = (self.tuning.target, second_best) {
+            return Ok(connected);
+        }
+        Err(error.unwrap_or(ConnectError::NoneFits))
+    }
+
+    /// A connection to one host, and whether that one fits.
+    pub(crate) async fn connect_to(
+        &self,
+        host: usize,
+    ) -> Result<(Connected<DB>, bool), ConnectError> {
+        let Some(options) = self.options.get(host) else { return Err(ConnectError::NoneFits) };
+        let connect = async {
+            let mut connection = DB::Connection::connect_with(options).await?;
+            let greeting = DB::greet(&mut connection, &self.tuning).await?;
+            Ok((connection, greeting))
+        };
+        match tokio::time::timeout(self.connect_timeout, connect).await {
+            Ok(Ok((connection, greeting))) => {
+                let fits = self.tuning.target.accepts(&greeting);
+                Ok((Connected { connection, key: greeting.key, host }, fits))
+            }
+            Ok(Err(error)) => Err(ConnectError::Driver(Arc::new(error))),
+            Err(_) => Err(ConnectError::Silent(self.connect_timeout)),
+        }
+    }
+
+    async fn drop_anchor(&self) -> Result<(), ConnectError> {
+        let Some(anchor) = &self.anchor else { return Ok(()) };
+        if anchor.lock().unwrap_or_else(PoisonError::into_inner).is_some() {
+            return Ok(());
+        }
+        let (connected, _) = self.connect_to(0).await?;
+        let mut anchor = anchor.lock().unwrap_or_else(PoisonError::into_inner);
+        anchor.get_or_insert(connected.connection);
+        Ok(())
+    }
+}
+
+/// One URL for each host, and the target that the URL names.
+fn split(url: &str) -> Result<(Vec<String>, Option<Target>), Error> {
+    let (base, query) = url.split_once('?').unwrap_or((url, ""));
+    let mut target = None;
+    let mut kept = Vec::new();
+    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+        match pair.split_once('=') {
+            Some(("target_session_attrs", name)) => target = Some(target_of(name)?),
+            _ => kept.push(pair),
+        }
+    }
+    let query = if kept.is_empty() { String::new() } else { format!("?{}", kept.join("&")) };
+    let Some((scheme, rest)) = base.split_once("://") else {
+        return Ok((vec![format!("{base}{query}")], target));
+    };
+    let (authority, path) = match rest.find('/') {
+        Some(slash) => rest.split_at(slash),
+        None => (rest, ""),
+    };
+    let (user, hosts) = match authority.rfind('@') {
+        Some(at) => authority.split_at(at + 1),
+        None => ("", authority),
+    };
+    let urls = hosts.split(',').map(|host| format!("{scheme}://{user}{host}{path}{query}"));
+    Ok((urls.collect(), target))
+}
+
+fn target_of(name: &str) -> Result<Target, Error> {
+    let found = Target::NAMES.iter().find(|(known, _)| *known == name);
+    found.map(|(_, target)| *target).ok_or_else(|| {
+        let known: Vec<_> = Target::NAMES.iter().map(|(name, _)| *name).collect();
+        Error::invalid(format!(
+            "database: the URL's target_session_attrs is unknown; allowed: {}",
+            known.join(", ")
+        ))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_url_of_several_hosts_is_one_for_each() {
+        let url = "postgres://u:p%40@one:1,two:2/db?sslmode=disable&target_session_attrs=primary";
+        let (urls, target) = split(url).unwrap();
+        let expected =
+            ["one:1", "two:2"].map(|h| format!("postgres://u:p%40@{h}/db?sslmode=disable"));
+        assert_eq!(urls, expected);
+        assert_eq!(target, Some(Target::Primary));
+        assert_eq!(split("postgres:///db").unwrap().0, ["postgres:///db"]);
+        assert_eq!(split("mysql://h?a=b").unwrap(), (vec!["mysql://h?a=b".to_owned()], None));
+        let error = split("postgres://u:s3cret@h/d?target_session_attrs=s3cret").unwrap_err();
+        assert!(error.to_string().contains("read-write"), "{error}");
+        assert!(!error.to_string().contains("s3cret"), "{error}");
+    }
+}

@@ -1,0 +1,138 @@
+//! What is given up here ends on the server, and its connection is handed to nobody.
+
+use super::*;
+use mainstay_database::SqliteDatabase;
+use mainstay_policy::Deadline;
+
+/// Statements with this mark that PostgreSQL is at.
+async fn pg_runs(referee: &PgDatabase, mark: &str) -> bool {
+    let running = "select count(*) from pg_stat_activity where state = 'active' \
+                   and pid <> pg_backend_pid() and query like '%' || $1 || '%'";
+    let n: i64 = sqlx::query_scalar(running).bind(mark).fetch_one(referee).await.unwrap();
+    n > 0
+}
+
+async fn maria_runs(referee: &MySqlDatabase, mark: &str) -> bool {
+    let running = "select count(*) from information_schema.processlist \
+                   where id <> connection_id() and info like concat('%', ?, '%')";
+    let n: i64 = sqlx::query_scalar(running).bind(mark).fetch_one(referee).await.unwrap();
+    n > 0
+}
+
+/// Polls both: the work, which does not end, and the wait.
+async fn while_running(work: impl Future, wait: impl Future<Output = ()>) {
+    tokio::select! {
+        _ = work => panic!("it ended"),
+        () = wait => {}
+    }
+}
+
+#[tokio::test]
+async fn postgres_ends_a_statement_that_was_dropped() {
+    let (db, referee) = (postgres("cancel-pg"), postgres("cancel-pg-referee"));
+    let sleep = sqlx::query("select pg_sleep(60), 'dropped'").execute(&db);
+    while_running(sleep, until("it runs", || pg_runs(&referee, "'dropped'"))).await;
+    let dropped = Instant::now();
+    until("it is cancelled", || async { !pg_runs(&referee, "'dropped'").await }).await;
+    println!("cancelled on PostgreSQL {:?} after the drop", dropped.elapsed());
+    assert!(dropped.elapsed() < ms(2_000));
+    until_at_rest(&db).await;
+    let n: i32 = sqlx::query_scalar("select 1").fetch_one(&db).await.unwrap();
+    assert_eq!(n, 1);
+}
+
+/// Many at once go by one side connection, in a pool with none to spare.
+#[tokio::test]
+async fn many_statements_are_cancelled_together() {
+    let server = Postgres::start();
+    let db: PgDatabase = DatabaseClient::builder()
+        .name("cancel-many")
+        .url(server.url())
+        .max_connections(40)
+        .build()
+        .unwrap();
+    let referee: PgDatabase = client("cancel-many-referee", server.url());
+    let count = || async {
+        let running = "select count(*) from pg_stat_activity where query like '%''many''' \
+                       and pid <> pg_backend_pid() and state = 'active'";
+        let n: i64 = sqlx::query_scalar(running).fetch_one(&referee).await.unwrap();
+        n
+    };
+    let all = futures_util::future::join_all(
+        (0..40).map(|_| sqlx::query("select pg_sleep(60), 'many'").execute(&db)),
+    );
+    while_running(all, until("all run", || async { count().await == 40 })).await;
+    let dropped = Instant::now();
+    until("all are cancelled", || async { count().await == 0 }).await;
+    println!("40 cancelled {:?} after the drop", dropped.elapsed());
+    until_at_rest(&db).await;
+    assert_eq!(db.pool_status().unwrap().waiting, 0);
+}
+
+/// The deadline is earlier than the server's own limit, and the session is still held.
+#[tokio::test]
+async fn postgres_ends_a_statement_of_a_session_whose_time_is_up() {
+    let (db, referee) = (postgres("cancel-late"), postgres("cancel-late-referee"));
+    let mut session = db.session().await.unwrap();
+    let sleep = sqlx::query("select pg_sleep(60), 'late'").execute(&mut session);
+    let error = Error::from(Deadline::within(ms(200)).scope(sleep).await.unwrap_err());
+    assert!(error.is_timeout() && !error.is_outcome_unknown(), "{}", text(&error));
+    until("it is cancelled", || async { !pg_runs(&referee, "'late'").await }).await;
+    let refused = sqlx::query("select 1").execute(&mut session).await.unwrap_err();
+    assert!(text(&refused.into()).contains("take a new session"));
+    let error = session.commit().await.unwrap_err();
+    assert!(!error.is_outcome_unknown(), "{}", text(&error));
+}
+
+#[tokio::test]
+async fn rows_half_read_leave_a_connection_that_is_in_order() {
+    let db: PgDatabase = DatabaseClient::builder()
+        .name("cancel-rows")
+        .url(POSTGRES.url())
+        .max_connections(1)
+        .build()
+        .unwrap();
+    for _ in 0..20 {
+        let mut rows = sqlx::query("select generate_series(1, 10000)").fetch(&db);
+        futures_util::StreamExt::next(&mut rows).await.unwrap().unwrap();
+        drop(rows);
+        let n: i32 = sqlx::query_scalar("select 7").fetch_one(&db).await.unwrap();
+        assert_eq!(n, 7);
+    }
+}
+
+#[tokio::test]
+async fn mariadb_ends_a_statement_that_was_dropped() {
+    let (db, referee) = (mariadb("cancel-maria"), mariadb("cancel-maria-referee"));
+    let sleep = sqlx::query("select sleep(60), 'dropped'").execute(&db);
+    while_running(sleep, until("it runs", || maria_runs(&referee, "'dropped'"))).await;
+    let dropped = Instant::now();
+    until("it is cancelled", || async { !maria_runs(&referee, "'dropped'").await }).await;
+    println!("killed on MariaDB {:?} after the drop", dropped.elapsed());
+    assert!(dropped.elapsed() < ms(2_000));
+    until_at_rest(&db).await;
+
+    let mut session = db.session().await.unwrap();
+    let sleep = sqlx::query("select sleep(60), 'late'").execute(&mut session);
+    let error = Error::from(Deadline::within(ms(200)).scope(sleep).await.unwrap_err());
+    assert!(error.is_timeout(), "{}", text(&error));
+    until("it is cancelled", || async { !maria_runs(&referee, "'late'").await }).await;
+}
+
+/// It would hold the file's lock for ever.
+#[tokio::test]
+async fn sqlite_ends_a_write_that_was_dropped() {
+    let dir = tempfile::tempdir().unwrap();
+    let url = format!("sqlite://{}?mode=rwc", dir.path().join("a.db").display());
+    let db = SqliteDatabase::builder().name("cancel-sqlite").url(url).build().unwrap();
+    sqlx::query("create table t (n integer)").execute(&db).await.unwrap();
+    let endless = "insert into t with recursive n(i) as (select 1 union all select i + 1 from n) \
+                   select i from n where i < 0";
+    let endless = sqlx::query(endless).execute(&db);
+    tokio::time::timeout(ms(200), endless).await.unwrap_err();
+    let dropped = Instant::now();
+    sqlx::query("insert into t values (1)").execute(&db).await.unwrap();
+    println!("SQLite's lock was free {:?} after the drop", dropped.elapsed());
+    assert!(dropped.elapsed() < ms(1_000), "{:?}", dropped.elapsed());
+    until_at_rest(&db).await;
+}

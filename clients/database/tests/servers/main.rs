@@ -1,0 +1,62 @@
+//! Against private PostgreSQL and MariaDB servers that are broken in every way.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::missing_panics_doc)]
+
+mod cancel;
+mod plain_sqlx;
+mod session;
+
+use mainstay_database::{Backend, DatabaseClient, Error, MySqlDatabase, PgDatabase};
+use mainstay_test_support::{Mariadb, Postgres};
+use std::{
+    pin::Pin,
+    sync::LazyLock,
+    task::Poll,
+    time::{Duration, Instant},
+};
+
+const fn ms(n: u64) -> Duration {
+    Duration::from_millis(n)
+}
+
+/// For tests that do it no harm.
+static POSTGRES: LazyLock<Postgres> = LazyLock::new(Postgres::start);
+static MARIADB: LazyLock<Mariadb> = LazyLock::new(Mariadb::start);
+
+fn postgres(name: &str) -> PgDatabase {
+    client(name, POSTGRES.url())
+}
+
+fn mariadb(name: &str) -> MySqlDatabase {
+    client(name, MARIADB.url())
+}
+
+/// Quick to retry, and slow to give up.
+fn client<DB: Backend>(name: &str, url: String) -> DatabaseClient<DB> {
+    let quick = |p: mainstay_policy::PolicyBuilder| {
+        p.timeout(ms(20_000)).base_delay(ms(5)).recovery_timeout(ms(200))
+    };
+    DatabaseClient::builder().name(name).url(url).policy(quick).build().unwrap()
+}
+
+/// Whether it is ready after being polled once.
+async fn poll_once<F: Future + Unpin>(future: &mut F) -> bool {
+    std::future::poll_fn(|cx| Poll::Ready(Pin::new(&mut *future).poll(cx).is_ready())).await
+}
+
+/// Asks again and again: the answer is the server's own state.
+async fn until<F: Future<Output = bool>>(what: &str, mut holds: impl FnMut() -> F) {
+    let end = Instant::now() + Duration::from_secs(20);
+    while !holds().await {
+        assert!(Instant::now() < end, "still waiting until {what}");
+        tokio::task::yield_now().await;
+    }
+}
+
+/// All connections are back, and none is in use.
+async fn until_at_rest<DB: Backend>(db: &DatabaseClient<DB>) {
+    until("the pool is at rest", || async { db.pool_status().unwrap().in_use == 0 }).await;
+}
+
+fn text(error: &Error) -> String {
+    format!("{error:?} {}", mainstay_policy::report(error))
+}

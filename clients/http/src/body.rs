@@ -1,0 +1,195 @@
+//! The body of a request, and whether it can be sent again.
+
+use crate::classify::HttpFailure;
+use bytes::Bytes;
+use futures_core::Stream;
+use http_body::{Body, Frame, SizeHint};
+use std::{
+    fmt, io,
+    pin::Pin,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    task::{Context, Poll, ready},
+};
+
+type Pieces = Pin<Box<dyn Stream<Item = io::Result<Bytes>> + Send>>;
+/// A stream until somebody has begun to read it.
+type Slot = Arc<Mutex<Option<Pieces>>>;
+
+/// The body of a request: bytes, or a stream that can be made again for each attempt, or a stream
+/// that is there once.
+///
+/// # Examples
+/// ```
+/// use mainstay_http::RequestBody;
+/// use std::io;
+///
+/// assert!(RequestBody::from("text").is_replayable());
+/// # struct Empty;
+/// # impl futures_core::Stream for Empty {
+/// #     type Item = io::Result<bytes::Bytes>;
+/// #     fn poll_next(self: std::pin::Pin<&mut Self>, _: &mut std::task::Context<'_>)
+/// #         -> std::task::Poll<Option<Self::Item>> { std::task::Poll::Ready(None) }
+/// # }
+/// let again = RequestBody::streamed_by(|| Empty); // such as a file opened anew
+/// assert!(again.is_replayable());
+/// let once = RequestBody::streamed_once(Empty).with_length(0);
+/// assert!(!once.is_replayable());
+/// ```
+pub struct RequestBody {
+    source: Source,
+    length: Option<u64>,
+}
+
+enum Source {
+    Bytes(Bytes),
+    Factory(Arc<dyn Fn() -> Pieces + Send + Sync>),
+    Once(Slot),
+}
+
+impl fmt::Debug for RequestBody {
+    /// Never the bytes.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RequestBody")
+            .field("length", &self.length)
+            .field("is_replayable", &self.is_replayable())
+            .finish()
+    }
+}
+
+impl<T: Into<Bytes>> From<T> for RequestBody {
+    fn from(bytes: T) -> Self {
+        let bytes = bytes.into();
+        let length = Some(bytes.len() as u64);
+        Self { source: Source::Bytes(bytes), length }
+    }
+}
+
+impl RequestBody {
+    pub(crate) fn empty() -> Self {
+        Self::from(Bytes::new())
+    }
+
+    /// A stream that `make` makes anew for each attempt, so that the request may be repeated as one
+    /// with plain bytes would be.
+    pub fn streamed_by<S>(make: impl Fn() -> S + Send + Sync + 'static) -> Self
+    where
+        S: Stream<Item = io::Result<Bytes>> + Send + 'static,
+    {
+        let make = move || -> Pieces { Box::pin(make()) };
+        Self { source: Source::Factory(Arc::new(make)), length: None }
+    }
+
+    /// A stream that is there once: the request is repeated only if nobody has begun to read it,
+    /// such as after a refused connection, whatever its method.
+    pub fn streamed_once(stream: impl Stream<Item = io::Result<Bytes>> + Send + 'static) -> Self {
+        let slot: Slot = Arc::new(Mutex::new(Some(Box::pin(stream))));
+        Self { source: Source::Once(slot), length: None }
+    }
+
+    /// How many bytes the stream gives. They are announced as Content-Length; a stream that gives
+    /// more or fewer fails the request. Without it the body is sent in chunks. Means nothing for
+    /// bytes, whose length is known.
+    #[must_use]
+    pub fn with_length(mut self, bytes: u64) -> Self {
+        if !matches!(self.source, Source::Bytes(_)) {
+            self.length = Some(bytes);
+        }
+        self
+    }
+
+    /// Whether it can be sent in a second attempt after a first has begun to send it.
+    #[must_use]
+    pub const fn is_replayable(&self) -> bool {
+        !matches!(self.source, Source::Once(_))
+    }
+
+    /// The body for one attempt; `failed` is set when the stream, not the server, fails.
+    pub(crate) fn for_attempt(
+        &self,
+        failed: Option<&Arc<AtomicBool>>,
+    ) -> Result<Option<reqwest::Body>, HttpFailure> {
+        let slot = match &self.source {
+            Source::Bytes(bytes) if bytes.is_empty() => return Ok(None),
+            Source::Bytes(bytes) => return Ok(Some(bytes.clone().into())),
+            Source::Factory(make) => Arc::new(Mutex::new(Some(make()))),
+            Source::Once(slot) if lock(slot).is_none() => return Err(HttpFailure::spent()),
+            Source::Once(slot) => Arc::clone(slot),
+        };
+        let failed = failed.cloned().unwrap_or_default();
+        let upload = Upload { slot, pieces: Mutex::new(None), left: self.length, failed };
+        Ok(Some(reqwest::Body::wrap(upload)))
+    }
+
+    pub(crate) const fn is_stream(&self) -> bool {
+        !matches!(self.source, Source::Bytes(_))
+    }
+
+    /// A stream that is there once, and has been begun.
+    pub(crate) fn is_spent(&self) -> bool {
+        matches!(&self.source, Source::Once(slot) if lock(slot).is_none())
+    }
+}
+
+fn lock(slot: &Slot) -> std::sync::MutexGuard<'_, Option<Pieces>> {
+    slot.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A stream on its way out.
+struct Upload {
+    slot: Slot,
+    /// Never locked, only borrowed: the mutex is what makes a `Send` stream `Sync`.
+    pieces: Mutex<Option<Pieces>>,
+    left: Option<u64>,
+    failed: Arc<AtomicBool>,
+}
+
+impl Upload {
+    fn fail(&self, error: io::Error) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
+        self.failed.store(true, Relaxed);
+        Poll::Ready(Some(Err(error)))
+    }
+}
+
+impl Body for Upload {
+    type Data = Bytes;
+    type Error = io::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
+        let this = &mut *self;
+        let pieces = this.pieces.get_mut().unwrap_or_else(PoisonError::into_inner);
+        if pieces.is_none() {
+            *pieces = lock(&this.slot).take();
+        }
+        let Some(stream) = pieces.as_mut() else {
+            return this.fail(io::Error::other("the stream was read by another attempt"));
+        };
+        let piece = match ready!(stream.as_mut().poll_next(cx)) {
+            Some(Ok(piece)) => piece,
+            Some(Err(error)) => return this.fail(error),
+            None if this.left.is_some_and(|left| left > 0) => {
+                return this.fail(io::Error::other("the stream is shorter than its length says"));
+            }
+            None => return Poll::Ready(None),
+        };
+        if let Some(left) = &mut this.left {
+            match left.checked_sub(piece.len() as u64) {
+                Some(rest) => *left = rest,
+                None => {
+                    let error = io::Error::other("the stream is longer than its length says");
+                    return this.fail(error);
+                }
+            }
+        }
+        Poll::Ready(Some(Ok(Frame::data(piece))))
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.left.map_or_else(SizeHint::default, SizeHint::with_exact)
+    }
+}

@@ -1,0 +1,253 @@
+//! A body that is read piece by piece, and whose end is told to the breaker.
+
+use crate::{
+    classify::HttpFailure,
+    incoming::Incoming,
+    send::{Call, Head},
+};
+use bytes::Bytes;
+use futures_core::Stream;
+use http::{HeaderMap, HeaderValue, StatusCode, header};
+use mainstay_policy::{CallError, Deadline, Effect, Error, Idempotency, Operation};
+use std::{
+    fmt,
+    future::{poll_fn, ready},
+    pin::{Pin, pin},
+    sync::Arc,
+    task::{Context, Poll, Waker, ready},
+    time::Duration,
+};
+use tokio::time::Instant;
+
+/// So many requests for the rest in a row, each of which brought less than [`PROGRESS`].
+const MOST_RESUMES: u32 = 5;
+const PROGRESS: u64 = 64 * 1024;
+
+type Resuming = Pin<Box<dyn Future<Output = Result<Incoming, Error>> + Send>>;
+
+/// The answer to a request whose body is still coming.
+///
+/// It is also a [`Stream`] of pieces. The body has an idle limit, the client's `body_idle`, and ends
+/// by the request's deadline or the one around the call that began it, if there is one. A body that
+/// breaks off or stalls is a failure for the breaker. Dropping it before its end closes the
+/// connection and tells the breaker nothing.
+pub struct Download {
+    status: StatusCode,
+    headers: HeaderMap,
+    state: State,
+    call: Arc<Call>,
+    attempts: u32,
+    started: Instant,
+    received: u64,
+    most: Option<u64>,
+    resume: Option<Resume>,
+}
+
+enum State {
+    Reading(Incoming),
+    Resuming(Resuming),
+    Ended,
+}
+
+/// What it takes to ask for the rest.
+struct Resume {
+    etag: HeaderValue,
+    /// Of the whole.
+    begins: u64,
+    in_a_row: u32,
+    received: u64,
+}
+
+impl fmt::Debug for Download {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Download")
+            .field("status", &self.status)
+            .field("received", &self.received)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Download {
+    pub(crate) async fn begin(
+        call: Call,
+        resume: bool,
+        max_body: Option<usize>,
+    ) -> Result<Self, Error> {
+        let started = Instant::now();
+        let around = Deadline::current().map(Deadline::left);
+        let limit = match (call.deadline(), around) {
+            (Some(own), Some(around)) => Some(own.min(around)),
+            (own, around) => own.or(around),
+        };
+        let until = limit.and_then(|limit| started.checked_add(limit));
+        let Head { mut answer, attempts } = call.begin().await?;
+        let (status, headers) = (answer.status(), std::mem::take(answer.headers_mut()));
+        let resume = resume.then(|| Resume::of(&call, status, &headers)).flatten();
+        let most = max_body.map(|most| most as u64);
+        let state = State::Reading(Incoming::new(answer, call.body_idle(), until));
+        let call = Arc::new(call);
+        Ok(Self { status, headers, state, call, attempts, started, received: 0, most, resume })
+    }
+
+    /// The status.
+    #[must_use]
+    pub const fn status(&self) -> StatusCode {
+        self.status
+    }
+
+    /// The headers. Content-Length and Content-Encoding are gone if the body is decompressed.
+    #[must_use]
+    pub const fn headers(&self) -> &HeaderMap {
+        &self.headers
+    }
+
+    /// How many bytes of the body have come, after decompression.
+    #[must_use]
+    pub const fn received(&self) -> u64 {
+        self.received
+    }
+
+    /// The next piece of the body; `None` at its end, and after an error.
+    ///
+    /// # Errors
+    /// A body that is cut off, stalls, is over the request's `max_body` or not over by the deadline;
+    /// with `resume_by_range`, when the rest could not be had either.
+    ///
+    /// # Cancel safety
+    /// Nothing is lost: the next call goes on.
+    pub async fn chunk(&mut self) -> Result<Option<Bytes>, Error> {
+        poll_fn(|cx| self.poll_chunk(cx)).await
+    }
+
+    fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, Error>> {
+        loop {
+            match &mut self.state {
+                State::Ended => return Poll::Ready(Ok(None)),
+                State::Resuming(rest) => match ready!(rest.as_mut().poll(cx)) {
+                    Ok(rest) => self.state = State::Reading(rest),
+                    Err(error) => {
+                        self.state = State::Ended;
+                        return Poll::Ready(Err(error));
+                    }
+                },
+                State::Reading(incoming) => {
+                    let until = incoming.until();
+                    let failure = match ready!(incoming.poll_piece(cx)) {
+                        Ok(Some(piece)) => {
+                            self.received += piece.len() as u64;
+                            match self.most.filter(|most| self.received > *most) {
+                                None => return Poll::Ready(Ok(Some(piece))),
+                                Some(most) => HttpFailure::too_large(
+                                    usize::try_from(most).unwrap_or(usize::MAX),
+                                ),
+                            }
+                        }
+                        Ok(None) => {
+                            self.state = State::Ended;
+                            return Poll::Ready(Ok(None));
+                        }
+                        Err(failure) => failure,
+                    };
+                    match self.broken(&failure, until) {
+                        Some(rest) => self.state = State::Resuming(rest),
+                        None => {
+                            self.state = State::Ended;
+                            return Poll::Ready(Err(self.error(failure)));
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Tells the breaker, and asks for the rest if that may be done.
+    fn broken(&mut self, failure: &HttpFailure, until: Option<Instant>) -> Option<Resuming> {
+        if !failure.is_of_the_server() {
+            return None;
+        }
+        report(&self.call, failure);
+        let resume = self.resume.as_mut()?;
+        let progress = self.received - resume.received;
+        resume.received = self.received;
+        resume.in_a_row = if progress < PROGRESS { resume.in_a_row + 1 } else { 1 };
+        if resume.in_a_row > MOST_RESUMES {
+            return None;
+        }
+        let (etag, from) = (resume.etag.clone(), resume.begins + self.received);
+        Some(Box::pin(rest(Arc::clone(&self.call), etag, from, until)))
+    }
+
+    fn error(&self, failure: HttpFailure) -> Error {
+        failure_of_body(&self.call, self.attempts, self.started.elapsed(), failure)
+    }
+}
+
+impl Stream for Download {
+    type Item = Result<Bytes, Error>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.poll_chunk(cx).map(Result::transpose)
+    }
+}
+
+impl Resume {
+    /// A whole GET of something that says which version it is.
+    fn of(call: &Call, status: StatusCode, headers: &HeaderMap) -> Option<Self> {
+        let etag = headers.get(header::ETAG)?;
+        // A weak one says that it means the same, not that it is the same bytes.
+        let strong = etag.as_bytes().starts_with(b"\"");
+        let encoded = headers.contains_key(header::CONTENT_ENCODING);
+        let whole = status == StatusCode::OK && call.is_plain_get();
+        (strong && whole && !encoded).then(|| Self {
+            etag: etag.clone(),
+            begins: 0,
+            in_a_row: 0,
+            received: 0,
+        })
+    }
+}
+
+/// Asks for what is missing, as one more operation of the policy.
+async fn rest(
+    call: Arc<Call>,
+    etag: HeaderValue,
+    from: u64,
+    until: Option<Instant>,
+) -> Result<Incoming, Error> {
+    let started = Instant::now();
+    let call = call.ranged(from, &etag);
+    let begin = call.begin();
+    let Head { answer, attempts } = match until {
+        None => begin.await?,
+        Some(until) => {
+            Deadline::within(until.saturating_duration_since(started)).scope(begin).await?
+        }
+    };
+    let starts = |value: &HeaderValue| {
+        let bytes = value.to_str().ok()?.strip_prefix("bytes ")?.split_once('-')?.0;
+        bytes.trim().parse::<u64>().ok()
+    };
+    let headers = answer.headers();
+    let place = headers.get(header::CONTENT_RANGE).and_then(starts);
+    let same = headers.get(header::ETAG).is_none_or(|now| *now == etag);
+    if answer.status() != StatusCode::PARTIAL_CONTENT || place != Some(from) || !same {
+        let changed = HttpFailure::changed();
+        return Err(failure_of_body(&call, attempts, started.elapsed(), changed));
+    }
+    let idle = call.body_idle();
+    Ok(Incoming::new(answer, idle, until))
+}
+
+fn failure_of_body(call: &Call, attempts: u32, elapsed: Duration, error: HttpFailure) -> Error {
+    call.error(CallError::Backend { attempts, elapsed, effect: Effect::Permanent, error })
+}
+
+/// The attempt ended with the head, as a success. A body that broke is one more operation that
+/// failed, without a request of its own: a server that always breaks off is at half of its attempts,
+/// which is what opens the breaker.
+fn report(call: &Call, failure: &HttpFailure) {
+    let operation = Operation::new("body", Idempotency::Unsafe);
+    let tell = call.policy().run(&operation, |_| ready(Err::<(), _>(failure.reported())));
+    // It is ready at once, or has to wait for a place at a bulkhead: then it is not told.
+    let _ = pin!(tell).poll(&mut Context::from_waker(Waker::noop()));
+}

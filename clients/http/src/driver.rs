@@ -1,0 +1,115 @@
+//! What sends one request once: reqwest, or a test's double in its place.
+
+use crate::{classify::HttpFailure, dns::CachedDns, double::HttpDouble};
+use mainstay_policy::Error;
+use std::{net::SocketAddr, time::Duration};
+
+/// Sends a request, once, and follows no redirect.
+#[derive(Clone)]
+pub(crate) enum Driver {
+    Reqwest(reqwest::Client),
+    Double(HttpDouble),
+}
+
+impl Driver {
+    pub(crate) async fn execute(
+        &self,
+        request: reqwest::Request,
+    ) -> Result<reqwest::Response, HttpFailure> {
+        match self {
+            Self::Reqwest(client) => client.execute(request).await.map_err(HttpFailure::transport),
+            Self::Double(double) => double.execute(request).await,
+        }
+    }
+}
+
+/// How connections are made. A driver is built from it for each runtime.
+#[derive(Clone)]
+pub(crate) struct Connections {
+    /// DNS, TCP and TLS together.
+    pub(crate) connect_timeout: Duration,
+    pub(crate) idle: Duration,
+    pub(crate) most_idle: usize,
+    pub(crate) http2_only: bool,
+    pub(crate) compression: bool,
+    pub(crate) dns: CachedDns,
+    pub(crate) resolved: Vec<(String, SocketAddr)>,
+    pub(crate) proxy: ProxyChoice,
+    pub(crate) authorities: Vec<reqwest::Certificate>,
+    pub(crate) only_these_authorities: bool,
+    pub(crate) identity: Option<reqwest::Identity>,
+}
+
+#[derive(Clone)]
+pub(crate) enum ProxyChoice {
+    /// `HTTP_PROXY`, `HTTPS_PROXY`, `ALL_PROXY`, `NO_PROXY`.
+    Environment,
+    None,
+    These(Vec<reqwest::Proxy>),
+}
+
+impl Default for Connections {
+    fn default() -> Self {
+        Self {
+            // Below any attempt timeout, so that "never sent" stays known.
+            connect_timeout: Duration::from_secs(3),
+            // Servers often close idle connections at 60 s or more.
+            idle: Duration::from_secs(50),
+            most_idle: 64,
+            http2_only: false,
+            compression: true,
+            dns: CachedDns::new(Duration::from_secs(10)),
+            resolved: Vec::new(),
+            proxy: ProxyChoice::Environment,
+            authorities: Vec::new(),
+            only_these_authorities: false,
+            identity: None,
+        }
+    }
+}
+
+impl Connections {
+    pub(crate) fn client(&self) -> Result<reqwest::Client, Error> {
+        // What a dead connection of HTTP/2 costs: all requests are on it.
+        const PING: Duration = Duration::from_secs(15);
+        const PONG: Duration = Duration::from_secs(5);
+        let mut builder = reqwest::Client::builder()
+            .retry(reqwest::retry::never())
+            .redirect(reqwest::redirect::Policy::none())
+            .referer(false)
+            .connect_timeout(self.connect_timeout)
+            .pool_idle_timeout(self.idle)
+            .pool_max_idle_per_host(self.most_idle)
+            .http2_keep_alive_interval(PING)
+            .http2_keep_alive_timeout(PONG)
+            .gzip(self.compression)
+            .brotli(self.compression)
+            .zstd(self.compression)
+            .dns_resolver(self.dns.clone());
+        for (host, address) in &self.resolved {
+            builder = builder.resolve(host, *address);
+        }
+        if self.http2_only {
+            builder = builder.http2_prior_knowledge();
+        }
+        match &self.proxy {
+            ProxyChoice::Environment => {}
+            ProxyChoice::None => builder = builder.no_proxy(),
+            ProxyChoice::These(proxies) => {
+                builder = proxies.iter().cloned().fold(builder, reqwest::ClientBuilder::proxy);
+            }
+        }
+        let authorities = self.authorities.iter().cloned();
+        builder = if self.only_these_authorities {
+            builder.tls_certs_only(authorities)
+        } else {
+            builder.tls_certs_merge(authorities)
+        };
+        if let Some(identity) = &self.identity {
+            builder = builder.identity(identity.clone());
+        }
+        let what =
+            "TLS could not be set up; check the system's CA store, and the certificates given";
+        builder.build().map_err(|_| Error::invalid(what))
+    }
+}

@@ -1,0 +1,337 @@
+//! The one door to the policy: what one attempt of a request is, redirects included.
+
+use crate::{
+    base_url::BaseUrl,
+    body::RequestBody,
+    classify::HttpFailure,
+    client::HttpClient,
+    driver::Driver,
+    incoming::{self, Limits},
+    redirect::Hop,
+    response::Response,
+};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use mainstay_policy::{Attempt, CallError, Deadline, Error, Idempotency, Operation, Policy};
+use reqwest::Url;
+use std::{
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+const MAX_REDIRECTS: usize = 5;
+
+/// Where a request goes.
+#[derive(Clone)]
+pub(crate) enum Target {
+    /// Below the base URL.
+    Below(String),
+    /// An absolute URL on the base's origin.
+    SameOrigin(String),
+    /// Another origin, which gets no default header.
+    Elsewhere(String, String),
+}
+
+impl Default for Target {
+    fn default() -> Self {
+        Self::Below(String::new())
+    }
+}
+
+impl Target {
+    fn text(&self) -> &str {
+        match self {
+            Self::Below(text) | Self::SameOrigin(text) | Self::Elsewhere(text, _) => text,
+        }
+    }
+
+    /// Checked: what is below the base has stayed there.
+    fn url(&self, base: Option<&BaseUrl>) -> Result<Url, Error> {
+        let Ok(url) = Url::parse(self.text()) else {
+            return Err(Error::invalid("the request path makes no URL; check what is put into it"));
+        };
+        match (self, base) {
+            (Self::Below(_), Some(base)) if !base.holds(&url) => {
+                Err(Error::invalid("the request path leaves the base URL's path; remove the `..`"))
+            }
+            _ => Ok(url),
+        }
+    }
+
+    pub(crate) const fn text_mut(&mut self) -> &mut String {
+        match self {
+            Self::Below(text) | Self::SameOrigin(text) | Self::Elsewhere(text, _) => text,
+        }
+    }
+}
+
+/// A request that is ready to be sent, any number of times.
+pub(crate) struct Call {
+    client: HttpClient,
+    driver: Driver,
+    method: Method,
+    target: Target,
+    /// For the first attempt; the usual call makes no other, so the text is enough for the rest.
+    parsed: Mutex<Option<Url>>,
+    headers: HeaderMap,
+    body: RequestBody,
+    operation: Operation,
+    /// `None`: the client's own.
+    policy: Option<Policy>,
+    deadline: Option<Duration>,
+}
+
+/// What a streamed body needs to know beside the answer.
+pub(crate) struct Head {
+    pub(crate) answer: reqwest::Response,
+    pub(crate) attempts: u32,
+}
+
+impl Call {
+    pub(crate) fn new(
+        client: HttpClient,
+        method: Method,
+        target: Target,
+        headers: HeaderMap,
+        body: RequestBody,
+        idempotency: Idempotency,
+        (timeout, deadline): (Option<Duration>, Option<Duration>),
+    ) -> Result<Self, Error> {
+        let mut policy = match &target {
+            Target::Elsewhere(_, origin) => Some(client.policy_of(origin)?),
+            _ => None,
+        };
+        if let Some(timeout) = timeout {
+            policy = Some(policy.as_ref().unwrap_or(client.policy()).with_timeout(timeout));
+        }
+        let parsed = Mutex::new(Some(target.url(client.0.base.as_ref())?));
+        let operation = Operation::new(name(&method), idempotency);
+        let driver = client.driver()?;
+        Ok(Self {
+            client,
+            driver,
+            method,
+            target,
+            parsed,
+            headers,
+            body,
+            operation,
+            policy,
+            deadline,
+        })
+    }
+
+    pub(crate) fn policy(&self) -> &Policy {
+        self.policy.as_ref().unwrap_or(self.client.policy())
+    }
+
+    pub(crate) const fn deadline(&self) -> Option<Duration> {
+        self.deadline
+    }
+
+    pub(crate) fn body_idle(&self) -> Duration {
+        self.client.0.options.body_idle
+    }
+
+    /// A GET whose answer is the whole of something.
+    pub(crate) fn is_plain_get(&self) -> bool {
+        self.method == Method::GET && !self.headers.contains_key(header::RANGE)
+    }
+
+    /// The same GET for what comes after so many bytes of this version.
+    pub(crate) fn ranged(&self, from: u64, etag: &HeaderValue) -> Self {
+        let mut headers = self.headers.clone();
+        if let Ok(range) = HeaderValue::try_from(format!("bytes={from}-")) {
+            headers.insert(header::RANGE, range);
+        }
+        headers.insert(header::IF_RANGE, etag.clone());
+        Self {
+            client: self.client.clone(),
+            driver: self.driver.clone(),
+            method: self.method.clone(),
+            target: self.target.clone(),
+            parsed: Mutex::new(None),
+            headers,
+            body: RequestBody::empty(),
+            operation: self.operation,
+            policy: self.policy.clone(),
+            deadline: None,
+        }
+    }
+
+    /// The answer with its body.
+    pub(crate) async fn whole(&self, max_body: usize) -> Result<Response, Error> {
+        let idle = self.body_idle();
+        let early = AtomicBool::new(false);
+        self.run(|attempt| {
+            let early = &early;
+            // The attempt's own limit is the stricter one, or this is.
+            let idle = attempt.timeout().is_none_or(|limit| idle < limit).then_some(idle);
+            async move {
+                let mut answer = self.head(Some(attempt)).await?;
+                let failure = self.failure(&mut answer, early, max_body).await;
+                if let Some(failure) = failure {
+                    return Err(failure);
+                }
+                let body = incoming::whole(&mut answer, Limits { size: max_body, idle }).await?;
+                let status = answer.status();
+                Ok(Response { status, headers: std::mem::take(answer.headers_mut()), body })
+            }
+        })
+        .await
+    }
+
+    /// The head of the answer, its body still to be read.
+    pub(crate) async fn begin(&self) -> Result<Head, Error> {
+        let early = AtomicBool::new(false);
+        self.run(|attempt| {
+            let early = &early;
+            async move {
+                let mut answer = self.head(Some(attempt)).await?;
+                match self.failure(&mut answer, early, usize::MAX).await {
+                    Some(failure) => Err(failure),
+                    None => Ok(Head { answer, attempts: attempt.number() }),
+                }
+            }
+        })
+        .await
+    }
+
+    async fn run<T, F, Fut>(&self, attempt: F) -> Result<T, Error>
+    where
+        F: FnMut(Attempt) -> Fut,
+        Fut: Future<Output = Result<T, HttpFailure>>,
+    {
+        let run = self.policy().run(&self.operation, attempt);
+        let end = match self.deadline {
+            None => run.await,
+            Some(deadline) => Deadline::within(deadline).scope(run).await,
+        };
+        end.map_err(|error| self.error(error))
+    }
+
+    pub(crate) fn error(&self, error: CallError<HttpFailure>) -> Error {
+        // A POST that met 503 has an unknown outcome, which says nothing of when to come again.
+        let hint = error.last().and_then(HttpFailure::retry_after);
+        Error::from_call(self.policy().name(), self.operation.name(), error).or_retry_after(hint)
+    }
+
+    /// A failing status, with what is worth having of its body.
+    async fn failure(
+        &self,
+        answer: &mut reqwest::Response,
+        early: &AtomicBool,
+        max_body: usize,
+    ) -> Option<HttpFailure> {
+        let status = answer.status();
+        if !HttpFailure::is_failing(status) {
+            return None;
+        }
+        let body = incoming::of_failure(answer, max_body).await;
+        let response = Response { status, headers: std::mem::take(answer.headers_mut()), body };
+        let again = status == StatusCode::TOO_EARLY && early.swap(true, Relaxed);
+        let failure = HttpFailure::status(response, self.operation.idempotency(), again);
+        Some(if self.body.is_spent() { failure.of_a_spent_body() } else { failure })
+    }
+
+    /// One attempt, to the head of the answer that counts.
+    async fn head(&self, attempt: Option<Attempt>) -> Result<reqwest::Response, HttpFailure> {
+        let watch = self.body.is_stream().then(Arc::<AtomicBool>::default);
+        let answer = self.hops(attempt, watch.as_ref()).await;
+        if answer.is_err() && watch.is_some_and(|failed| failed.load(Relaxed)) {
+            return Err(answer.err().map_or_else(HttpFailure::spent, HttpFailure::of_an_upload));
+        }
+        answer.map_err(
+            |failure| {
+                if self.body.is_spent() { failure.of_a_spent_body() } else { failure }
+            },
+        )
+    }
+
+    async fn hops(
+        &self,
+        attempt: Option<Attempt>,
+        watch: Option<&Arc<AtomicBool>>,
+    ) -> Result<reqwest::Response, HttpFailure> {
+        // A request that must not be repeated is not redirected: after a redirect, "never sent"
+        // would be true of the second hop only, while the first may have done the work.
+        let follows = !matches!(self.operation.idempotency(), Idempotency::Unsafe);
+        let mut hop = self.first_hop()?;
+        for n in 0..=MAX_REDIRECTS {
+            // The first is made anew if it is needed again, which is seldom.
+            let kept = (n > 0).then(|| hop.clone());
+            let mut answer = self.driver.execute(self.request(hop, attempt, watch)?).await?;
+            if !follows || !answer.status().is_redirection() {
+                return Ok(answer);
+            }
+            let from = match kept {
+                Some(hop) => hop,
+                None => self.first_hop()?,
+            };
+            let elsewhere = self.client.0.options.redirects_elsewhere;
+            let Some(next) = from.next(&answer, elsewhere) else { return Ok(answer) };
+            // To its end, so that the connection can be used again.
+            incoming::of_failure(&mut answer, usize::MAX).await;
+            hop = next;
+        }
+        Err(HttpFailure::redirects(MAX_REDIRECTS))
+    }
+
+    fn first_hop(&self) -> Result<Hop, HttpFailure> {
+        let parsed = self.parsed.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let url = match parsed {
+            Some(url) => url,
+            // Never: it was parsed once.
+            None => Url::parse(self.target.text()).map_err(|_| HttpFailure::spent())?,
+        };
+        let defaults = !matches!(self.target, Target::Elsewhere(..));
+        Ok(Hop { url, method: self.method.clone(), defaults, secrets: true, body: true })
+    }
+
+    fn request(
+        &self,
+        hop: Hop,
+        attempt: Option<Attempt>,
+        watch: Option<&Arc<AtomicBool>>,
+    ) -> Result<reqwest::Request, HttpFailure> {
+        let inner = &self.client.0;
+        let mut headers = self.headers.clone();
+        if hop.defaults {
+            for (name, value) in &inner.headers {
+                headers.entry(name).or_insert_with(|| value.clone());
+            }
+        }
+        let left = attempt.and_then(|attempt| attempt.timeout());
+        if let (Some(name), Some(left)) = (&inner.options.deadline_header, left) {
+            let left = u32::try_from(left.as_millis()).unwrap_or(u32::MAX);
+            headers.insert(name.clone(), HeaderValue::from(left));
+        }
+        hop.clean(&mut headers);
+        let body = if hop.body { self.body.for_attempt(watch)? } else { None };
+        let mut request = reqwest::Request::new(hop.method, hop.url);
+        *request.headers_mut() = headers;
+        *request.body_mut() = body;
+        Ok(request)
+    }
+}
+
+/// One attempt past the policy, for a health check.
+pub(crate) async fn ask(call: &Call) -> Result<StatusCode, HttpFailure> {
+    Ok(call.head(None).await?.status())
+}
+
+fn name(method: &Method) -> &'static str {
+    match *method {
+        Method::GET => "GET",
+        Method::HEAD => "HEAD",
+        Method::OPTIONS => "OPTIONS",
+        Method::TRACE => "TRACE",
+        Method::PUT => "PUT",
+        Method::DELETE => "DELETE",
+        Method::PATCH => "PATCH",
+        Method::POST => "POST",
+        _ => "request",
+    }
+}
