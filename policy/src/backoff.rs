@@ -84,6 +84,16 @@ mod tests {
     }
 
     #[test]
+    fn jitter_takes_its_share_of_the_wait() {
+        for (jitter, least, middle) in [(Jitter::Full, 0, 1000), (Jitter::Equal, 1000, 1500)] {
+            let s = schedule(jitter);
+            assert_eq!(s.delay(3, ZERO, 0.0).as_millis(), least);
+            assert_eq!(s.delay(3, ZERO, 0.5).as_millis(), middle);
+            assert_eq!(s.delay(3, ZERO, 1.0).as_millis(), 2000);
+        }
+    }
+
+    #[test]
     fn decorrelated_waits_depend_on_the_wait_before() {
         let s = schedule(Jitter::Decorrelated);
         let ms = Duration::from_millis;

@@ -393,7 +393,8 @@ impl Policy {
         &self.0.breaker
     }
 
-    /// Retries and hedges that the dependency's budget would allow now; 50 when it is full.
+    /// Retries and hedges that the dependency's budget would allow now: 10 for a quiet client, up to 50
+    /// for a busy one.
     #[must_use]
     pub fn retries_left(&self) -> u64 {
         self.0.budget.left(self.0.breaker.meter().answers(), clock::now())

@@ -116,7 +116,7 @@ pub fn reset_resilience_state() {
     let all: Vec<_> = dependencies().values().cloned().collect();
     for (breaker, budget) in all {
         breaker.reset();
-        budget.refill();
+        budget.refill(breaker.meter().answers());
     }
 }
 

@@ -108,11 +108,7 @@ impl Machine {
 
     /// As [`Self::state`], but a break or ramp that nobody has ended is not over.
     pub(super) fn stands(&self) -> BreakerState {
-        match self.phase {
-            Phase::Closed { ramp: Some(_), .. } => BreakerState::Ramping,
-            Phase::Open { .. } => BreakerState::Open,
-            _ => self.state(Instant::default()),
-        }
+        self.state(Instant::default())
     }
 
     pub(super) fn generation(&self) -> u64 {

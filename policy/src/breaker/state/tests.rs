@@ -43,8 +43,10 @@ fn opens_after_the_threshold_in_a_row_and_not_before() {
     // failures in a row: 1 2 | success | 1 2 | neutral | 3
     fail(&mut m, t);
     fail(&mut m, t);
+    assert_eq!(m.failures(), 2);
     let admitted = m.admit(t, 0.5).unwrap();
     end(&mut m, admitted, Outcome::Success, t);
+    assert_eq!(m.failures(), 0);
     fail(&mut m, t);
     fail(&mut m, t);
     end(&mut m, admitted, Outcome::Neutral, t);
@@ -52,6 +54,10 @@ fn opens_after_the_threshold_in_a_row_and_not_before() {
     assert_eq!(end(&mut m, admitted, Outcome::Failure, t), Some(Trip::Consecutive));
     assert_eq!(m.state(t), BreakerState::Open);
     assert_eq!(m.admit(t, 0.5), Err(t.after(S)));
+    let over = t.after(S);
+    assert_eq!(m.state(over), BreakerState::HalfOpen, "at the end of the break, not after it");
+    assert_eq!(m.stands(), BreakerState::Open, "until somebody asks");
+    assert!(m.admit(over, 0.5).is_ok());
 }
 
 #[test]

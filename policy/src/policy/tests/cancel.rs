@@ -123,7 +123,7 @@ async fn a_hedged_call_gives_everything_back_too() {
         let after = held(&policy);
         assert!(after.places);
         let copies = u64::from(sent.load(SeqCst).saturating_sub(1));
-        assert_eq!(after.tokens, 50 - copies, "after {n} polls");
+        assert_eq!(after.tokens, 10 - copies, "after {n} polls");
         assert_eq!(after.state, BreakerState::Closed);
     }
 }

@@ -12,8 +12,12 @@ fn attempts(policy: &Policy) -> (u64, u64) {
 /// retry > breaker: the count in a row is of operations, the gate is asked before each attempt.
 #[tokio::test(start_paused = true)]
 async fn the_breaker_counts_operations_and_a_retry_that_succeeds_is_a_success() {
-    let policy =
-        database("t-order-rb").failure_threshold(2).without_failure_rate().build().unwrap();
+    let policy = database("t-order-rb")
+        .enable_budget(false)
+        .failure_threshold(2)
+        .without_failure_rate()
+        .build()
+        .unwrap();
     for _ in 0..10 {
         let sent = AtomicU32::new(0);
         let flaky = policy.run(&READ, |_| {
@@ -31,6 +35,7 @@ async fn the_breaker_counts_operations_and_a_retry_that_succeeds_is_a_success() 
 #[tokio::test(start_paused = true)]
 async fn the_window_counts_attempts_and_opens_in_the_middle_of_a_call() {
     let policy = database("t-order-window")
+        .enable_budget(false)
         .failure_threshold(100)
         .max_attempts(9)
         .base_delay(Duration::ZERO)
@@ -182,8 +187,8 @@ async fn the_first_success_of_two_copies_wins_and_both_are_counted() {
     });
     write.await.unwrap();
     assert_eq!(sent.load(SeqCst), 1);
-    // 50 at first; three copies and a retry took four, two successes gave one back.
-    assert_eq!(policy.retries_left(), 50 - 4 + 1);
+    // 10 at first; three copies and a retry took four, two successes earned less than one back.
+    assert!((6..=7).contains(&policy.retries_left()), "{}", policy.retries_left());
 }
 
 /// Of nested policies the innermost repeats, and the deadline around it holds.
@@ -281,7 +286,7 @@ async fn a_budget_that_is_spent_ends_calls_and_successes_earn_it_back() {
     for _ in 0..8 {
         policy.run(&READ, async |_| Ok::<_, Fault>(())).await.unwrap();
     }
-    assert!(policy.retries_left() >= 4);
+    assert_eq!(policy.retries_left(), 4);
     let (error, sent) = against(&policy, &READ, Verdict::transient()).await;
     assert_eq!((sent, error.decider()), (3, Some(Decider::Retry)));
 }
@@ -316,7 +321,7 @@ async fn users_errors_are_judged_by_the_user_then_by_type() {
             async move { Err::<(), _>(Io::from(kind)) }
         });
         let unknown = end.await.unwrap_err().is_outcome_unknown();
-        policy.0.budget.refill();
+        policy.0.budget.refill(policy.breaker().meter().answers());
         (sent.load(SeqCst), unknown)
     };
     assert_eq!(count(true, K::ConnectionReset, None).await, (3, true));

@@ -1,0 +1,115 @@
+//! What of a policy goes to the `metrics` facade (feature `metrics`).
+//!
+//! | name | kind | labels besides `mainstay.policy.name` |
+//! |---|---|---|
+//! | `mainstay.call.duration` | histogram, seconds | `outcome`: success, failure, neutral |
+//! | `mainstay.attempt.duration` | histogram, seconds | `outcome`: success, failure |
+//! | `mainstay.policy.decisions` | counter | `kind`: retry, hedge, stop, reject, fallback; `decider` |
+//! | `mainstay.breaker.state` | gauge | 0 closed, 1 open, 2 half-open, 3 ramping, 4 isolated, 5 forced closed |
+//! | `mainstay.bulkhead.permit.usage` | gauge | places taken |
+//! | `mainstay.bulkhead.permit.limit` | gauge | places there are |
+//!
+//! A recorder may be installed at any time: the two handles of the success path are asked for anew
+//! once a second, the others each time.
+
+use crate::{breaker::BreakerState, classify::Outcome, event::Event};
+use metrics::{Histogram, Unit};
+use std::{fmt, sync::Arc, time::Duration};
+
+const NAME: &str = "mainstay.policy.name";
+const CALL: &str = "mainstay.call.duration";
+const ATTEMPT: &str = "mainstay.attempt.duration";
+const DECISIONS: &str = "mainstay.policy.decisions";
+const STATE: &str = "mainstay.breaker.state";
+const USAGE: &str = "mainstay.bulkhead.permit.usage";
+const LIMIT: &str = "mainstay.bulkhead.permit.limit";
+
+/// Gives the recorder the units and descriptions of our metrics; call it once one is installed.
+pub fn describe_metrics() {
+    metrics::describe_histogram!(CALL, Unit::Seconds, "How long calls took, retries included.");
+    metrics::describe_histogram!(ATTEMPT, Unit::Seconds, "How long single attempts took.");
+    metrics::describe_counter!(DECISIONS, Unit::Count, "What policies decided.");
+    metrics::describe_gauge!(STATE, "Where the breaker stands; 0 is closed.");
+    metrics::describe_gauge!(USAGE, Unit::Count, "Attempts in flight behind the bulkhead.");
+    metrics::describe_gauge!(LIMIT, Unit::Count, "Attempts that the bulkhead lets in at once.");
+}
+
+/// The handles of the success path.
+#[derive(Clone)]
+pub(crate) struct Numbers {
+    call: Histogram,
+    attempt: Histogram,
+}
+
+impl fmt::Debug for Numbers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Numbers")
+    }
+}
+
+impl Numbers {
+    pub(crate) fn of(name: &Arc<str>) -> Self {
+        let labels = || [(NAME, name.to_string()), ("outcome", "success".to_owned())];
+        Self {
+            call: metrics::histogram!(CALL, &labels()),
+            attempt: metrics::histogram!(ATTEMPT, &labels()),
+        }
+    }
+
+    pub(crate) fn succeeded(&self, attempt: Duration, call: Duration) {
+        self.attempt.record(attempt.as_secs_f64());
+        self.call.record(call.as_secs_f64());
+    }
+}
+
+pub(crate) fn attempt_failed(name: &str, took: Duration) {
+    let labels = [(NAME, name.to_owned()), ("outcome", "failure".to_owned())];
+    metrics::histogram!(ATTEMPT, &labels).record(took.as_secs_f64());
+}
+
+pub(crate) fn call_ended(name: &str, outcome: Outcome, took: Duration) {
+    let outcome = match outcome {
+        Outcome::Success => "success",
+        Outcome::Failure => "failure",
+        Outcome::Neutral => "neutral",
+    };
+    let labels = [(NAME, name.to_owned()), ("outcome", outcome.to_owned())];
+    metrics::histogram!(CALL, &labels).record(took.as_secs_f64());
+}
+
+/// Places of a bulkhead, after one was taken or given back.
+pub(crate) fn places(name: &str, taken: u32, limit: u32) {
+    let labels = [(NAME, name.to_owned())];
+    metrics::gauge!(USAGE, &labels).set(taken);
+    metrics::gauge!(LIMIT, &labels).set(limit);
+}
+
+pub(crate) fn tell(event: &Event) {
+    let count = |name: &str, kind: &'static str, decider: &'static str| {
+        let labels =
+            [(NAME, name.to_owned()), ("kind", kind.to_owned()), ("decider", decider.to_owned())];
+        metrics::counter!(DECISIONS, &labels).increment(1);
+    };
+    match event {
+        Event::Changed { dependency, to, .. } => {
+            let labels = [(NAME, dependency.to_string())];
+            metrics::gauge!(STATE, &labels).set(number(*to));
+        }
+        Event::Retrying { dependency, .. } => count(dependency, "retry", "retry"),
+        Event::Hedged { dependency, .. } => count(dependency, "hedge", "hedge"),
+        Event::Stopped { dependency, by, .. } => count(dependency, "stop", by.name()),
+        Event::Rejected { dependency, by, .. } => count(dependency, "reject", by.name()),
+        Event::FellBack { dependency } => count(dependency, "fallback", "fallback"),
+    }
+}
+
+const fn number(state: BreakerState) -> f64 {
+    match state {
+        BreakerState::Closed => 0.0,
+        BreakerState::Open => 1.0,
+        BreakerState::HalfOpen => 2.0,
+        BreakerState::Ramping => 3.0,
+        BreakerState::Isolated => 4.0,
+        BreakerState::ForcedClosed => 5.0,
+    }
+}
