@@ -231,13 +231,19 @@ impl Breaker {
     }
 
     /// Admits one call, or says why not.
-    #[inline]
     pub(crate) fn admit(&self, now: Instant) -> Result<Permit<'_>, Refusal> {
-        let word = self.0.word.load(Acquire);
-        if word & GUARDED == 0 {
-            return Ok(Permit::new(self, word >> GENERATION_SHIFT, NO_LEASE));
+        let mut permit = self.unasked();
+        if permit.if_closed() {
+            return Ok(permit);
         }
-        self.admit_guarded(word, now)
+        self.admit_guarded(self.0.word.load(Acquire), now)
+    }
+
+    /// A permit for nothing yet.
+    #[inline]
+    pub(crate) const fn unasked(&self) -> Permit<'_> {
+        let (generation, attempt_since) = (NO_GENERATION, Instant::NEVER);
+        Permit { breaker: self, generation, lease: TOLD, attempt_since }
     }
 
     fn admit_guarded(&self, word: u64, now: Instant) -> Result<Permit<'_>, Refusal> {
@@ -261,7 +267,8 @@ impl Breaker {
         };
         match decided {
             Ok(Admitted { generation, lease }) => {
-                Ok(Permit::new(self, generation, lease.unwrap_or(NO_LEASE)))
+                let lease = lease.unwrap_or(NO_LEASE);
+                Ok(Permit { breaker: self, generation, lease, attempt_since: Instant::NEVER })
             }
             Err(until) => Err(self.refusal(until, now)),
         }
@@ -271,11 +278,6 @@ impl Breaker {
         let isolated = until.is_never();
         let retry_after = (!isolated).then(|| until.since(now));
         Refusal { isolated, retry_after, cause: self.cause() }
-    }
-
-    /// A permit for a call that the breaker neither guards nor learns from.
-    pub(crate) fn unguarded(&self) -> Permit<'_> {
-        Permit::new(self, NO_GENERATION, NO_LEASE)
     }
 
     /// Runs `event` on the machine, publishes what it made of it and tells the observers.
@@ -366,10 +368,23 @@ const NO_LEASE: u64 = u64::MAX;
 /// The lease of a call that has told how it ended.
 const TOLD: u64 = u64::MAX - 1;
 
-impl<'a> Permit<'a> {
+impl Permit<'_> {
+    /// The right to pass, if the breaker is plainly closed.
     #[inline]
-    const fn new(breaker: &'a Breaker, generation: u64, lease: u64) -> Self {
-        Self { breaker, generation, lease, attempt_since: Instant::NEVER }
+    pub(crate) fn if_closed(&mut self) -> bool {
+        let word = self.breaker.0.word.load(Acquire);
+        let closed = word & GUARDED == 0;
+        if closed {
+            (self.generation, self.lease) = (word >> GENERATION_SHIFT, NO_LEASE);
+        }
+        closed
+    }
+
+    /// The right to pass for a call that the breaker neither guards nor learns from.
+    #[inline]
+    pub(crate) const fn unguarded(&mut self) -> bool {
+        (self.generation, self.lease) = (NO_GENERATION, NO_LEASE);
+        true
     }
 
     /// Half-open: one attempt only, so that a sick dependency sees no burst.
@@ -389,6 +404,10 @@ impl<'a> Permit<'a> {
             Gate::Shut(until) => Err(self.breaker.refusal(until, now)),
             Gate::Isolated => Err(self.breaker.refusal(Instant::NEVER, now)),
         }
+    }
+
+    pub(crate) const fn attempt_since(&self) -> Instant {
+        self.attempt_since
     }
 
     #[inline]
@@ -439,7 +458,7 @@ impl<'a> Permit<'a> {
     }
 
     /// The operation succeeded with the attempt in flight.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn succeed(&mut self, now: Instant, cause: impl Fn(Trip) -> Cause) {
         let inner = &*self.breaker.0;
         let word = inner.word.load(Relaxed);
@@ -508,10 +527,17 @@ pub(crate) enum Ended {
 }
 
 impl Drop for Permit<'_> {
+    #[inline]
     fn drop(&mut self) {
-        if self.lease == TOLD {
-            return;
+        if self.lease != TOLD {
+            self.drop_untold();
         }
+    }
+}
+
+impl Permit<'_> {
+    #[cold]
+    fn drop_untold(&mut self) {
         let now = clock::now();
         let cause = Cause::of_a_cut;
         let mut outcome = Outcome::Neutral;
