@@ -20,6 +20,7 @@ use crate::{
 pub(crate) use drive::{drive, drive_blocking};
 use std::{
     mem,
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
@@ -80,6 +81,13 @@ enum Next<'p> {
     Stop(Option<Decider>, Option<Duration>),
 }
 
+/// A call that was refused before its first attempt.
+struct Refused {
+    by: Decider,
+    retry_after: Option<Duration>,
+    cause: Option<Arc<Cause>>,
+}
+
 /// How an attempt failed.
 pub(crate) struct Failed {
     verdict: Verdict,
@@ -129,27 +137,46 @@ impl<'p> Run<'p> {
     }
 
     /// Admission of a call that has begun: the deadline has not passed, and the breaker is not open.
-    fn admit<E>(&mut self) -> Result<(), CallError<E>> {
-        let (policy, operation) = (self.policy, self.operation);
+    #[inline(always)] // As above.
+    fn admit(&mut self) -> Result<(), Refused> {
+        let policy = self.policy;
         if self.limits.observe() {
             self.end = self.started.after_nanos(policy.deadline());
         }
         if self.end <= self.started {
-            return Err(refused(policy, operation, Decider::Deadline, None));
+            return Err(self.refused(Decider::Deadline, None, None));
         }
         if !self.limits.guarded() {
             self.permit.unguarded();
             return Ok(());
         }
-        match policy.breaker.admit(self.started) {
-            Ok(permit) => self.permit = permit,
-            Err(refusal) if self.limits.observe() => {
-                observed(policy, operation, &refusal);
-                self.permit.unguarded();
-            }
-            Err(refusal) => return Err(refused_by_breaker(policy, operation, refusal)),
+        // Taken apart at once: a whole one would be copied, and its parts have just been written.
+        let Err(Refusal { shut, cause }) = self.permit.ask(self.started) else { return Ok(()) };
+        policy.breaker.meter().blocked();
+        if self.limits.observe() {
+            self.tell_refusal(shut.by(), true);
+            self.permit.unguarded();
+            return Ok(());
         }
-        Ok(())
+        Err(self.refused(shut.by(), shut.retry_after(), cause))
+    }
+
+    fn refused(
+        &self,
+        by: Decider,
+        retry_after: Option<Duration>,
+        cause: Option<Arc<Cause>>,
+    ) -> Refused {
+        self.tell_refusal(by, false);
+        Refused { by, retry_after, cause }
+    }
+
+    fn tell_refusal(&self, by: Decider, observed: bool) {
+        let (dependency, operation) = (&self.policy.breaker, self.operation.name());
+        event::emit(|| {
+            let dependency = dependency.shared_name();
+            Event::Rejected { dependency, operation, by, observed }
+        });
     }
 
     /// The attempt that begins now, and when its time is up.
@@ -246,7 +273,7 @@ impl<'p> Run<'p> {
             return Next::Stop(Some(by), None);
         }
         if let Err(refusal) = self.permit.gate(now) {
-            return Next::Stop(Some(decider(&refusal)), refusal.retry_after);
+            return Next::Stop(Some(refusal.shut.by()), refusal.shut.retry_after());
         }
         let tuning = self.policy.tuning();
         let random = self.policy.random();
@@ -292,7 +319,7 @@ impl<'p> Run<'p> {
     ) -> Result<(Self, Last<T, E>), Answer<T, E>> {
         let Retry { paid, failed, last, .. } = retry;
         let stopped = match self.permit.gate(now) {
-            Err(refusal) => Some((decider(&refusal), refusal.retry_after)),
+            Err(refusal) => Some((refusal.shut.by(), refusal.shut.retry_after())),
             Ok(()) if now >= self.end => Some((Decider::Deadline, None)),
             Ok(()) => None,
         };
@@ -383,9 +410,8 @@ impl<'p> Run<'p> {
         now: Instant,
     ) -> CallError<E> {
         if self.number == 1 {
-            let (policy, operation) = (self.policy, self.operation);
             self.permit.finish(Outcome::Neutral, now, &Cause::of_a_cut);
-            return refused(policy, operation, by, retry_after);
+            return self.refused(by, retry_after, None).into();
         }
         let effect = self.effect(Effect::NeverSent);
         let (mut attempts, elapsed) = self.close(effect, None, now);
@@ -417,10 +443,6 @@ impl Failed {
     }
 }
 
-fn decider(refusal: &Refusal) -> Decider {
-    if refusal.isolated { Decider::Isolation } else { Decider::Breaker }
-}
-
 fn cause(operation: &Operation, trip: Trip, effect: Effect, code: Option<String>) -> Cause {
     Cause {
         reason: trip.words(),
@@ -431,43 +453,11 @@ fn cause(operation: &Operation, trip: Trip, effect: Effect, code: Option<String>
     }
 }
 
-#[cold]
-fn refused<E>(
-    policy: &Inner,
-    operation: &Operation,
-    by: Decider,
-    retry_after: Option<Duration>,
-) -> CallError<E> {
-    event::emit(|| Event::Rejected {
-        dependency: policy.breaker.shared_name(),
-        operation: operation.name(),
-        by,
-        observed: false,
-    });
-    CallError::Rejected { by, retry_after, cause: None }
-}
-
-fn refused_by_breaker<E>(policy: &Inner, operation: &Operation, refusal: Refusal) -> CallError<E> {
-    policy.breaker.meter().blocked();
-    let by = decider(&refusal);
-    let error = refused(policy, operation, by, refusal.retry_after);
-    match error {
-        CallError::Rejected { by, retry_after, .. } => {
-            CallError::Rejected { by, retry_after, cause: refusal.cause }
-        }
-        other => other,
+impl<E> From<Refused> for CallError<E> {
+    #[inline]
+    fn from(Refused { by, retry_after, cause }: Refused) -> Self {
+        Self::Rejected { by, retry_after, cause }
     }
-}
-
-#[cold]
-fn observed(policy: &Inner, operation: &Operation, refusal: &Refusal) {
-    policy.breaker.meter().blocked();
-    event::emit(|| Event::Rejected {
-        dependency: policy.breaker.shared_name(),
-        operation: operation.name(),
-        by: decider(refusal),
-        observed: true,
-    });
 }
 
 /// What a race of two copies needs to tell.

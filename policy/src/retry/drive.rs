@@ -119,9 +119,9 @@ where
     #[inline(never)]
     fn admit(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Answer<T, E>> {
         let mut this = self.as_mut().project();
-        if let Err(error) = this.run.admit() {
+        if let Err(refused) = this.run.admit() {
             this.phase.set(Phase::Done);
-            return Poll::Ready(Err(error));
+            return Poll::Ready(Err(refused.into()));
         }
         match this.run.policy.place_now(this.run.limits) {
             Some(place) => {
