@@ -14,7 +14,7 @@ pub(crate) use config::BreakerConfig;
 use crate::{
     classify::Outcome,
     clock::{self, Instant},
-    error::Cause,
+    error::{Cause, Decider},
     event::{self, Event},
     meter::{Counts, Meter, Noted},
     sync::{AtomicU64, Mutex, MutexGuard, Swap},
@@ -124,12 +124,33 @@ impl fmt::Debug for Breaker {
     }
 }
 
-/// A refusal: how long until the next probe, and what opened the breaker.
+/// A refusal, and what opened the breaker.
 #[derive(Clone, Debug)]
 pub(crate) struct Refusal {
-    pub(crate) isolated: bool,
-    pub(crate) retry_after: Option<Duration>,
+    pub(crate) shut: Shut,
     pub(crate) cause: Option<Arc<Cause>>,
+}
+
+/// For how long: nanoseconds until the next probe, or the largest value when somebody isolated the
+/// dependency by hand.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Shut(u64);
+
+impl Shut {
+    pub(crate) const fn by(self) -> Decider {
+        if self.0 == u64::MAX { Decider::Isolation } else { Decider::Breaker }
+    }
+
+    pub(crate) fn retry_after(self) -> Option<Duration> {
+        (self.0 != u64::MAX).then_some(Duration::from_nanos(self.0))
+    }
+}
+
+impl Refusal {
+    fn new(until: Instant, now: Instant, cause: Option<&Arc<Cause>>) -> Self {
+        let wait = if until.is_never() { u64::MAX } else { until.nanos_since(now) };
+        Self { shut: Shut(wait), cause: cause.cloned() }
+    }
 }
 
 impl Breaker {
@@ -231,51 +252,17 @@ impl Breaker {
     }
 
     /// Admits one call, or says why not.
-    #[inline]
+    #[cfg(all(test, mainstay_loom))]
     pub(crate) fn admit(&self, now: Instant) -> Result<Permit<'_>, Refusal> {
-        let word = self.0.word.load(Acquire);
-        if word & GUARDED == 0 {
-            return Ok(Permit::new(self, word >> GENERATION_SHIFT, NO_LEASE));
-        }
-        self.admit_guarded(word, now)
+        let mut permit = self.unasked();
+        permit.ask(now).map(|()| permit)
     }
 
-    fn admit_guarded(&self, word: u64, now: Instant) -> Result<Permit<'_>, Refusal> {
-        let passing = Admitted { generation: word >> GENERATION_SHIFT, lease: None };
-        // `Some` decides; `None` asks the machine.
-        let decided = self.0.snapshot.read(|snapshot| match snapshot.gate {
-            Gate::ForcedClosed => Some(Ok(passing)),
-            Gate::Isolated => Some(Err(Instant::NEVER)),
-            Gate::Shut(until) => (now < until).then_some(Err(until)),
-            Gate::Closed => None,
-            Gate::Ramp(since) => {
-                match Machine::ramp(&snapshot.config, since, now, fastrand::f64()) {
-                    Err(widens) => Some(Err(widens)),
-                    Ok(()) => state::in_ramp(&snapshot.config, since, now).then_some(Ok(passing)),
-                }
-            }
-        });
-        let decided = match decided {
-            Some(decided) => decided,
-            None => self.change(None, |machine, _| machine.admit(now, fastrand::f64())),
-        };
-        match decided {
-            Ok(Admitted { generation, lease }) => {
-                Ok(Permit::new(self, generation, lease.unwrap_or(NO_LEASE)))
-            }
-            Err(until) => Err(self.refusal(until, now)),
-        }
-    }
-
-    fn refusal(&self, until: Instant, now: Instant) -> Refusal {
-        let isolated = until.is_never();
-        let retry_after = (!isolated).then(|| until.since(now));
-        Refusal { isolated, retry_after, cause: self.cause() }
-    }
-
-    /// A permit for a call that the breaker neither guards nor learns from.
-    pub(crate) fn unguarded(&self) -> Permit<'_> {
-        Permit::new(self, NO_GENERATION, NO_LEASE)
+    /// A permit for nothing yet.
+    #[inline]
+    pub(crate) const fn unasked(&self) -> Permit<'_> {
+        let (generation, attempt_since) = (NO_GENERATION, Instant::NEVER);
+        Permit { breaker: self, generation, lease: TOLD, attempt_since }
     }
 
     /// Runs `event` on the machine, publishes what it made of it and tells the observers.
@@ -366,10 +353,57 @@ const NO_LEASE: u64 = u64::MAX;
 /// The lease of a call that has told how it ended.
 const TOLD: u64 = u64::MAX - 1;
 
-impl<'a> Permit<'a> {
+impl Permit<'_> {
+    /// The right to pass, if the breaker is plainly closed.
     #[inline]
-    const fn new(breaker: &'a Breaker, generation: u64, lease: u64) -> Self {
-        Self { breaker, generation, lease, attempt_since: Instant::NEVER }
+    pub(crate) fn if_closed(&mut self) -> bool {
+        let word = self.breaker.0.word.load(Acquire);
+        let closed = word & GUARDED == 0;
+        if closed {
+            (self.generation, self.lease) = (word >> GENERATION_SHIFT, NO_LEASE);
+        }
+        closed
+    }
+
+    /// The right to pass, as a probe perhaps, or why not.
+    pub(crate) fn ask(&mut self, now: Instant) -> Result<(), Refusal> {
+        if self.if_closed() {
+            return Ok(());
+        }
+        let breaker = self.breaker;
+        let generation = breaker.0.word.load(Acquire) >> GENERATION_SHIFT;
+        // `Some` decides; `None` asks the machine.
+        let decided = breaker.0.snapshot.read(|snapshot| {
+            let passes = match snapshot.gate {
+                Gate::ForcedClosed => Ok(true),
+                Gate::Isolated => Err(Instant::NEVER),
+                Gate::Shut(until) if now < until => Err(until),
+                Gate::Shut(_) | Gate::Closed => Ok(false),
+                Gate::Ramp(since) => Machine::ramp(&snapshot.config, since, now, fastrand::f64())
+                    .map(|()| state::in_ramp(&snapshot.config, since, now)),
+            };
+            match passes {
+                Ok(true) => Some(Ok(Admitted { generation, lease: None })),
+                Ok(false) => None,
+                Err(until) => Some(Err(Refusal::new(until, now, snapshot.cause.as_ref()))),
+            }
+        });
+        let admitted = match decided {
+            Some(decided) => decided?,
+            None => breaker
+                .change(None, |machine, _| machine.admit(now, fastrand::f64()))
+                .map_err(|until| Refusal::new(until, now, breaker.cause().as_ref()))?,
+        };
+        self.generation = admitted.generation;
+        self.lease = admitted.lease.unwrap_or(NO_LEASE);
+        Ok(())
+    }
+
+    /// The right to pass for a call that the breaker neither guards nor learns from.
+    #[inline]
+    pub(crate) const fn unguarded(&mut self) -> bool {
+        (self.generation, self.lease) = (NO_GENERATION, NO_LEASE);
+        true
     }
 
     /// Half-open: one attempt only, so that a sick dependency sees no burst.
@@ -384,11 +418,18 @@ impl<'a> Permit<'a> {
         if word >> GENERATION_SHIFT == self.generation || self.generation == NO_GENERATION {
             return Ok(());
         }
-        match self.breaker.0.snapshot.read(|snapshot| snapshot.gate) {
-            Gate::Closed | Gate::Ramp(_) | Gate::ForcedClosed => Ok(()),
-            Gate::Shut(until) => Err(self.breaker.refusal(until, now)),
-            Gate::Isolated => Err(self.breaker.refusal(Instant::NEVER, now)),
-        }
+        self.breaker.0.snapshot.read(|snapshot| {
+            let until = match snapshot.gate {
+                Gate::Closed | Gate::Ramp(_) | Gate::ForcedClosed => return Ok(()),
+                Gate::Shut(until) => until,
+                Gate::Isolated => Instant::NEVER,
+            };
+            Err(Refusal::new(until, now, snapshot.cause.as_ref()))
+        })
+    }
+
+    pub(crate) const fn attempt_since(&self) -> Instant {
+        self.attempt_since
     }
 
     #[inline]
@@ -439,7 +480,7 @@ impl<'a> Permit<'a> {
     }
 
     /// The operation succeeded with the attempt in flight.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn succeed(&mut self, now: Instant, cause: impl Fn(Trip) -> Cause) {
         let inner = &*self.breaker.0;
         let word = inner.word.load(Relaxed);
@@ -508,10 +549,17 @@ pub(crate) enum Ended {
 }
 
 impl Drop for Permit<'_> {
+    #[inline]
     fn drop(&mut self) {
-        if self.lease == TOLD {
-            return;
+        if self.lease != TOLD {
+            self.drop_untold();
         }
+    }
+}
+
+impl Permit<'_> {
+    #[cold]
+    fn drop_untold(&mut self) {
         let now = clock::now();
         let cause = Cause::of_a_cut;
         let mut outcome = Outcome::Neutral;

@@ -64,14 +64,23 @@ pub(crate) fn nanos(length: Duration) -> u64 {
 
 #[cfg(not(any(test, feature = "test-util")))]
 #[inline]
+#[allow(clippy::cast_possible_truncation)] // 292 years.
 pub(crate) fn now() -> Instant {
-    static CLOCK: LazyLock<(quanta::Clock, u64)> = LazyLock::new(|| {
+    struct Ticks {
+        clock: quanta::Clock,
+        start: u64,
+        /// The nanoseconds of one tick, times 2^63.
+        length: u64,
+    }
+    static TICKS: LazyLock<Ticks> = LazyLock::new(|| {
         let clock = quanta::Clock::new();
-        let start = clock.raw();
-        (clock, start)
+        let (start, length) = (clock.raw(), clock.delta_as_nanos(0, 1 << 40) << 23);
+        Ticks { clock, start, length }
     });
-    let (clock, start) = &*CLOCK;
-    Instant(clock.delta_as_nanos(*start, clock.raw()))
+    let Ticks { clock, start, length } = &*TICKS;
+    // Another processor's counter may be a little behind.
+    let ticks = clock.raw().saturating_sub(*start);
+    Instant(((u128::from(ticks) * u128::from(*length)) >> 63) as u64)
 }
 
 #[cfg(any(test, feature = "test-util"))]

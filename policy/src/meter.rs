@@ -87,7 +87,7 @@ pub(crate) enum Noted {
 
 impl Meter {
     /// One answer. `in_window`: it belongs to the breaker's present state.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn answered(&self, now: Instant, took: u64, in_window: bool) -> Noted {
         let (shard, second) = (self.shard(), now.second());
         let begins = !shard.answered.is_in(second) && shard.begin(second);

@@ -152,6 +152,8 @@ impl LimitCells {
 }
 
 impl Limits {
+    pub(crate) const NONE: Self = Self { timeout: u64::MAX, rest: 0 };
+
     #[allow(clippy::cast_possible_truncation)] // The lower half.
     pub(crate) const fn attempts(self) -> u32 {
         self.rest as u32
@@ -176,10 +178,10 @@ impl Limits {
         self.rest & PLACED != 0
     }
 
-    /// No attempt has to wait for a place, and none is raced.
+    /// Attempts are just made: none has to wait for a place, is raced or only observed.
     #[inline]
     pub(crate) const fn is_plain(self) -> bool {
-        self.rest & (PLACED | HEDGED) == 0
+        self.rest & (PLACED | HEDGED | OBSERVE) == 0
     }
 }
 
@@ -420,9 +422,9 @@ impl Policy {
     ///
     /// # Cancel safety
     /// Dropping the future drops the attempt in flight and gives its probe, place and tokens back.
-    pub fn run<T, E, F, Fut>(
-        &self,
-        operation: &Operation,
+    pub fn run<'p, T, E, F, Fut>(
+        &'p self,
+        operation: &'p Operation,
         attempt: F,
     ) -> impl Future<Output = Result<T, CallError<E>>>
     where

@@ -3,22 +3,24 @@
 //! [`Run`] holds the decisions; the loop for futures and the one for closures that block differ
 //! only in how they wait.
 
+mod drive;
+
 use crate::{
     attempt::Attempt,
     breaker::{Counters, Ended, Permit, Refusal, Trip},
     budget::Paid,
-    bulkhead::Place,
     classify::{Effect, Operation, Outcome, Verdict},
     clock::{self, Instant},
     deadline::Scope,
     error::{CallError, Cause, Decider},
     event::{self, Event},
-    hedge,
     policy::{Inner, Limits},
-    timeout::{Bounded, End},
+    timeout::End,
 };
+pub(crate) use drive::{drive, drive_blocking};
 use std::{
-    future::Future,
+    mem,
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
@@ -47,8 +49,6 @@ pub(crate) struct Run<'p> {
     /// When the call ends, whatever it is doing.
     end: Instant,
     number: u32,
-    /// The deadline comes before this attempt's own limit.
-    cut_short: bool,
     /// Of the last attempt that says anything about the dependency.
     outcome: Outcome,
     /// Some attempt may have happened.
@@ -81,67 +81,114 @@ enum Next<'p> {
     Stop(Option<Decider>, Option<Duration>),
 }
 
+/// A call that was refused before its first attempt.
+struct Refused {
+    by: Decider,
+    retry_after: Option<Duration>,
+    cause: Option<Arc<Cause>>,
+}
+
 /// How an attempt failed.
 pub(crate) struct Failed {
     verdict: Verdict,
     repeat: Option<bool>,
     code: Option<String>,
     timed_out: bool,
+    /// And that by the call's deadline, before the attempt's own limit.
+    cut_short: bool,
     /// A nested call owned the retries.
     handled: bool,
 }
 
 impl<'p> Run<'p> {
-    /// Admission: the deadline has not passed, and the breaker is not open.
-    #[inline(always)] // A run that is returned is copied, which costs as much as all the rest.
-    fn begin<E>(policy: &'p Inner, operation: &'p Operation) -> Result<Self, CallError<E>> {
-        let started = clock::now();
-        let limits = policy.limits();
-        let around = if limits.observe() { Instant::NEVER } else { Scope::current().deadline };
-        let end = started.after_nanos(policy.deadline()).min(around);
-        if end <= started {
-            return Err(refused(policy, operation, Decider::Deadline, None));
-        }
-        let permit = if limits.guarded() {
-            match policy.breaker.admit(started) {
-                Ok(permit) => permit,
-                Err(refusal) if limits.observe() => {
-                    observed(policy, operation, &refusal);
-                    policy.breaker.unguarded()
-                }
-                Err(refusal) => return Err(refused_by_breaker(policy, operation, refusal)),
-            }
-        } else {
-            policy.breaker.unguarded()
-        };
-        let (outcome, unknown) = (Outcome::Neutral, false);
-        let (number, cut_short) = (1, false);
-        Ok(Self {
+    /// A call that has not begun.
+    #[inline]
+    const fn new(policy: &'p Inner, operation: &'p Operation) -> Self {
+        Self {
             policy,
             operation,
-            permit,
-            limits,
-            started,
-            end,
-            number,
-            cut_short,
-            outcome,
-            unknown,
-        })
+            permit: policy.breaker.unasked(),
+            limits: Limits::NONE,
+            started: Instant::NEVER,
+            end: Instant::NEVER,
+            number: 1,
+            outcome: Outcome::Neutral,
+            unknown: false,
+        }
+    }
+
+    /// The run, where another takes its place that will do nothing.
+    const fn take(&mut self) -> Self {
+        mem::replace(self, Self::new(self.policy, self.operation))
+    }
+
+    /// Begins; false if it takes [`Self::admit`] to say whether the call may go on, or the first
+    /// attempt is not just made.
+    #[inline(always)]
+    fn begin(&mut self) -> bool {
+        self.started = clock::now();
+        self.limits = self.policy.limits();
+        let around = Scope::current().deadline;
+        self.end = self.started.after_nanos(self.policy.deadline()).min(around);
+        if self.end <= self.started || !self.limits.is_plain() {
+            return false;
+        }
+        if self.limits.guarded() { self.permit.if_closed() } else { self.permit.unguarded() }
+    }
+
+    /// Admission of a call that has begun: the deadline has not passed, and the breaker is not open.
+    #[inline(always)] // As above.
+    fn admit(&mut self) -> Result<(), Refused> {
+        let policy = self.policy;
+        if self.limits.observe() {
+            self.end = self.started.after_nanos(policy.deadline());
+        }
+        if self.end <= self.started {
+            return Err(self.refused(Decider::Deadline, None, None));
+        }
+        if !self.limits.guarded() {
+            self.permit.unguarded();
+            return Ok(());
+        }
+        // Taken apart at once: a whole one would be copied, and its parts have just been written.
+        let Err(Refusal { shut, cause }) = self.permit.ask(self.started) else { return Ok(()) };
+        policy.breaker.meter().blocked();
+        if self.limits.observe() {
+            self.tell_refusal(shut.by(), true);
+            self.permit.unguarded();
+            return Ok(());
+        }
+        Err(self.refused(shut.by(), shut.retry_after(), cause))
+    }
+
+    fn refused(
+        &self,
+        by: Decider,
+        retry_after: Option<Duration>,
+        cause: Option<Arc<Cause>>,
+    ) -> Refused {
+        self.tell_refusal(by, false);
+        Refused { by, retry_after, cause }
+    }
+
+    fn tell_refusal(&self, by: Decider, observed: bool) {
+        let (dependency, operation) = (&self.policy.breaker, self.operation.name());
+        event::emit(|| {
+            let dependency = dependency.shared_name();
+            Event::Rejected { dependency, operation, by, observed }
+        });
     }
 
     /// The attempt that begins now, and when its time is up.
     #[inline]
     fn next_attempt(&mut self, now: Instant) -> (Attempt, Instant) {
         self.permit.begin_attempt(now);
-        let limit = now.after_nanos(self.limits.timeout);
-        self.cut_short = self.end < limit;
-        let limit = limit.min(self.end);
+        let limit = now.after_nanos(self.limits.timeout).min(self.end);
         let left = if limit.is_never() { u64::MAX } else { limit.nanos_since(now) };
         (Attempt::new(self.number, left), limit)
     }
 
-    #[inline]
+    #[inline(always)]
     fn succeed(&mut self, now: Instant) {
         let operation = self.operation;
         self.permit.succeed(now, |trip| cause(operation, trip, Effect::Transient, None));
@@ -165,7 +212,10 @@ impl<'p> Run<'p> {
             Some(Err(error)) => {
                 (Failed::by(judge.error(&error, self.operation), scope), Some(Err(error)))
             }
-            None => (Failed::by_timeout(scope), last.filter(Result::is_err)),
+            None => {
+                let own_limit = self.permit.attempt_since().after_nanos(self.limits.timeout);
+                (Failed::by_timeout(scope, self.end < own_limit), last.filter(Result::is_err))
+            }
         };
         match self.failed(&failed, waited, now) {
             Next::Wait(delay, paid) => {
@@ -185,7 +235,7 @@ impl<'p> Run<'p> {
         let outcome = if *timed_out {
             Counters::add(&counters.timeouts);
             // Cut by the call's own deadline: it says nothing but that it was slow.
-            if self.cut_short { Outcome::Neutral } else { Outcome::Failure }
+            if failed.cut_short { Outcome::Neutral } else { Outcome::Failure }
         } else {
             verdict.outcome
         };
@@ -204,17 +254,16 @@ impl<'p> Run<'p> {
     }
 
     fn decide(&self, failed: &Failed, waited: Duration, now: Instant) -> Next<'p> {
-        let Failed { verdict, repeat, timed_out, handled, .. } = failed;
+        let Failed { verdict, repeat, timed_out, cut_short, handled, .. } = failed;
         let repeatable = match repeat {
             Some(repeat) => *repeat,
             None => verdict.may_repeat(self.operation.idempotency()) && !handled,
         };
-        let out_of_time = *timed_out && self.cut_short;
         if !repeatable {
-            let by = if out_of_time { Decider::Deadline } else { Decider::Timeout };
+            let by = if *cut_short { Decider::Deadline } else { Decider::Timeout };
             return Next::Stop(timed_out.then_some(by), None);
         }
-        if out_of_time || now >= self.end {
+        if *cut_short || now >= self.end {
             return Next::Stop(Some(Decider::Deadline), None);
         }
         // A sick dependency sees no burst of a probe.
@@ -224,7 +273,7 @@ impl<'p> Run<'p> {
             return Next::Stop(Some(by), None);
         }
         if let Err(refusal) = self.permit.gate(now) {
-            return Next::Stop(Some(decider(&refusal)), refusal.retry_after);
+            return Next::Stop(Some(refusal.shut.by()), refusal.shut.retry_after());
         }
         let tuning = self.policy.tuning();
         let random = self.policy.random();
@@ -270,7 +319,7 @@ impl<'p> Run<'p> {
     ) -> Result<(Self, Last<T, E>), Answer<T, E>> {
         let Retry { paid, failed, last, .. } = retry;
         let stopped = match self.permit.gate(now) {
-            Err(refusal) => Some((decider(&refusal), refusal.retry_after)),
+            Err(refusal) => Some((refusal.shut.by(), refusal.shut.retry_after())),
             Ok(()) if now >= self.end => Some((Decider::Deadline, None)),
             Ok(()) => None,
         };
@@ -361,162 +410,14 @@ impl<'p> Run<'p> {
         now: Instant,
     ) -> CallError<E> {
         if self.number == 1 {
-            let (policy, operation) = (self.policy, self.operation);
             self.permit.finish(Outcome::Neutral, now, &Cause::of_a_cut);
-            return refused(policy, operation, by, retry_after);
+            return self.refused(by, retry_after, None).into();
         }
         let effect = self.effect(Effect::NeverSent);
         let (mut attempts, elapsed) = self.close(effect, None, now);
         // The one that was refused was not made.
         attempts -= 1;
         CallError::Stopped { by, attempts, elapsed, effect, retry_after, last }
-    }
-}
-
-/// Runs futures.
-///
-/// The first attempt runs in the caller's own future. What most calls never need lives on the heap,
-/// so that every call's future stays small: retries, races of two copies and the wait for a place.
-#[allow(clippy::manual_async_fn)] // An async fn has room for each argument twice.
-pub(crate) fn drive<T, E, F, Fut, J>(
-    policy: &Inner,
-    operation: &Operation,
-    mut attempt: F,
-    judge: J,
-) -> impl Future<Output = Answer<T, E>>
-where
-    F: FnMut(Attempt) -> Fut,
-    Fut: Future<Output = Result<T, E>>,
-    J: Judge<T, E>,
-{
-    async move {
-        let mut run = Run::begin(policy, operation)?;
-        let place =
-            if run.limits.is_plain() { Some(Place::free()) } else { policy.place_now(run.limits) };
-        let Some(place) = place else {
-            return Box::pin(go_on(run, None, attempt, judge)).await;
-        };
-        let now = run.started;
-        let (this, limit) = run.next_attempt(now);
-        let end = Bounded::new(attempt(this), limit, now).await;
-        drop(place);
-        let now = clock::now();
-        let end = match end {
-            End { output: Some(Ok(value)), .. } if !judge.refuses(&value) => {
-                run.succeed(now);
-                return Ok(value);
-            }
-            end => end,
-        };
-        match run.take_in(end, (None, Duration::ZERO), &judge, now) {
-            Step::End(end) => end,
-            Step::Again(run, retry) => Box::pin(go_on(run, Some(retry), attempt, judge)).await,
-        }
-    }
-}
-
-async fn go_on<T, E, F, Fut, J>(
-    mut run: Run<'_>,
-    mut retry: Option<Retry<'_, T, E>>,
-    mut attempt: F,
-    judge: J,
-) -> Answer<T, E>
-where
-    F: FnMut(Attempt) -> Fut,
-    Fut: Future<Output = Result<T, E>>,
-    J: Judge<T, E>,
-{
-    let mut now = run.started;
-    loop {
-        let (mut last, mut waited) = (None, Duration::ZERO);
-        if let Some(retry) = retry {
-            waited = retry.delay;
-            clock::sleep(waited).await;
-            now = clock::now();
-            (run, last) = match run.waited(retry, now) {
-                Ok(on) => on,
-                Err(end) => return end,
-            };
-        }
-        let place = if run.limits.placed() {
-            match run.policy.place(run.end).await {
-                Ok(place) => {
-                    now = clock::now();
-                    place
-                }
-                Err((by, wait)) => {
-                    let last = last.and_then(Result::err);
-                    return Err(run.refuse(by, wait, last, clock::now()));
-                }
-            }
-        } else {
-            Place::free()
-        };
-        let (this, limit) = run.next_attempt(now);
-        let first = Bounded::new(attempt(this), limit, now);
-        let hedge = run.policy.hedge_after(run.limits, run.operation);
-        let end = match hedge.filter(|_| !run.permit.is_probe()) {
-            None => first.await,
-            Some(delay) => hedge::race(&mut run, first, now, &mut attempt, delay, &judge).await,
-        };
-        drop(place);
-        now = clock::now();
-        (run, retry) = match run.take_in(end, (last, waited), &judge, now) {
-            Step::End(end) => return end,
-            Step::Again(run, next) => (run, Some(next)),
-        };
-    }
-}
-
-/// Runs closures that block, on the caller's thread: time is checked between attempts.
-pub(crate) fn drive_blocking<T, E, J>(
-    policy: &Inner,
-    operation: &Operation,
-    mut attempt: impl FnMut(Attempt, Instant) -> Option<Result<T, E>>,
-    judge: J,
-) -> Answer<T, E>
-where
-    J: Judge<T, E>,
-{
-    let mut run = Run::begin(policy, operation)?;
-    let mut now = run.started;
-    let mut retry: Option<Retry<'_, T, E>> = None;
-    loop {
-        let (mut last, mut waited) = (None, Duration::ZERO);
-        if let Some(retry) = retry {
-            waited = retry.delay;
-            std::thread::sleep(waited);
-            now = clock::now();
-            (run, last) = match run.waited(retry, now) {
-                Ok(on) => on,
-                Err(end) => return end,
-            };
-        }
-        let place = if run.limits.placed() {
-            match policy.place_blocking(run.end) {
-                Ok(place) => {
-                    now = clock::now();
-                    place
-                }
-                Err((by, wait)) => {
-                    let last = last.and_then(Result::err);
-                    return Err(run.refuse(by, wait, last, clock::now()));
-                }
-            }
-        } else {
-            Place::free()
-        };
-        let (this, limit) = run.next_attempt(now);
-        let scope = Scope { deadline: limit, ..Scope::NONE };
-        let inside = scope.enter();
-        let output = attempt(this, limit);
-        let scope = inside.leave();
-        drop(place);
-        now = clock::now();
-        (run, retry) = match run.take_in(End { output, scope }, (last, waited), &judge, now) {
-            Step::End(end) => return end,
-            Step::Again(run, next) => (run, Some(next)),
-        };
     }
 }
 
@@ -527,23 +428,19 @@ impl Failed {
             verdict.effect = Effect::Unknown;
         }
         let handled = scope.handled || scope.unknown;
-        Self { verdict, repeat, code, timed_out: false, handled }
+        Self { verdict, repeat, code, timed_out: false, cut_short: false, handled }
     }
 
     fn by_value() -> Self {
         let (verdict, repeat) = (Verdict::transient(), Some(true));
-        Self { verdict, repeat, code: None, timed_out: false, handled: false }
+        Self { verdict, repeat, code: None, timed_out: false, cut_short: false, handled: false }
     }
 
-    fn by_timeout(scope: Scope) -> Self {
+    fn by_timeout(scope: Scope, cut_short: bool) -> Self {
         let handled = scope.handled || scope.unknown;
         let verdict = Verdict::unknown();
-        Self { verdict, repeat: None, code: None, timed_out: true, handled }
+        Self { verdict, repeat: None, code: None, timed_out: true, cut_short, handled }
     }
-}
-
-fn decider(refusal: &Refusal) -> Decider {
-    if refusal.isolated { Decider::Isolation } else { Decider::Breaker }
 }
 
 fn cause(operation: &Operation, trip: Trip, effect: Effect, code: Option<String>) -> Cause {
@@ -556,43 +453,11 @@ fn cause(operation: &Operation, trip: Trip, effect: Effect, code: Option<String>
     }
 }
 
-#[cold]
-fn refused<E>(
-    policy: &Inner,
-    operation: &Operation,
-    by: Decider,
-    retry_after: Option<Duration>,
-) -> CallError<E> {
-    event::emit(|| Event::Rejected {
-        dependency: policy.breaker.shared_name(),
-        operation: operation.name(),
-        by,
-        observed: false,
-    });
-    CallError::Rejected { by, retry_after, cause: None }
-}
-
-fn refused_by_breaker<E>(policy: &Inner, operation: &Operation, refusal: Refusal) -> CallError<E> {
-    policy.breaker.meter().blocked();
-    let by = decider(&refusal);
-    let error = refused(policy, operation, by, refusal.retry_after);
-    match error {
-        CallError::Rejected { by, retry_after, .. } => {
-            CallError::Rejected { by, retry_after, cause: refusal.cause }
-        }
-        other => other,
+impl<E> From<Refused> for CallError<E> {
+    #[inline]
+    fn from(Refused { by, retry_after, cause }: Refused) -> Self {
+        Self::Rejected { by, retry_after, cause }
     }
-}
-
-#[cold]
-fn observed(policy: &Inner, operation: &Operation, refusal: &Refusal) {
-    policy.breaker.meter().blocked();
-    event::emit(|| Event::Rejected {
-        dependency: policy.breaker.shared_name(),
-        operation: operation.name(),
-        by: decider(refusal),
-        observed: true,
-    });
 }
 
 /// What a race of two copies needs to tell.

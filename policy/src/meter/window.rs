@@ -117,17 +117,9 @@ impl Total {
 
     #[inline]
     pub(super) fn add(&self) -> Added {
-        let mut added = Added { before: self.count.load(Relaxed), met_another: false };
-        loop {
-            let next = added.before.wrapping_add(1);
-            match self.count.compare_exchange_weak(added.before, next, Relaxed, Relaxed) {
-                Ok(_) => return added,
-                Err(now) => {
-                    added.met_another |= now != added.before;
-                    added.before = now;
-                }
-            }
-        }
+        let seen = self.count.load(Relaxed);
+        let before = self.count.fetch_add(1, Relaxed);
+        Added { before, met_another: before != seen }
     }
 
     /// All that were ever added.

@@ -1,0 +1,284 @@
+//! The two loops: for futures, and for closures that block.
+
+use super::{Answer, Judge, Retry, Run, Step};
+use crate::{
+    attempt::Attempt,
+    bulkhead::Place,
+    classify::Operation,
+    clock::{self, Instant},
+    deadline::Scope,
+    hedge,
+    policy::Inner,
+    timeout::{Bounded, End},
+};
+use pin_project_lite::pin_project;
+use std::{
+    future::Future,
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+/// Runs futures.
+#[inline]
+pub(crate) fn drive<'p, T, E, F, Fut, J>(
+    policy: &'p Inner,
+    operation: &'p Operation,
+    attempt: F,
+    judge: J,
+) -> impl Future<Output = Answer<T, E>>
+where
+    F: FnMut(Attempt) -> Fut,
+    Fut: Future<Output = Result<T, E>>,
+    J: Judge<T, E>,
+{
+    let (run, parts) = (Run::new(policy, operation), Some((attempt, judge, go_on)));
+    Drive { phase: Phase::New, run, parts }
+}
+
+pin_project! {
+    /// One call: its first attempt. What most calls never need lives on the heap, so that every
+    /// call's future stays small: retries, races of two copies and the wait for a place.
+    ///
+    /// Written by hand, since an `async` block has room for each argument twice, and copies what it
+    /// returns, which took a tenth of a call that is ready at once.
+    struct Drive<'p, F, Fut, J, G, R> {
+        #[pin]
+        phase: Phase<'p, Fut, R>,
+        run: Run<'p>,
+        // The third makes the rest of the call from the other two.
+        parts: Option<(F, J, G)>,
+    }
+}
+
+pin_project! {
+    #[project = InPhase]
+    enum Phase<'p, Fut, R> {
+        New,
+        First { #[pin] work: Bounded<Fut>, place: Place<'p> },
+        Rest { rest: Pin<Box<R>> },
+        Done,
+    }
+}
+
+impl<'p, T, E, F, Fut, J, G, R> Future for Drive<'p, F, Fut, J, G, R>
+where
+    F: FnMut(Attempt) -> Fut,
+    Fut: Future<Output = Result<T, E>>,
+    J: Judge<T, E>,
+    G: FnOnce(Run<'p>, Option<Retry<'p, T, E>>, F, J) -> R,
+    R: Future<Output = Answer<T, E>>,
+{
+    type Output = Answer<T, E>;
+
+    #[inline]
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        if matches!(self.phase, Phase::New) {
+            if !self.as_mut().project().run.begin() {
+                return self.admit(cx);
+            }
+            self.as_mut().first(Place::free());
+        }
+        let mut this = self.as_mut().project();
+        let InPhase::First { work, .. } = this.phase.as_mut().project() else {
+            return self.poll_rest(cx);
+        };
+        let Poll::Ready(end) = work.poll(cx) else { return Poll::Pending };
+        this.phase.set(Phase::Done);
+        let now = clock::now();
+        match (end, &this.parts) {
+            (End { output: Some(Ok(value)), .. }, Some((_, judge, _)))
+                if !judge.refuses(&value) =>
+            {
+                this.run.succeed(now);
+                Poll::Ready(Ok(value))
+            }
+            (end, _) => self.failed(end, now, cx),
+        }
+    }
+}
+
+impl<'p, T, E, F, Fut, J, G, R> Drive<'p, F, Fut, J, G, R>
+where
+    F: FnMut(Attempt) -> Fut,
+    Fut: Future<Output = Result<T, E>>,
+    J: Judge<T, E>,
+    G: FnOnce(Run<'p>, Option<Retry<'p, T, E>>, F, J) -> R,
+    R: Future<Output = Answer<T, E>>,
+{
+    #[inline]
+    fn first(self: Pin<&mut Self>, place: Place<'p>) {
+        let mut this = self.project();
+        let Some((attempt, ..)) = this.parts else { return };
+        let now = this.run.started;
+        let (number, limit) = this.run.next_attempt(now);
+        let work = Bounded::new(attempt(number), limit, now);
+        this.phase.set(Phase::First { work, place });
+    }
+
+    #[inline(never)]
+    fn admit(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Answer<T, E>> {
+        let mut this = self.as_mut().project();
+        if let Err(refused) = this.run.admit() {
+            this.phase.set(Phase::Done);
+            return Poll::Ready(Err(refused.into()));
+        }
+        match this.run.policy.place_now(this.run.limits) {
+            Some(place) => {
+                self.as_mut().first(place);
+                self.poll(cx)
+            }
+            None => self.go_on(None, cx),
+        }
+    }
+
+    #[inline(never)]
+    fn failed(
+        mut self: Pin<&mut Self>,
+        end: End<Result<T, E>>,
+        now: Instant,
+        cx: &mut Context<'_>,
+    ) -> Poll<Answer<T, E>> {
+        let this = self.as_mut().project();
+        let Some((_, judge, _)) = this.parts else { return Poll::Pending };
+        match this.run.take().take_in(end, (None, Duration::ZERO), judge, now) {
+            Step::End(end) => Poll::Ready(end),
+            Step::Again(run, retry) => {
+                *this.run = run;
+                self.go_on(Some(retry), cx)
+            }
+        }
+    }
+
+    fn go_on(
+        mut self: Pin<&mut Self>,
+        retry: Option<Retry<'p, T, E>>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Answer<T, E>> {
+        let mut this = self.as_mut().project();
+        let Some((attempt, judge, go_on)) = this.parts.take() else { return Poll::Pending };
+        let rest = Box::pin(go_on(this.run.take(), retry, attempt, judge));
+        this.phase.set(Phase::Rest { rest });
+        self.poll_rest(cx)
+    }
+
+    #[inline(never)]
+    fn poll_rest(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Answer<T, E>> {
+        let mut phase = self.project().phase;
+        let InPhase::Rest { rest } = phase.as_mut().project() else { return Poll::Pending };
+        let polled = rest.as_mut().poll(cx);
+        if polled.is_ready() {
+            phase.set(Phase::Done);
+        }
+        polled
+    }
+}
+
+/// A call that waits: for a place, between attempts, or for the second of two copies.
+async fn go_on<T, E, F, Fut, J>(
+    mut run: Run<'_>,
+    mut retry: Option<Retry<'_, T, E>>,
+    mut attempt: F,
+    judge: J,
+) -> Answer<T, E>
+where
+    F: FnMut(Attempt) -> Fut,
+    Fut: Future<Output = Result<T, E>>,
+    J: Judge<T, E>,
+{
+    let mut now = run.started;
+    loop {
+        let (mut last, mut waited) = (None, Duration::ZERO);
+        if let Some(retry) = retry {
+            waited = retry.delay;
+            clock::sleep(waited).await;
+            now = clock::now();
+            (run, last) = match run.waited(retry, now) {
+                Ok(on) => on,
+                Err(end) => return end,
+            };
+        }
+        let place = if run.limits.placed() {
+            match run.policy.place(run.end).await {
+                Ok(place) => {
+                    now = clock::now();
+                    place
+                }
+                Err((by, wait)) => {
+                    let last = last.and_then(Result::err);
+                    return Err(run.refuse(by, wait, last, clock::now()));
+                }
+            }
+        } else {
+            Place::free()
+        };
+        let (this, limit) = run.next_attempt(now);
+        let first = Bounded::new(attempt(this), limit, now);
+        let hedge = run.policy.hedge_after(run.limits, run.operation);
+        let end = match hedge.filter(|_| !run.permit.is_probe()) {
+            None => first.await,
+            Some(delay) => hedge::race(&mut run, first, now, &mut attempt, delay, &judge).await,
+        };
+        drop(place);
+        now = clock::now();
+        (run, retry) = match run.take_in(end, (last, waited), &judge, now) {
+            Step::End(end) => return end,
+            Step::Again(run, next) => (run, Some(next)),
+        };
+    }
+}
+
+/// Runs closures that block, on the caller's thread: time is checked between attempts.
+pub(crate) fn drive_blocking<T, E, J>(
+    policy: &Inner,
+    operation: &Operation,
+    mut attempt: impl FnMut(Attempt, Instant) -> Option<Result<T, E>>,
+    judge: J,
+) -> Answer<T, E>
+where
+    J: Judge<T, E>,
+{
+    let mut run = Run::new(policy, operation);
+    if !run.begin() {
+        run.admit()?;
+    }
+    let mut now = run.started;
+    let mut retry: Option<Retry<'_, T, E>> = None;
+    loop {
+        let (mut last, mut waited) = (None, Duration::ZERO);
+        if let Some(retry) = retry {
+            waited = retry.delay;
+            std::thread::sleep(waited);
+            now = clock::now();
+            (run, last) = match run.waited(retry, now) {
+                Ok(on) => on,
+                Err(end) => return end,
+            };
+        }
+        let place = if run.limits.placed() {
+            match policy.place_blocking(run.end) {
+                Ok(place) => {
+                    now = clock::now();
+                    place
+                }
+                Err((by, wait)) => {
+                    let last = last.and_then(Result::err);
+                    return Err(run.refuse(by, wait, last, clock::now()));
+                }
+            }
+        } else {
+            Place::free()
+        };
+        let (this, limit) = run.next_attempt(now);
+        let scope = Scope { deadline: limit, ..Scope::NONE };
+        let inside = scope.enter();
+        let output = attempt(this, limit);
+        let scope = inside.leave();
+        drop(place);
+        now = clock::now();
+        (run, retry) = match run.take_in(End { output, scope }, (last, waited), &judge, now) {
+            Step::End(end) => return end,
+            Step::Again(run, next) => (run, Some(next)),
+        };
+    }
+}
