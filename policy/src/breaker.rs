@@ -11,6 +11,8 @@ mod state;
 
 pub(crate) use config::BreakerConfig;
 
+#[cfg(feature = "metrics")]
+use crate::telemetry::numbers::Numbers;
 use crate::{
     classify::Outcome,
     clock::{self, Instant},
@@ -104,6 +106,11 @@ struct Inner {
     slow_after: Counter,
     meter: Meter,
     counters: Counters,
+    #[cfg(feature = "metrics")]
+    numbers: Swap<Numbers>,
+    /// The second in which `numbers` were asked for.
+    #[cfg(feature = "metrics")]
+    numbered: Counter,
 }
 
 /// Not plainly closed: ask the snapshot.
@@ -157,6 +164,8 @@ impl Breaker {
     pub(crate) fn new(name: Arc<str>, config: BreakerConfig) -> Self {
         let slow_after = Counter::new(config.slow_after(None));
         let snapshot = Snapshot { gate: Gate::Closed, cause: None, config: config.clone() };
+        #[cfg(feature = "metrics")]
+        let numbers = Swap::new(Numbers::of(&name));
         Self(Arc::new(Inner {
             name,
             word: AtomicU64::new(0),
@@ -165,6 +174,10 @@ impl Breaker {
             slow_after,
             meter: Meter::default(),
             counters: Counters::default(),
+            #[cfg(feature = "metrics")]
+            numbers,
+            #[cfg(feature = "metrics")]
+            numbered: Counter::new(u64::MAX),
         }))
     }
 
@@ -294,6 +307,8 @@ impl Breaker {
         let gate = machine.gate();
         drop(machine);
         if from != to {
+            #[cfg(feature = "metrics")]
+            self.renumber();
             let retry_after = match gate {
                 Gate::Shut(until) => Some(until.since(now)),
                 _ => None,
@@ -329,10 +344,25 @@ impl Breaker {
     }
 
     #[cold]
-    fn follow_median(&self) {
+    fn follow_median(&self, #[cfg_attr(not(feature = "metrics"), allow(unused))] now: Instant) {
         let median = self.0.meter.median();
         let nanos = self.0.snapshot.read(|snapshot| snapshot.config.slow_after(median));
         self.0.slow_after.store(nanos, Relaxed);
+        #[cfg(feature = "metrics")]
+        if self.0.numbered.swap(now.second().into(), Relaxed) != u64::from(now.second()) {
+            self.renumber();
+        }
+    }
+
+    /// A recorder may have been installed meanwhile.
+    #[cfg(feature = "metrics")]
+    fn renumber(&self) {
+        self.0.numbers.store(Numbers::of(&self.0.name));
+    }
+
+    #[cfg(feature = "metrics")]
+    pub(crate) fn numbers(&self, record: impl FnOnce(&Numbers)) {
+        self.0.numbers.read(record);
     }
 }
 
@@ -504,7 +534,7 @@ impl Permit<'_> {
         cause: &dyn Fn(Trip) -> Cause,
     ) {
         if noted == Noted::Median {
-            self.breaker.follow_median();
+            self.breaker.follow_median(now);
         }
         if slow {
             self.breaker.0.meter.slow(now);

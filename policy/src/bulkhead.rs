@@ -1,18 +1,23 @@
 //! A cap on attempts in flight, with a bounded wait for a place.
 
 use crate::clock::{self, Instant};
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 #[derive(Debug)]
 pub(crate) struct Bulkhead {
+    /// The dependency's.
+    #[cfg_attr(not(feature = "metrics"), allow(dead_code))]
+    name: Arc<str>,
+    #[cfg_attr(not(feature = "metrics"), allow(dead_code))]
+    limit: usize,
     places: Semaphore,
     max_wait: Duration,
 }
 
 /// The right to have one attempt in flight; dropping it lets the next one in.
 #[derive(Debug)]
-pub(crate) struct Place<'a>(Option<&'a Semaphore>);
+pub(crate) struct Place<'a>(Option<&'a Bulkhead>);
 
 impl<'a> Place<'a> {
     pub(crate) const fn free() -> Self {
@@ -20,30 +25,44 @@ impl<'a> Place<'a> {
     }
 
     /// Half the size of tokio's permit, since it sits in every call's future.
-    fn of(places: &'a Semaphore, permit: SemaphorePermit<'_>) -> Self {
+    fn of(bulkhead: &'a Bulkhead, permit: SemaphorePermit<'_>) -> Self {
         permit.forget();
-        Self(Some(places))
+        bulkhead.report();
+        Self(Some(bulkhead))
     }
 }
 
 impl Drop for Place<'_> {
     fn drop(&mut self) {
-        if let Some(places) = self.0 {
-            places.add_permits(1);
+        if let Some(bulkhead) = self.0 {
+            bulkhead.places.add_permits(1);
+            bulkhead.report();
         }
     }
 }
 
 impl Bulkhead {
-    pub(crate) fn new(max_concurrent: u32, max_wait: Duration) -> Self {
-        let places = usize::try_from(max_concurrent).unwrap_or(usize::MAX);
-        Self { places: Semaphore::new(places.min(Semaphore::MAX_PERMITS)), max_wait }
+    pub(crate) fn new(name: Arc<str>, max_concurrent: u32, max_wait: Duration) -> Self {
+        let limit = usize::try_from(max_concurrent).unwrap_or(usize::MAX);
+        let limit = limit.min(Semaphore::MAX_PERMITS);
+        Self { name, limit, places: Semaphore::new(limit), max_wait }
+    }
+
+    /// To those who count places.
+    #[inline]
+    fn report(&self) {
+        #[cfg(feature = "metrics")]
+        {
+            let taken = self.limit.saturating_sub(self.places.available_permits());
+            let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+            crate::telemetry::numbers::places(&self.name, count(taken), count(self.limit));
+        }
     }
 
     /// A place, if one is free.
     pub(crate) fn enter_now(&self) -> Option<Place<'_>> {
         let permit = self.places.try_acquire().ok()?;
-        Some(Place::of(&self.places, permit))
+        Some(Place::of(self, permit))
     }
 
     /// A place, or `None` when the wait or the deadline is over. Callers are served in turn.
@@ -56,7 +75,7 @@ impl Bulkhead {
             return None;
         }
         let place = tokio::time::timeout(wait, self.places.acquire()).await.ok()?;
-        place.ok().map(|permit| Place::of(&self.places, permit))
+        place.ok().map(|permit| Place::of(self, permit))
     }
 
     /// [`Self::enter`] for a thread: it looks again every millisecond.
@@ -82,7 +101,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn waits_no_longer_than_it_may_and_a_dropped_wait_takes_no_place() {
-        let bulkhead = Bulkhead::new(1, S);
+        let bulkhead = Bulkhead::new("b".into(), 1, S);
         let held = bulkhead.enter(Instant::NEVER).await.unwrap();
         let start = clock::now();
         assert!(bulkhead.enter(Instant::NEVER).await.is_none());

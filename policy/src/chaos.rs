@@ -56,7 +56,8 @@ impl Chaos {
         Self { seed, refuse: 0.0, lose: 0.0, hang: 0.0, delay: 0.0, delay_by }
     }
 
-    /// This share of attempts is not made, as when a connection is refused: never sent.
+    /// The futures of this share of attempts are not polled, as when a connection is refused: never
+    /// sent.
     pub const fn refuse(mut self, share: f64) -> Self {
         self.refuse = share;
         self
@@ -171,6 +172,18 @@ pub(crate) enum Blow {
     Delay(Duration, Option<Pin<Box<Sleep>>>),
 }
 
+/// What a fault made of an attempt.
+#[derive(Debug)]
+pub(crate) struct Struck(Option<Verdict>);
+
+impl Struck {
+    pub(crate) const NOT: Self = Self(None);
+
+    pub(crate) const fn verdict(&self) -> Option<Verdict> {
+        self.0
+    }
+}
+
 /// What strikes the next attempt on this dependency.
 pub(crate) fn blow(dependency: &str) -> Blow {
     if STRIKING.load(Relaxed) == 0 {
@@ -183,44 +196,44 @@ pub(crate) fn blow(dependency: &str) -> Blow {
 
 impl Blow {
     /// Before the attempt: ready when it may go on, with a verdict when it may not.
-    pub(crate) fn before(&mut self, cx: &mut Context<'_>) -> Poll<Option<Verdict>> {
+    pub(crate) fn before(&mut self, cx: &mut Context<'_>) -> Poll<Struck> {
         match self {
-            Self::None | Self::Lose => Poll::Ready(None),
-            Self::Refuse => Poll::Ready(Some(Verdict::never_sent())),
+            Self::None | Self::Lose => Poll::Ready(Struck::NOT),
+            Self::Refuse => Poll::Ready(Struck(Some(Verdict::never_sent()))),
             Self::Hang => Poll::Pending,
             Self::Delay(by, timer) => {
                 if !clock::has_timer() {
-                    return Poll::Ready(None);
+                    return Poll::Ready(Struck::NOT);
                 }
                 let timer = timer.get_or_insert_with(|| Box::pin(tokio::time::sleep(*by)));
-                timer.as_mut().poll(cx).map(|()| None)
+                timer.as_mut().poll(cx).map(|()| Struck::NOT)
             }
         }
     }
 
     /// [`Self::before`] for a thread; `None` when the attempt hung until its limit.
-    pub(crate) fn before_blocking(&self, limit: Instant) -> Option<Option<Verdict>> {
+    pub(crate) fn before_blocking(&self, limit: Instant) -> Option<Struck> {
         match self {
-            Self::None | Self::Lose => Some(None),
-            Self::Refuse => Some(Some(Verdict::never_sent())),
+            Self::None | Self::Lose => Some(Struck::NOT),
+            Self::Refuse => Some(Struck(Some(Verdict::never_sent()))),
             // Without a limit a hang would be for ever, and no test could see it.
-            Self::Hang if limit.is_never() => Some(Some(Verdict::unknown())),
+            Self::Hang if limit.is_never() => Some(Struck(Some(Verdict::unknown()))),
             Self::Hang => {
                 std::thread::sleep(limit.since(clock::now()));
                 None
             }
             Self::Delay(by, _) => {
                 std::thread::sleep(*by);
-                Some(None)
+                Some(Struck::NOT)
             }
         }
     }
 
     /// After the attempt: its answer may be lost.
-    pub(crate) const fn after(&self) -> Option<Verdict> {
+    pub(crate) const fn after(&self) -> Struck {
         match self {
-            Self::Lose => Some(Verdict::unknown()),
-            _ => None,
+            Self::Lose => Struck(Some(Verdict::unknown())),
+            _ => Struck::NOT,
         }
     }
 }

@@ -5,9 +5,11 @@
 
 use crate::{
     attempt::Attempt,
+    chaos,
     classify::Effect,
     clock::{self, Instant},
     retry::{Judge, Run},
+    telemetry,
     timeout::{Bounded, End},
 };
 use std::{
@@ -54,7 +56,9 @@ where
     }
     let sent = clock::now();
     let Some((copy, limit)) = run.hedge(sent, delay) else { return first.await };
-    let second = pin!(Bounded::new(attempt(copy), limit, sent));
+    let blow = chaos::blow(run.dependency());
+    let span = telemetry::attempt_span(copy.number());
+    let second = pin!(Bounded::new(attempt(copy), limit, sent, blow, span));
     let both = [(first, began), (second, sent)];
     let (ended, end, other) = first_of(both).await;
     let now = clock::now();
@@ -62,7 +66,7 @@ where
         Some(Ok(value)) if !judge.refuses(value) => None,
         Some(Ok(_)) => Some(crate::Verdict::transient()),
         Some(Err(error)) => Some(judge.error(error, run.operation()).verdict),
-        None => Some(crate::Verdict::unknown()),
+        None => Some(end.struck.verdict().unwrap_or(crate::Verdict::unknown())),
     };
     match verdict.filter(|verdict| verdict.effect != Effect::Permanent) {
         None => {

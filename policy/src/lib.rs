@@ -24,6 +24,11 @@ mod breaker;
 mod budget;
 mod bulkhead;
 mod call;
+#[cfg(feature = "chaos")]
+mod chaos;
+#[cfg(not(feature = "chaos"))]
+#[path = "chaos/off.rs"]
+mod chaos;
 mod classify;
 mod clock;
 mod config;
@@ -47,6 +52,8 @@ pub use attempt::Attempt;
 pub use backoff::Jitter;
 pub use breaker::{Breaker, BreakerState};
 pub use call::Call;
+#[cfg(feature = "chaos")]
+pub use chaos::{Chaos, Storm};
 pub use classify::{Classify, Effect, Idempotency, Operation, Outcome, Verdict};
 pub use config::{Settings, reload, set_settings_prefix, settings};
 pub use context::{ContextBuilder, ResilientContext};
@@ -65,3 +72,5 @@ pub use mainstay_macros::{
 pub use policy::{BreakGrowth, Kind, Mode, Policy, PolicyBuilder};
 pub use registry::{Singletons, breaker, reset_resilience_state};
 pub use runtime::PerRuntime;
+#[cfg(feature = "metrics")]
+pub use telemetry::numbers::describe_metrics;

@@ -153,6 +153,8 @@ impl<'p> Run<'p> {
         // Taken apart at once: a whole one would be copied, and its parts have just been written.
         let Err(Refusal { shut, cause }) = self.permit.ask(self.started) else { return Ok(()) };
         policy.breaker.meter().blocked();
+        #[cfg(feature = "metrics")]
+        policy.breaker.numbers(crate::telemetry::numbers::Numbers::refused);
         if self.limits.observe() {
             self.tell_refusal(shut.by(), true);
             self.permit.unguarded();
@@ -191,6 +193,10 @@ impl<'p> Run<'p> {
     #[inline(always)]
     fn succeed(&mut self, now: Instant) {
         let operation = self.operation;
+        #[cfg(feature = "metrics")]
+        self.policy.breaker.numbers(|numbers| {
+            numbers.succeeded(now.since(self.permit.attempt_since()), now.since(self.started));
+        });
         self.permit.succeed(now, |trip| cause(operation, trip, Effect::Transient, None));
     }
 
@@ -202,7 +208,7 @@ impl<'p> Run<'p> {
         judge: &J,
         now: Instant,
     ) -> Step<'p, T, E> {
-        let End { output, scope } = end;
+        let End { output, scope, struck } = end;
         let (failed, last) = match output {
             Some(Ok(value)) if !judge.refuses(&value) => {
                 self.succeed(now);
@@ -213,8 +219,15 @@ impl<'p> Run<'p> {
                 (Failed::by(judge.error(&error, self.operation), scope), Some(Err(error)))
             }
             None => {
-                let own_limit = self.permit.attempt_since().after_nanos(self.limits.timeout);
-                (Failed::by_timeout(scope, self.end < own_limit), last.filter(Result::is_err))
+                let failed = match struck.verdict() {
+                    Some(verdict) => Failed::by_fault(verdict),
+                    None => {
+                        let own_limit =
+                            self.permit.attempt_since().after_nanos(self.limits.timeout);
+                        Failed::by_timeout(scope, self.end < own_limit)
+                    }
+                };
+                (failed, last.filter(Result::is_err))
             }
         };
         match self.failed(&failed, waited, now) {
@@ -239,6 +252,11 @@ impl<'p> Run<'p> {
         } else {
             verdict.outcome
         };
+        #[cfg(feature = "metrics")]
+        if outcome == Outcome::Failure {
+            let took = now.since(self.permit.attempt_since());
+            self.policy.breaker.numbers(|numbers| numbers.attempt_failed(took));
+        }
         match outcome {
             Outcome::Failure => self.permit.end_attempt(Ended::Failed, now, &cause),
             Outcome::Neutral if *timed_out => self.permit.end_attempt(Ended::Cut, now, &cause),
@@ -348,7 +366,10 @@ impl<'p> Run<'p> {
         let operation = self.operation;
         Scope::mark(self.limits.owns_retries(), effect == Effect::Unknown);
         self.permit.finish(self.outcome, now, &|trip| cause(operation, trip, effect, code.clone()));
-        (self.number, now.since(self.started))
+        let elapsed = now.since(self.started);
+        #[cfg(feature = "metrics")]
+        self.policy.breaker.numbers(|numbers| numbers.call_ended(self.outcome, elapsed));
+        (self.number, elapsed)
     }
 
     /// The last value that the caller wanted repeated is still his result when there is no other.
@@ -383,11 +404,12 @@ impl<'p> Run<'p> {
             _ => None,
         });
         let (breaker, operation) = (&self.policy.breaker, self.operation.name());
+        let timed_out = failed.timed_out;
         let (attempts, elapsed) = self.close(effect, failed.code, now);
         match (by, last) {
             (None, Some(error)) => CallError::Backend { attempts, elapsed, effect, error },
             (by, last) => {
-                let by = by.unwrap_or(Decider::Timeout);
+                let by = by.unwrap_or(if timed_out { Decider::Timeout } else { Decider::Retry });
                 event::emit(|| Event::Stopped {
                     dependency: breaker.shared_name(),
                     operation,
@@ -434,6 +456,12 @@ impl Failed {
     fn by_value() -> Self {
         let (verdict, repeat) = (Verdict::transient(), Some(true));
         Self { verdict, repeat, code: None, timed_out: false, cut_short: false, handled: false }
+    }
+
+    /// By a fault on purpose.
+    const fn by_fault(verdict: Verdict) -> Self {
+        let (timed_out, cut_short, handled) = (false, false, false);
+        Self { verdict, repeat: None, code: None, timed_out, cut_short, handled }
     }
 
     fn by_timeout(scope: Scope, cut_short: bool) -> Self {
@@ -501,6 +529,10 @@ impl Run<'_> {
     /// The copy that counts from now on.
     pub(crate) fn copy_remains(&mut self, began: Instant) {
         self.permit.begin_attempt(began);
+    }
+
+    pub(crate) fn dependency(&self) -> &str {
+        self.policy.breaker.name()
     }
 
     pub(crate) const fn operation(&self) -> &Operation {

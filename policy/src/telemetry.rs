@@ -1,15 +1,80 @@
 //! What of our events goes to `tracing`: opening and giving up warn, closing informs, the rest is
 //! for debugging. Object keys, statements and URLs are not in them.
 
-use crate::{breaker::BreakerState, event::Event};
-use tracing::level_filters::LevelFilter;
+#[cfg(feature = "metrics")]
+pub(crate) mod numbers;
 
-/// Whether any subscriber is installed.
+use crate::{breaker::BreakerState, event::Event};
+use pin_project_lite::pin_project;
+use std::{
+    future::Future,
+    pin::Pin,
+    task::{Context, Poll},
+};
+use tracing::{Span, level_filters::LevelFilter};
+
+/// Whether anybody hears of events: a subscriber of `tracing`, or a recorder of `metrics`.
 pub(crate) fn listens() -> bool {
-    LevelFilter::current() != LevelFilter::OFF
+    cfg!(feature = "metrics") || LevelFilter::current() != LevelFilter::OFF
+}
+
+/// A span, if anybody wants one. Most do not, so it is a word in a future.
+pub(crate) type Spanned = Option<Box<Span>>;
+
+/// The span of one call.
+#[inline]
+pub(crate) fn call_span(dependency: &str, operation: &str) -> Spanned {
+    if !tracing::span_enabled!(tracing::Level::INFO) {
+        return None;
+    }
+    Some(Box::new(tracing::info_span!(
+        "call",
+        mainstay.policy.name = dependency,
+        mainstay.operation = operation
+    )))
+}
+
+/// The span of one attempt, a child of the call's.
+#[inline]
+pub(crate) fn attempt_span(number: u32) -> Spanned {
+    if !tracing::span_enabled!(tracing::Level::INFO) {
+        return None;
+    }
+    Some(Box::new(tracing::info_span!("attempt", mainstay.attempt = number)))
+}
+
+pin_project! {
+    /// A call in its span.
+    pub(crate) struct InSpan<F> {
+        #[pin]
+        work: F,
+        span: Spanned,
+    }
+}
+
+impl<F> InSpan<F> {
+    #[inline]
+    pub(crate) const fn new(work: F, span: Spanned) -> Self {
+        Self { work, span }
+    }
+}
+
+impl<F: Future> Future for InSpan<F> {
+    type Output = F::Output;
+
+    #[inline]
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        let this = self.project();
+        match this.span {
+            None => this.work.poll(cx),
+            Some(span) => span.in_scope(|| this.work.poll(cx)),
+        }
+    }
 }
 
 pub(crate) fn tell(event: &Event) {
+    #[cfg(feature = "metrics")]
+    numbers::tell(event);
     match event {
         Event::Changed { dependency, from, to, cause, retry_after } => {
             let cause = cause.as_deref().map(tracing::field::display);

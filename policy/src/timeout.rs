@@ -1,8 +1,10 @@
 //! One attempt, bounded: the work is polled first, and a timer is armed only when it has to wait.
 
 use crate::{
+    chaos::{Blow, Struck},
     clock::{self, Instant},
     deadline::Scope,
+    telemetry::Spanned,
 };
 use pin_project_lite::pin_project;
 use std::{
@@ -21,6 +23,8 @@ pin_project! {
         timer: Option<Sleep>,
         scope: Scope,
         started: Instant,
+        blow: Blow,
+        span: Spanned,
     }
 }
 
@@ -29,14 +33,22 @@ pub(crate) struct End<T> {
     pub(crate) output: Option<T>,
     /// What nested calls marked.
     pub(crate) scope: Scope,
+    /// There is no output because of a fault on purpose.
+    pub(crate) struck: Struck,
 }
 
 impl<F: Future> Bounded<F> {
     /// `limit` bounds this attempt and the calls nested in it; `started` is now.
     #[inline]
-    pub(crate) const fn new(work: F, limit: Instant, started: Instant) -> Self {
+    pub(crate) const fn new(
+        work: F,
+        limit: Instant,
+        started: Instant,
+        blow: Blow,
+        span: Spanned,
+    ) -> Self {
         let scope = Scope { deadline: limit, ..Scope::NONE };
-        Self { work, timer: None, scope, started }
+        Self { work, timer: None, scope, started, blow, span }
     }
 }
 
@@ -46,15 +58,35 @@ impl<F: Future> Future for Bounded<F> {
     #[inline]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<End<F::Output>> {
         let this = self.project();
+        match this.blow.before(cx) {
+            Poll::Ready(struck) if struck.verdict().is_some() => {
+                return Poll::Ready(End { output: None, scope: *this.scope, struck });
+            }
+            Poll::Ready(_) => {}
+            Poll::Pending => {
+                let over = is_over(this.timer, this.scope.deadline, *this.started, cx);
+                let (scope, struck) = (*this.scope, Struck::NOT);
+                return if over {
+                    Poll::Ready(End { output: None, scope, struck })
+                } else {
+                    Poll::Pending
+                };
+            }
+        }
         let inside = this.scope.enter();
-        let polled = this.work.poll(cx);
+        let polled = match this.span {
+            None => this.work.poll(cx),
+            Some(span) => span.in_scope(|| this.work.poll(cx)),
+        };
         let scope = inside.leave();
         if let Poll::Ready(output) = polled {
-            return Poll::Ready(End { output: Some(output), scope });
+            let struck = this.blow.after();
+            let output = struck.verdict().is_none().then_some(output);
+            return Poll::Ready(End { output, scope, struck });
         }
         (this.scope.handled, this.scope.unknown) = (scope.handled, scope.unknown);
         if is_over(this.timer, this.scope.deadline, *this.started, cx) {
-            return Poll::Ready(End { output: None, scope });
+            return Poll::Ready(End { output: None, scope, struck: Struck::NOT });
         }
         Poll::Pending
     }
@@ -80,13 +112,17 @@ mod tests {
 
     const S: Duration = Duration::from_secs(1);
 
+    fn blow() -> Blow {
+        crate::chaos::blow("nobody")
+    }
+
     #[tokio::test(start_paused = true)]
     async fn work_that_is_ready_wins_over_a_limit_that_has_passed() {
         let start = clock::now();
-        let end = Bounded::new(async { 1 }, start, start).await;
+        let end = Bounded::new(async { 1 }, start, start, blow(), None).await;
         assert_eq!(end.output, Some(1));
         let pending = std::future::pending::<()>();
-        assert_eq!(Bounded::new(pending, start.after(S), start).await.output, None);
+        assert_eq!(Bounded::new(pending, start.after(S), start, blow(), None).await.output, None);
         assert_eq!(clock::now().since(start), S);
     }
 }

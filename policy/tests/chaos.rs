@@ -21,9 +21,9 @@ fn policy(name: &str) -> Policy {
 async fn calls(policy: &Policy, n: u32, idempotent: bool, made: &AtomicU32) -> Vec<(bool, bool)> {
     let mut ends = Vec::new();
     for _ in 0..n {
-        let end = policy.operation("op").idempotent(idempotent).call(|| {
+        let end = policy.operation("op").idempotent(idempotent).call(|| async {
             made.fetch_add(1, SeqCst);
-            async { Ok::<_, &str>(()) }
+            Ok::<_, &str>(())
         });
         let end = end.await;
         ends.push((end.is_err(), end.is_err_and(|error| error.is_outcome_unknown())));
@@ -56,12 +56,12 @@ async fn a_hang_ends_by_the_timeout_and_a_delay_is_as_long_as_it_says() {
     let started = Instant::now();
     let end = policy.operation("op").idempotent(false).call(|| async { Ok::<_, &str>(()) }).await;
     assert_eq!(end.unwrap_err().decider(), Some(Decider::Timeout));
-    assert_eq!(started.elapsed(), S);
+    assert!(started.elapsed() - S <= Duration::from_millis(1));
     drop(hangs);
     let _late = Chaos::seeded(1).delay(1.0, S / 2).strike("chaos-time");
     let started = Instant::now();
     assert_eq!(calls(&policy, 1, false, &made).await, [(false, false)]);
-    assert_eq!(started.elapsed(), S / 2);
+    assert!(started.elapsed() - S / 2 <= Duration::from_millis(1));
 }
 
 #[tokio::test(start_paused = true)]

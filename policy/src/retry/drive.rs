@@ -4,11 +4,13 @@ use super::{Answer, Judge, Retry, Run, Step};
 use crate::{
     attempt::Attempt,
     bulkhead::Place,
+    chaos::{self, Struck},
     classify::Operation,
     clock::{self, Instant},
     deadline::Scope,
     hedge,
     policy::Inner,
+    telemetry::{self, InSpan},
     timeout::{Bounded, End},
 };
 use pin_project_lite::pin_project;
@@ -33,7 +35,8 @@ where
     J: Judge<T, E>,
 {
     let (run, parts) = (Run::new(policy, operation), Some((attempt, judge, go_on)));
-    Drive { phase: Phase::New, run, parts }
+    let span = telemetry::call_span(policy.breaker.name(), operation.name());
+    InSpan::new(Drive { phase: Phase::New, run, parts }, span)
 }
 
 pin_project! {
@@ -112,7 +115,9 @@ where
         let Some((attempt, ..)) = this.parts else { return };
         let now = this.run.started;
         let (number, limit) = this.run.next_attempt(now);
-        let work = Bounded::new(attempt(number), limit, now);
+        let blow = chaos::blow(this.run.policy.breaker.name());
+        let span = telemetry::attempt_span(number.number());
+        let work = Bounded::new(attempt(number), limit, now, blow, span);
         this.phase.set(Phase::First { work, place });
     }
 
@@ -213,7 +218,9 @@ where
             Place::free()
         };
         let (this, limit) = run.next_attempt(now);
-        let first = Bounded::new(attempt(this), limit, now);
+        let blow = chaos::blow(run.policy.breaker.name());
+        let span = telemetry::attempt_span(this.number());
+        let first = Bounded::new(attempt(this), limit, now, blow, span);
         let hedge = run.policy.hedge_after(run.limits, run.operation);
         let end = match hedge.filter(|_| !run.permit.is_probe()) {
             None => first.await,
@@ -238,6 +245,8 @@ pub(crate) fn drive_blocking<T, E, J>(
 where
     J: Judge<T, E>,
 {
+    let span = telemetry::call_span(policy.breaker.name(), operation.name());
+    let _span = span.map(|span| span.entered());
     let mut run = Run::new(policy, operation);
     if !run.begin() {
         run.admit()?;
@@ -271,12 +280,23 @@ where
         };
         let (this, limit) = run.next_attempt(now);
         let scope = Scope { deadline: limit, ..Scope::NONE };
+        let blow = chaos::blow(policy.breaker.name());
         let inside = scope.enter();
-        let output = attempt(this, limit);
+        let (output, struck) = match blow.before_blocking(limit) {
+            None => (None, Struck::NOT),
+            Some(struck) if struck.verdict().is_some() => (None, struck),
+            Some(_) => {
+                let _span = telemetry::attempt_span(this.number()).map(|span| span.entered());
+                let output = attempt(this, limit);
+                let struck = blow.after();
+                (output.filter(|_| struck.verdict().is_none()), struck)
+            }
+        };
         let scope = inside.leave();
         drop(place);
         now = clock::now();
-        (run, retry) = match run.take_in(End { output, scope }, (last, waited), &judge, now) {
+        let end = End { output, scope, struck };
+        (run, retry) = match run.take_in(end, (last, waited), &judge, now) {
             Step::End(end) => return end,
             Step::Again(run, next) => (run, Some(next)),
         };

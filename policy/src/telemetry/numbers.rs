@@ -9,11 +9,11 @@
 //! | `mainstay.bulkhead.permit.usage` | gauge | places taken |
 //! | `mainstay.bulkhead.permit.limit` | gauge | places there are |
 //!
-//! A recorder may be installed at any time: the two handles of the success path are asked for anew
-//! once a second, the others each time.
+//! A recorder may be installed at any time: the handles that calls use are asked for anew once a
+//! second while the dependency answers, and at every transition; the others each time.
 
-use crate::{breaker::BreakerState, classify::Outcome, event::Event};
-use metrics::{Histogram, Unit};
+use crate::{breaker::BreakerState, classify::Outcome, error::Decider, event::Event};
+use metrics::{Counter, Histogram, Unit};
 use std::{fmt, sync::Arc, time::Duration};
 
 const NAME: &str = "mainstay.policy.name";
@@ -34,11 +34,12 @@ pub fn describe_metrics() {
     metrics::describe_gauge!(LIMIT, Unit::Count, "Attempts that the bulkhead lets in at once.");
 }
 
-/// The handles of the success path.
+/// The handles of what every call may do, kept so that none of it allocates.
 #[derive(Clone)]
 pub(crate) struct Numbers {
-    call: Histogram,
-    attempt: Histogram,
+    calls: [Histogram; 3],
+    attempts: [Histogram; 2],
+    refused: Counter,
 }
 
 impl fmt::Debug for Numbers {
@@ -49,32 +50,45 @@ impl fmt::Debug for Numbers {
 
 impl Numbers {
     pub(crate) fn of(name: &Arc<str>) -> Self {
-        let labels = || [(NAME, name.to_string()), ("outcome", "success".to_owned())];
+        let histogram = |metric: &'static str, outcome: &str| {
+            let labels = [(NAME, name.to_string()), ("outcome", outcome.to_owned())];
+            metrics::histogram!(metric, &labels)
+        };
+        let outcomes = ["success", "failure", "neutral"];
         Self {
-            call: metrics::histogram!(CALL, &labels()),
-            attempt: metrics::histogram!(ATTEMPT, &labels()),
+            calls: outcomes.map(|outcome| histogram(CALL, outcome)),
+            attempts: ["success", "failure"].map(|outcome| histogram(ATTEMPT, outcome)),
+            refused: decision(name, "reject", "breaker"),
         }
     }
 
     pub(crate) fn succeeded(&self, attempt: Duration, call: Duration) {
-        self.attempt.record(attempt.as_secs_f64());
-        self.call.record(call.as_secs_f64());
+        self.attempts[0].record(attempt.as_secs_f64());
+        self.calls[0].record(call.as_secs_f64());
+    }
+
+    pub(crate) fn attempt_failed(&self, took: Duration) {
+        self.attempts[1].record(took.as_secs_f64());
+    }
+
+    pub(crate) fn call_ended(&self, outcome: Outcome, took: Duration) {
+        let place = match outcome {
+            Outcome::Success => 0,
+            Outcome::Failure => 1,
+            Outcome::Neutral => 2,
+        };
+        self.calls[place].record(took.as_secs_f64());
+    }
+
+    pub(crate) fn refused(&self) {
+        self.refused.increment(1);
     }
 }
 
-pub(crate) fn attempt_failed(name: &str, took: Duration) {
-    let labels = [(NAME, name.to_owned()), ("outcome", "failure".to_owned())];
-    metrics::histogram!(ATTEMPT, &labels).record(took.as_secs_f64());
-}
-
-pub(crate) fn call_ended(name: &str, outcome: Outcome, took: Duration) {
-    let outcome = match outcome {
-        Outcome::Success => "success",
-        Outcome::Failure => "failure",
-        Outcome::Neutral => "neutral",
-    };
-    let labels = [(NAME, name.to_owned()), ("outcome", outcome.to_owned())];
-    metrics::histogram!(CALL, &labels).record(took.as_secs_f64());
+fn decision(name: &str, kind: &'static str, decider: &'static str) -> Counter {
+    let labels =
+        [(NAME, name.to_owned()), ("kind", kind.to_owned()), ("decider", decider.to_owned())];
+    metrics::counter!(DECISIONS, &labels)
 }
 
 /// Places of a bulkhead, after one was taken or given back.
@@ -85,11 +99,7 @@ pub(crate) fn places(name: &str, taken: u32, limit: u32) {
 }
 
 pub(crate) fn tell(event: &Event) {
-    let count = |name: &str, kind: &'static str, decider: &'static str| {
-        let labels =
-            [(NAME, name.to_owned()), ("kind", kind.to_owned()), ("decider", decider.to_owned())];
-        metrics::counter!(DECISIONS, &labels).increment(1);
-    };
+    let count = |name: &str, kind, decider| decision(name, kind, decider).increment(1);
     match event {
         Event::Changed { dependency, to, .. } => {
             let labels = [(NAME, dependency.to_string())];
@@ -98,6 +108,8 @@ pub(crate) fn tell(event: &Event) {
         Event::Retrying { dependency, .. } => count(dependency, "retry", "retry"),
         Event::Hedged { dependency, .. } => count(dependency, "hedge", "hedge"),
         Event::Stopped { dependency, by, .. } => count(dependency, "stop", by.name()),
+        // Counted where it happens, without an allocation.
+        Event::Rejected { by: Decider::Breaker, .. } => {}
         Event::Rejected { dependency, by, .. } => count(dependency, "reject", by.name()),
         Event::FellBack { dependency } => count(dependency, "fallback", "fallback"),
     }

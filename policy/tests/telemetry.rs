@@ -1,0 +1,177 @@
+//! What a subscriber of `tracing` and a recorder of `metrics` see of calls.
+#![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
+
+use mainstay_policy::{Kind, Policy};
+use std::{
+    fmt::Write as _,
+    sync::{Arc, Mutex},
+};
+use tracing::{
+    Event, Metadata, Subscriber,
+    field::{Field, Visit},
+    span::{Attributes, Id, Record},
+};
+
+/// One line for each span and event: its name and fields, after those of the spans it is in.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<State>>);
+
+#[derive(Default)]
+struct State {
+    spans: Vec<String>,
+    inside: Vec<u64>,
+    lines: Vec<String>,
+}
+
+struct Fields(String);
+
+impl Visit for Fields {
+    fn record_debug(&mut self, field: &Field, value: &dyn std::fmt::Debug) {
+        let _ = write!(self.0, " {}={value:?}", field.name());
+    }
+}
+
+fn ours(metadata: &Metadata<'_>) -> bool {
+    metadata.target().starts_with("mainstay")
+}
+
+impl Subscriber for Log {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        ours(metadata)
+    }
+
+    fn new_span(&self, span: &Attributes<'_>) -> Id {
+        let mut fields = Fields(span.metadata().name().to_owned());
+        span.record(&mut fields);
+        let mut state = self.0.lock().unwrap();
+        let around: String =
+            state.inside.iter().map(|id| format!("{} > ", state.spans[*id as usize - 1])).collect();
+        state.lines.push(format!("{around}{}", fields.0));
+        state.spans.push(span.metadata().name().to_owned());
+        Id::from_u64(state.spans.len() as u64)
+    }
+
+    fn record(&self, _: &Id, _: &Record<'_>) {}
+    fn record_follows_from(&self, _: &Id, _: &Id) {}
+
+    fn event(&self, event: &Event<'_>) {
+        let mut fields = Fields(event.metadata().level().to_string());
+        event.record(&mut fields);
+        let mut state = self.0.lock().unwrap();
+        let around: String =
+            state.inside.iter().map(|id| format!("{} > ", state.spans[*id as usize - 1])).collect();
+        state.lines.push(format!("{around}{}", fields.0));
+    }
+
+    fn enter(&self, span: &Id) {
+        self.0.lock().unwrap().inside.push(span.into_u64());
+    }
+
+    fn exit(&self, _: &Id) {
+        self.0.lock().unwrap().inside.pop();
+    }
+}
+
+async fn work(policy: &Policy) {
+    let mut tries = 0;
+    let call = policy.operation("load").call(|| {
+        tries += 1;
+        let fails = tries < 2;
+        async move {
+            tokio::task::yield_now().await;
+            if fails { Err("not yet") } else { Ok(()) }
+        }
+    });
+    call.await.unwrap();
+    for _ in 0..2 {
+        policy
+            .operation("save")
+            .idempotent(false)
+            .call(|| async { Err::<(), _>("no") })
+            .await
+            .unwrap_err();
+    }
+    policy.operation("save").call(|| async { Ok::<_, &str>(()) }).await.unwrap_err();
+}
+
+fn policy(name: &str) -> Policy {
+    Policy::builder(Kind::Custom, name)
+        .failure_threshold(2)
+        .base_delay(std::time::Duration::from_millis(1))
+        .build()
+        .unwrap()
+}
+
+#[tokio::test]
+async fn a_call_is_a_span_its_attempts_are_children_and_the_rest_are_events() {
+    let log = Log::default();
+    let guard = tracing::subscriber::set_default(log.clone());
+    work(&policy("traced")).await;
+    drop(guard);
+    let lines = log.0.lock().unwrap().lines.join("\n");
+    for part in [
+        "call mainstay.policy.name=\"traced\" mainstay.operation=\"load\"",
+        "call > attempt mainstay.attempt=1",
+        "call > DEBUG message=attempt failed, retrying mainstay.policy.name=\"traced\" operation=\"load\" \
+         mainstay.attempt=1",
+        "call > attempt mainstay.attempt=2",
+        "call > WARN message=circuit breaker opened mainstay.policy.name=\"traced\" \
+         mainstay.breaker.from=\"closed\" mainstay.breaker.state=\"open\" cause=save (no answer, \
+         failures in a row)",
+        "call > DEBUG message=call refused mainstay.policy.name=\"traced\" operation=\"save\" \
+         decider=\"breaker\"",
+    ] {
+        assert!(lines.contains(part), "{part} is not in\n{lines}");
+    }
+    assert_eq!(lines.matches("call mainstay.policy.name").count(), 4, "{lines}");
+    assert_eq!(lines.matches("> attempt").count(), 4, "{lines}");
+}
+
+#[cfg(feature = "metrics")]
+#[test]
+fn durations_decisions_and_states_are_recorded() {
+    use metrics_util::debugging::{DebugValue, DebuggingRecorder};
+
+    let recorder = DebuggingRecorder::new();
+    let snapshotter = recorder.snapshotter();
+    metrics::with_local_recorder(&recorder, || {
+        mainstay_policy::describe_metrics();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        runtime.block_on(async {
+            let policy = policy("measured");
+            work(&policy).await;
+            policy.breaker().isolate();
+            let one =
+                Policy::builder(Kind::Custom, "measured-places").max_concurrent(3).build().unwrap();
+            one.call(|| async { Ok::<_, &str>(()) }).await.unwrap();
+        });
+    });
+    let mut seen: Vec<String> = Vec::new();
+    for (key, unit, _, value) in snapshotter.snapshot().into_vec() {
+        let (_, key) = key.into_parts();
+        let labels: Vec<&str> = key.labels().skip(1).map(metrics::Label::value).collect();
+        let value = match value {
+            DebugValue::Counter(n) => n.to_string(),
+            DebugValue::Gauge(n) => n.to_string(),
+            DebugValue::Histogram(all) => {
+                assert!(all.iter().all(|seconds| (0.0..5.0).contains(&seconds.into_inner())));
+                assert_eq!(unit, Some(metrics::Unit::Seconds));
+                format!("{} times", all.len())
+            }
+        };
+        seen.push(format!("{} {} {value}", key.name(), labels.join(" ")));
+    }
+    for part in [
+        "mainstay.call.duration success 1 times",
+        "mainstay.call.duration failure 2 times",
+        "mainstay.attempt.duration success 1 times",
+        "mainstay.attempt.duration failure 3 times",
+        "mainstay.policy.decisions retry retry 1",
+        "mainstay.policy.decisions reject breaker 1",
+        "mainstay.breaker.state  4",
+        "mainstay.bulkhead.permit.usage  0",
+        "mainstay.bulkhead.permit.limit  3",
+    ] {
+        assert!(seen.iter().any(|line| line == part), "{part} is not in\n{}", seen.join("\n"));
+    }
+}
