@@ -12,7 +12,12 @@ use tokio::time::Instant;
 const S: Duration = Duration::from_secs(1);
 
 fn policy(name: &str) -> Policy {
-    let policy = Policy::builder(Kind::Custom, name).timeout(S).build().unwrap();
+    let policy = Policy::builder(Kind::Custom, name)
+        .timeout(S)
+        .base_delay(Duration::ZERO)
+        .enable_budget(false)
+        .build()
+        .unwrap();
     policy.breaker().force_closed();
     policy
 }
