@@ -1,19 +1,22 @@
-//! The client against a scripted server on a real socket, which counts what it was sent.
-#![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
+//! The client against scripted servers on real sockets, which count what they were sent, behind the
+//! fault proxy, and with a double in the driver's place.
+#![allow(missing_docs, clippy::unwrap_used, clippy::panic, clippy::expect_used)]
+
+mod bodies;
+mod faults;
+mod redirects;
+mod server;
+mod statuses;
 
 use mainstay_http::{
     HttpClient, HttpFailure, get_http_client, get_http_client_for, set_http_client,
 };
 use mainstay_policy::{BreakerState, Error, HealthStatus, PolicyBuilder, report};
 use mainstay_test_support::Port;
+use server::{Server, quick};
 use std::{
     net::SocketAddr,
-    sync::{Arc, Mutex},
     time::{Duration, Instant},
-};
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpStream},
 };
 
 const OK: &str = "HTTP/1.1 200 OK\r\ncontent-length: 6\r\nconnection: close\r\n\r\n[\"Jo\"]";
@@ -24,74 +27,6 @@ const SEE_OTHER: &str = "HTTP/1.1 303 See\r\nlocation: /v1/done\r\ncontent-lengt
                          connection: close\r\n\r\n";
 const CUT: &str = "HTTP/1.1 200 OK\r\ncontent-length: 6\r\nconnection: close\r\n\r\n[\"";
 const NOTHING: &str = "";
-
-/// Answers request n with script n, the last one from then on; keeps every request it got.
-struct Server {
-    address: SocketAddr,
-    seen: Arc<Mutex<Vec<String>>>,
-}
-
-impl Server {
-    async fn start(script: &'static [&'static str]) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let seen = Arc::new(Mutex::new(Vec::new()));
-        let requests = Arc::clone(&seen);
-        tokio::spawn(async move {
-            loop {
-                let (mut stream, _) = listener.accept().await.unwrap();
-                let request = read(&mut stream).await;
-                let n = {
-                    let mut requests = requests.lock().unwrap();
-                    requests.push(request);
-                    requests.len()
-                };
-                let answer = script[(n - 1).min(script.len() - 1)];
-                stream.write_all(answer.as_bytes()).await.unwrap();
-            }
-        });
-        Self { address, seen }
-    }
-
-    fn client(&self) -> HttpClient {
-        client(self.address, quick)
-    }
-
-    fn seen(&self) -> usize {
-        self.seen.lock().unwrap().len()
-    }
-}
-
-async fn read(stream: &mut TcpStream) -> String {
-    let mut request = Vec::new();
-    let mut buffer = [0; 4096];
-    // The bodies of these tests come with the head or are empty; wait for the announced length.
-    loop {
-        let n = stream.read(&mut buffer).await.unwrap_or(0);
-        request.extend_from_slice(&buffer[..n]);
-        let text = String::from_utf8_lossy(&request).to_lowercase();
-        if let Some((head, body)) = text.split_once("\r\n\r\n") {
-            let length = head
-                .split("content-length: ")
-                .nth(1)
-                .map_or(0, |rest| rest.split("\r\n").next().unwrap().trim().parse().unwrap());
-            if body.len() >= length {
-                return text;
-            }
-        }
-        if n == 0 {
-            return text;
-        }
-    }
-}
-
-fn quick(policy: PolicyBuilder) -> PolicyBuilder {
-    policy
-        .timeout(Duration::from_secs(5))
-        .max_attempts(3)
-        .base_delay(Duration::from_millis(1))
-        .max_delay(Duration::from_millis(5))
-}
 
 fn client(
     address: SocketAddr,
@@ -153,7 +88,7 @@ async fn a_get_follows_redirects_on_its_origin_only() {
     assert!(server.seen.lock().unwrap()[1].starts_with("get /v1/done "));
     let elsewhere = "HTTP/1.1 302 Go\r\nlocation: http://127.0.0.1:9/x\r\ncontent-length: 0\r\n\
                      connection: close\r\n\r\n";
-    let server = Server::start(Box::leak(Box::new([elsewhere]))).await;
+    let server = Server::start(&[elsewhere]).await;
     assert_eq!(server.client().get("users").await.unwrap().status(), 302);
     assert_eq!(server.seen(), 1);
 }
@@ -161,7 +96,7 @@ async fn a_get_follows_redirects_on_its_origin_only() {
 #[tokio::test]
 async fn a_failure_with_a_body_over_the_limit_is_still_that_failure() {
     let long = "HTTP/1.1 503 Busy\r\ncontent-length: 6\r\nconnection: close\r\n\r\nsorry!";
-    let server = Server::start(Box::leak(Box::new([long]))).await;
+    let server = Server::start(&[long]).await;
     let client = HttpClient::builder(&format!("http://{}", server.address))
         .policy(|p| quick(p).failure_threshold(1))
         .max_body(3)
@@ -188,7 +123,7 @@ async fn an_error_carries_the_response_and_other_statuses_are_answers() {
     assert_eq!(failure.response().unwrap().status(), 503);
     assert_eq!((error.attempts(), server.seen()), (3, 3));
     let missing = "HTTP/1.1 404 No\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
-    let server = Server::start(Box::leak(Box::new([missing]))).await;
+    let server = Server::start(&[missing]).await;
     assert_eq!(server.client().get("users").await.unwrap().status(), 404);
     assert_eq!(server.seen(), 1);
 }
