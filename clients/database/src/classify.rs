@@ -2,7 +2,7 @@
 //! while idle and one lost in mid-statement give the same driver error.
 
 use crate::backend::Sealed;
-use mainstay_policy::{Classify, Effect, Outcome, Verdict};
+use mainstay_policy::{Classify, Decider, Effect, Outcome, Verdict};
 use std::{error::Error as StdError, fmt, sync::Arc, time::Duration};
 
 /// How far an attempt had come.
@@ -63,7 +63,7 @@ enum What {
     Closed,
     ReadOnly(sqlx::Error),
     PoolExhausted { in_use: u32, max: u32, waited: Duration },
-    TimedOut(Phase, Duration),
+    TimedOut(Phase, Duration, Option<Decider>),
     NoRuntime,
     Unusable,
     Aborted,
@@ -75,6 +75,28 @@ impl DatabaseFailure {
     /// The step had no answer in its time.
     pub(crate) const fn is_timed_out(&self) -> bool {
         matches!(self.what, What::TimedOut(..))
+    }
+
+    /// It was the policy's limit for the attempt, or the caller's deadline, which says nothing of the
+    /// server.
+    pub(crate) fn out_of_time(self, whose: Decider) -> Self {
+        let verdict = match whose {
+            Decider::Deadline => self.verdict.with_outcome(Outcome::Neutral),
+            _ => self.verdict,
+        };
+        let what = match self.what {
+            What::TimedOut(phase, limit, _) => What::TimedOut(phase, limit, Some(whose)),
+            what => what,
+        };
+        Self { what, verdict }
+    }
+
+    /// Whose limit ended it, if it was one of the policy's.
+    pub(crate) const fn decider(&self) -> Option<Decider> {
+        match self.what {
+            What::TimedOut(_, _, whose) => whose,
+            _ => None,
+        }
     }
 
     pub(crate) fn driver<DB: Sealed>(error: sqlx::Error, phase: Phase) -> Self {
@@ -114,7 +136,7 @@ impl DatabaseFailure {
     }
 
     pub(crate) const fn timed_out(phase: Phase, limit: Duration) -> Self {
-        Self { what: What::TimedOut(phase, limit), verdict: lost(phase) }
+        Self { what: What::TimedOut(phase, limit, None), verdict: lost(phase) }
     }
 
     pub(crate) const fn no_runtime() -> Self {
@@ -217,10 +239,10 @@ impl fmt::Display for DatabaseFailure {
                 "no free connection within {waited:.1?}: {in_use} of {max} are in use; hold them \
                  for less time or raise max_connections"
             ),
-            What::TimedOut(Phase::Acquire, limit) => {
+            What::TimedOut(Phase::Acquire, limit, _) => {
                 write!(f, "no connection within {limit:.1?}")
             }
-            What::TimedOut(_, limit) => write!(f, "no answer within {limit:.1?}"),
+            What::TimedOut(_, limit, _) => write!(f, "no answer within {limit:.1?}"),
             What::NoRuntime => f.write_str("no tokio runtime here; call it from async code"),
             What::Unusable => f.write_str(
                 "this session's connection was lost or left in the middle of a statement; take a \
