@@ -35,8 +35,10 @@ pub enum Class {
     Exhausted,
     /// A replica, or a server set to read only.
     WrongNode,
-    /// Credentials, or a database that is not there.
+    /// Credentials.
     Refused,
+    /// A database that is not there.
+    NoDatabase,
     /// A file that is not there, may not be opened or is no database.
     File,
     /// The transaction had failed before.
@@ -48,13 +50,11 @@ pub enum Class {
 }
 
 /// Why one attempt failed. [`sqlx::Error`] is its source where the driver said something.
-#[derive(Debug)]
 pub struct DatabaseFailure {
     what: What,
     verdict: Verdict,
 }
 
-#[derive(Debug)]
 enum What {
     Driver(sqlx::Error, String),
     Connect(Arc<sqlx::Error>, String),
@@ -216,6 +216,16 @@ impl Classify for DatabaseFailure {
     }
 }
 
+impl fmt::Debug for DatabaseFailure {
+    /// Our own words: the driver's hold values.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DatabaseFailure")
+            .field("message", &format_args!("{self}"))
+            .field("verdict", &self.verdict)
+            .finish_non_exhaustive()
+    }
+}
+
 impl fmt::Display for DatabaseFailure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.what {
@@ -273,7 +283,12 @@ pub(crate) fn keeps_connection<DB: Sealed>(error: &sqlx::Error) -> bool {
     match error {
         sqlx::Error::Database(e) => !matches!(
             DB::class(e.as_ref()),
-            Class::GoingAway | Class::WrongNode | Class::Refused | Class::File | Class::Damaged
+            Class::GoingAway
+                | Class::WrongNode
+                | Class::Refused
+                | Class::NoDatabase
+                | Class::File
+                | Class::Damaged
         ),
         sqlx::Error::Io(_)
         | sqlx::Error::Tls(_)
@@ -310,7 +325,7 @@ pub(crate) const fn verdict(class: Class, phase: Phase) -> Verdict {
         }
         Class::Contended | Class::Conflict => Verdict::transient().with_outcome(Outcome::Neutral),
         Class::GoingAway => lost(phase),
-        Class::Refused | Class::File | Class::Damaged => {
+        Class::Refused | Class::NoDatabase | Class::File | Class::Damaged => {
             Verdict::permanent().with_outcome(Outcome::Failure)
         }
         Class::Aborted => Verdict::permanent().with_outcome(Outcome::Neutral),
@@ -327,8 +342,8 @@ fn read<DB: Sealed>(error: &sqlx::Error, phase: Phase) -> (Verdict, String) {
             let class = DB::class(e.as_ref());
             let code = e.code().unwrap_or_default();
             let mut words = format!("{} answered {code}: {}", DB::LABEL, words(class));
-            // The messages about a role, a database or a file name no value.
-            if matches!(class, Class::Refused | Class::File) && phase == Phase::Acquire {
+            // The message about a database or a file names that; the one about a role, the user.
+            if matches!(class, Class::NoDatabase | Class::File) && phase == Phase::Acquire {
                 words = format!("{words} ({})", e.message());
             }
             return (self::verdict(class, phase), words);
@@ -383,7 +398,8 @@ pub(crate) const fn words(class: Class) -> &'static str {
         Class::Cancelled => "ended by a time limit and rolled back",
         Class::Exhausted => "the server's disk or memory is full",
         Class::WrongNode => "this server is read-only; a failover may be under way",
-        Class::Refused => "it refuses user, password or database; check the URL",
+        Class::Refused => "it refuses user or password; check the URL",
+        Class::NoDatabase => "there is no such database; check the URL",
         Class::File => {
             "the file cannot be opened or is no database; check the path, and ?mode=rwc to create it"
         }
