@@ -7,13 +7,11 @@ use rustls::{AlertDescription, CertificateError};
 use std::{error::Error as StdError, fmt, time::Duration};
 
 /// Why one attempt failed.
-#[derive(Debug)]
 pub struct HttpFailure {
     what: What,
     verdict: Verdict,
 }
 
-#[derive(Debug)]
 enum What {
     Status(Box<Response>),
     Transport(reqwest::Error),
@@ -241,6 +239,16 @@ impl Classify for HttpFailure {
 
     fn code(&self) -> Option<String> {
         self.response().map(|response| response.status.as_u16().to_string())
+    }
+}
+
+impl fmt::Debug for HttpFailure {
+    /// Our own words, as everywhere; the driver's error is the source.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HttpFailure")
+            .field("message", &format_args!("{self}"))
+            .field("verdict", &self.verdict)
+            .finish_non_exhaustive()
     }
 }
 
