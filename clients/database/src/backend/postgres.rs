@@ -43,6 +43,10 @@ impl Sealed for Postgres {
         if let Some(statements) = tuning.statement_cache {
             options = options.statement_cache_capacity(statements);
         }
+        if tuning.pooler {
+            // PgBouncer refuses it in the startup packet; since PostgreSQL 12 it changes nothing.
+            options = options.extra_float_digits(None);
+        }
         Ok(options)
     }
 
