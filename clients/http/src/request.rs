@@ -294,11 +294,6 @@ impl Request {
         )
     }
 
-    async fn send(self) -> Result<Response, Error> {
-        let max_body = self.max_body.unwrap_or(self.client.0.options.max_body);
-        self.into_call()?.whole(max_body).await
-    }
-
     /// Sends it and returns as soon as the head of the answer is there: the attempt ends then, and
     /// what breaks off later is not repeated, unless [`Self::resume_by_range`] is set. How the body
     /// ends is told to the breaker.
@@ -353,6 +348,11 @@ impl IntoFuture for Request {
     type IntoFuture = Pin<Box<dyn Future<Output = Self::Output> + Send>>;
 
     fn into_future(self) -> Self::IntoFuture {
-        Box::pin(self.send())
+        let max_body = self.max_body.unwrap_or(self.client.0.options.max_body);
+        // Before the box, so that the future holds what is sent and not also what was asked for.
+        match self.into_call() {
+            Ok(call) => Box::pin(async move { call.whole(max_body).await }),
+            Err(problem) => Box::pin(std::future::ready(Err(problem))),
+        }
     }
 }

@@ -7,6 +7,9 @@
 //! ```sh
 //! cargo run --release --manifest-path clients/http/benches/Cargo.toml [rounds]
 //! ```
+//!
+//! With the start of a peer's name, tasks and calls, as in `mainstay 64 10000`, it makes only these
+//! calls of 200 bytes, for `valgrind --tool=callgrind` or `perf`.
 
 mod server;
 
@@ -106,15 +109,16 @@ fn measure(runtime: &Runtime, peers: &[(&str, Peer)], calls: usize, tasks: usize
 }
 
 fn main() {
-    let rounds = std::env::args().nth(1).and_then(|n| n.parse().ok()).unwrap_or(60);
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let number = |n: usize| arguments.get(n).and_then(|text| text.parse().ok());
+    let rounds = number(0).unwrap_or(60);
     let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
     let base = format!("http://{}", server::start());
     for (size, path, calls) in [("200 B", "/small", 2_000), ("1 MiB", "/large", 64)] {
         for tasks in [1, 64] {
             let calls = if tasks == 1 { calls } else { calls.max(128) };
             let url = format!("{base}{path}");
-            let mainstay =
-                HttpClient::builder(&base).without_proxy().build().expect("a base URL");
+            let mainstay = HttpClient::builder(&base).without_proxy().build().expect("a base URL");
             // The same connections' settings for all.
             let reqwest = runtime.block_on(async { mainstay.reqwest() }).expect("a runtime");
             let retry = RetryTransientMiddleware::new_with_policy(
@@ -127,6 +131,12 @@ fn main() {
                 ("mainstay", Peer::Mainstay(mainstay, path)),
                 ("middleware and retry", Peer::Middleware(middleware, url)),
             ];
+            if let (Some(wanted), None) = (arguments.first(), number(0)) {
+                let peer = peers.iter().find(|(name, _)| name.starts_with(wanted.as_str()));
+                let calls = number(2).unwrap_or(calls);
+                let (_, peer) = peer.expect("the start of a peer's name");
+                return runtime.block_on(peer.many(calls, number(1).unwrap_or(1)));
+            }
             println!("{size}, {tasks} task{}", if tasks == 1 { "" } else { "s" });
             measure(&runtime, &peers, calls, tasks, rounds);
         }

@@ -4,9 +4,12 @@
 
 mod bodies;
 mod faults;
+mod http2;
+mod load;
 mod redirects;
 mod server;
 mod statuses;
+mod tls;
 
 use mainstay_http::{
     HttpClient, HttpFailure, get_http_client, get_http_client_for, set_http_client,
