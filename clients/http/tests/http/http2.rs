@@ -52,7 +52,11 @@ async fn server(
                             body.send_data(Bytes::from("half"), false).unwrap();
                             // What is written goes out, then the connection ends.
                             for _ in 0..10 {
-                                poll_fn(|cx| Poll::Ready(drop(connection.poll_accept(cx)))).await;
+                                poll_fn(|cx| {
+                                    let _ = connection.poll_accept(cx);
+                                    Poll::Ready(())
+                                })
+                                .await;
                                 tokio::task::yield_now().await;
                             }
                             return;

@@ -5,6 +5,7 @@
 mod bodies;
 mod faults;
 mod http2;
+mod input;
 mod load;
 mod redirects;
 mod server;
