@@ -35,10 +35,35 @@ pub(crate) async fn whole(
         return Err(HttpFailure::too_large(limits.size));
     }
     let mut pieces = Pieces { first: Bytes::new(), more: Vec::new(), size: 0, joined: None };
-    let mut timer = pin!(None);
-    while let Some(piece) = piece(answer, limits.idle, timer.as_mut()).await? {
-        pieces.add(piece, limits.size)?;
-    }
+    // Armed when there is something to wait for, and once for a body: what comes is noted, and the
+    // timer then runs on.
+    let mut timer = pin!(None::<Sleep>);
+    let mut since = None;
+    poll_fn(|cx| {
+        // A future for each look at the body: it has no state of its own.
+        while let Poll::Ready(piece) = pin!(answer.chunk()).poll(cx) {
+            since = None;
+            match piece.map_err(HttpFailure::body)? {
+                Some(piece) => pieces.add(piece, limits.size)?,
+                None => return Poll::Ready(Ok(())),
+            }
+        }
+        let Some(idle) = limits.idle else { return Poll::Pending };
+        let until = *since.get_or_insert_with(Instant::now) + idle;
+        if timer.is_none() {
+            timer.set(Some(sleep_until(until)));
+        }
+        while let Some(mut armed) = timer.as_mut().as_pin_mut()
+            && armed.as_mut().poll(cx).is_ready()
+        {
+            if armed.deadline() >= until {
+                return Poll::Ready(Err(HttpFailure::stalled(idle)));
+            }
+            armed.reset(until);
+        }
+        Poll::Pending
+    })
+    .await?;
     Ok(pieces.join())
 }
 
@@ -109,37 +134,6 @@ pub(crate) async fn of_failure(answer: &mut reqwest::Response, limit: usize) -> 
     // Slow or cut short: what came is kept, and the connection goes.
     let _ = tokio::time::timeout(FAILURE_PATIENCE, reading).await;
     body.freeze()
-}
-
-/// The next piece. The timer is armed when there is something to wait for, and once for a body: a
-/// piece that comes is noted, and the timer then runs on.
-async fn piece(
-    answer: &mut reqwest::Response,
-    idle: Option<Duration>,
-    mut timer: Pin<&mut Option<Sleep>>,
-) -> Result<Option<Bytes>, HttpFailure> {
-    let mut next = pin!(answer.chunk());
-    let Some(idle) = idle else { return next.await.map_err(HttpFailure::body) };
-    let mut since = None;
-    poll_fn(|cx| {
-        if let Poll::Ready(piece) = next.as_mut().poll(cx) {
-            return Poll::Ready(piece.map_err(HttpFailure::body));
-        }
-        let until = *since.get_or_insert_with(Instant::now) + idle;
-        if timer.is_none() {
-            timer.set(Some(sleep_until(until)));
-        }
-        while let Some(mut armed) = timer.as_mut().as_pin_mut()
-            && armed.as_mut().poll(cx).is_ready()
-        {
-            if armed.deadline() >= until {
-                return Poll::Ready(Err(HttpFailure::stalled(idle)));
-            }
-            armed.reset(until);
-        }
-        Poll::Pending
-    })
-    .await
 }
 
 /// A body that its owner reads piece by piece.

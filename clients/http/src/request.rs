@@ -125,7 +125,7 @@ impl Request {
     pub fn query<T: Serialize + ?Sized>(mut self, pairs: &T) -> Self {
         match serde_urlencoded::to_string(pairs) {
             Ok(pairs) => {
-                base_url::append_query(self.target.text_mut(), &pairs);
+                base_url::append_query(&mut self.target.text, &pairs);
                 self
             }
             Err(_) => self.refuse(
@@ -324,7 +324,7 @@ fn target(client: &HttpClient, path: &str) -> Result<Target, Error> {
     let inner = &client.0;
     match &inner.base {
         Some(base) if !(inner.options.absolute_urls && base_url::is_absolute(path)) => {
-            Ok(Target::Below(base.join(path)?))
+            Ok(Target { text: base.join(path)?, elsewhere: false })
         }
         base => {
             if !base_url::is_absolute(path) {
@@ -335,10 +335,8 @@ fn target(client: &HttpClient, path: &str) -> Result<Target, Error> {
             }
             let url: Url = base_url::absolute(path)?;
             let origin = url.origin().ascii_serialization();
-            if base.as_ref().is_some_and(|base| base.origin() == origin) {
-                return Ok(Target::SameOrigin(url.into()));
-            }
-            Ok(Target::Elsewhere(url.into(), origin))
+            let elsewhere = base.as_ref().is_none_or(|base| base.origin() != origin);
+            Ok(Target { text: url.into(), elsewhere })
         }
     }
 }

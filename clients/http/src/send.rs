@@ -1,7 +1,7 @@
 //! The one door to the policy: what one attempt of a request is, redirects included.
 
 use crate::{
-    base_url::BaseUrl,
+    base_url,
     body::RequestBody,
     classify::HttpFailure,
     client::HttpClient,
@@ -15,7 +15,7 @@ use mainstay_policy::{Attempt, CallError, Deadline, Error, Idempotency, Operatio
 use reqwest::Url;
 use std::{
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
     time::Duration,
@@ -24,46 +24,19 @@ use std::{
 const MAX_REDIRECTS: usize = 5;
 
 /// Where a request goes.
-#[derive(Clone)]
-pub(crate) enum Target {
-    /// Below the base URL.
-    Below(String),
-    /// An absolute URL on the base's origin.
-    SameOrigin(String),
-    /// Another origin, which gets no default header.
-    Elsewhere(String, String),
-}
-
-impl Default for Target {
-    fn default() -> Self {
-        Self::Below(String::new())
-    }
+#[derive(Clone, Default)]
+pub(crate) struct Target {
+    /// Parsed for each attempt: that costs what copying a parsed one would, and the usual call makes
+    /// one attempt.
+    pub(crate) text: String,
+    /// Another origin than the base's, which gets no default header.
+    pub(crate) elsewhere: bool,
 }
 
 impl Target {
-    fn text(&self) -> &str {
-        match self {
-            Self::Below(text) | Self::SameOrigin(text) | Self::Elsewhere(text, _) => text,
-        }
-    }
-
-    /// Checked: what is below the base has stayed there.
-    fn url(&self, base: Option<&BaseUrl>) -> Result<Url, Error> {
-        let Ok(url) = Url::parse(self.text()) else {
-            return Err(Error::invalid("the request path makes no URL; check what is put into it"));
-        };
-        match (self, base) {
-            (Self::Below(_), Some(base)) if !base.holds(&url) => {
-                Err(Error::invalid("the request path leaves the base URL's path; remove the `..`"))
-            }
-            _ => Ok(url),
-        }
-    }
-
-    pub(crate) const fn text_mut(&mut self) -> &mut String {
-        match self {
-            Self::Below(text) | Self::SameOrigin(text) | Self::Elsewhere(text, _) => text,
-        }
+    fn url(&self) -> Result<Url, HttpFailure> {
+        // Never an error: it was looked at when it was made.
+        Url::parse(&self.text).map_err(|_| HttpFailure::no_url())
     }
 }
 
@@ -72,8 +45,6 @@ pub(crate) struct Call {
     client: HttpClient,
     method: Method,
     target: Target,
-    /// For the first attempt; the usual call makes no other, so the text is enough for the rest.
-    parsed: Mutex<Option<Url>>,
     headers: HeaderMap,
     body: RequestBody,
     operation: Operation,
@@ -98,16 +69,16 @@ impl Call {
         idempotency: Idempotency,
         (timeout, deadline): (Option<Duration>, Option<Duration>),
     ) -> Result<Self, Error> {
-        let mut policy = match &target {
-            Target::Elsewhere(_, origin) => Some(client.policy_of(origin)?),
-            _ => None,
-        };
+        let mut policy = None;
+        if target.elsewhere {
+            let url = base_url::absolute(&target.text)?;
+            policy = Some(client.policy_of(&url.origin().ascii_serialization())?);
+        }
         if let Some(timeout) = timeout {
             policy = Some(policy.as_ref().unwrap_or(client.policy()).with_timeout(timeout));
         }
-        let parsed = Mutex::new(Some(target.url(client.0.base.as_ref())?));
         let operation = Operation::new(name(&method), idempotency);
-        Ok(Self { client, method, target, parsed, headers, body, operation, policy, deadline })
+        Ok(Self { client, method, target, headers, body, operation, policy, deadline })
     }
 
     pub(crate) fn policy(&self) -> &Policy {
@@ -138,7 +109,6 @@ impl Call {
             client: self.client.clone(),
             method: self.method.clone(),
             target: self.target.clone(),
-            parsed: Mutex::new(None),
             headers,
             body: RequestBody::empty(),
             operation: self.operation,
@@ -279,14 +249,8 @@ impl Call {
     }
 
     fn first_hop(&self) -> Result<Hop, HttpFailure> {
-        let parsed = self.parsed.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let url = match parsed {
-            Some(url) => url,
-            // Never: it was parsed once.
-            None => Url::parse(self.target.text()).map_err(|_| HttpFailure::spent())?,
-        };
-        let defaults = !matches!(self.target, Target::Elsewhere(..));
-        Ok(Hop { url, method: self.method.clone(), defaults, secrets: true, body: true })
+        let (url, method) = (self.target.url()?, self.method.clone());
+        Ok(Hop { url, method, defaults: !self.target.elsewhere, secrets: true, body: true })
     }
 
     fn request(
@@ -296,7 +260,10 @@ impl Call {
         watch: Option<&Arc<AtomicBool>>,
     ) -> Result<reqwest::Request, HttpFailure> {
         let inner = &self.client.0;
-        let mut headers = self.headers.clone();
+        let mut headers = HeaderMap::new();
+        if !self.headers.is_empty() {
+            headers.clone_from(&self.headers);
+        }
         if hop.defaults {
             for (name, value) in &inner.headers {
                 headers.entry(name).or_insert_with(|| value.clone());

@@ -19,6 +19,7 @@ use mainstay_policy::{BreakerState, Error, HealthStatus, PolicyBuilder, report};
 use mainstay_test_support::Port;
 use server::{Server, quick};
 use std::{
+    future::IntoFuture,
     net::SocketAddr,
     time::{Duration, Instant},
 };
@@ -194,4 +195,77 @@ fn one_client_works_from_a_second_runtime_after_the_first_is_gone() {
         assert!(runtime.block_on(async { client.reqwest() }).is_ok());
     }
     assert!(client.reqwest().is_err(), "no runtime here, and no panic");
+}
+
+#[tokio::test]
+async fn requests_go_through_the_proxy_that_is_named_with_its_credentials() {
+    let server = Server::start(&[OK]).await;
+    let client = HttpClient::builder("http://api.example/v1")
+        .proxy(&format!("http://user:pass@{}", server.address))
+        .bearer_auth("t")
+        .build()
+        .unwrap();
+    client.get("users").await.unwrap();
+    let seen = server.request(1);
+    assert!(seen.starts_with("get http://api.example/v1/users http/1.1"), "{seen}");
+    assert!(seen.contains("proxy-authorization: basic dxnlcjpwyxnz"), "{seen}");
+    // A proxy that opens no tunnel: nothing was sent.
+    let refusal = "HTTP/1.1 403 No\r\ncontent-length: 0\r\n\r\n";
+    let server = Server::start(&[refusal]).await;
+    let client = HttpClient::builder("https://api.example")
+        .proxy(&format!("http://{}", server.address))
+        .policy(quick)
+        .build()
+        .unwrap();
+    let error = client.post("users").await.unwrap_err();
+    assert_eq!((error.effect(), server.seen()), (mainstay_policy::Effect::NeverSent, 3));
+    assert!(server.request(1).starts_with("connect api.example:443"));
+}
+
+#[tokio::test]
+async fn a_reqwest_client_that_exists_is_used_as_it_is() {
+    let server = Server::start(&[BUSY, OK]).await;
+    let driver = reqwest::Client::builder()
+        .no_proxy()
+        .user_agent("mine")
+        .retry(reqwest::retry::never())
+        .redirect(reqwest::redirect::Policy::none());
+    let client = HttpClient::builder(&server.url()).reqwest(driver.build().unwrap());
+    let client = client.policy(quick).build().unwrap();
+    client.get("users").await.unwrap();
+    assert_eq!(server.seen(), 2);
+    assert!(server.request(2).contains("user-agent: mine"));
+    client.reqwest().unwrap().get(server.url()).send().await.unwrap();
+    assert_eq!(server.seen(), 3);
+    let plain = HttpClient::from_reqwest(&server.url(), client.reqwest().unwrap()).unwrap();
+    assert_eq!(plain.get("users").await.unwrap().status(), 200);
+}
+
+#[tokio::test]
+async fn health_is_measured_where_it_is_asked_for_and_feeds_nothing() {
+    let server = Server::start(&[BUSY, SEE_OTHER, OK]).await;
+    let client = client(server.address, |p| quick(p).failure_threshold(1));
+    let health = client.health_check_at("/health?full=1").await;
+    assert_eq!((health.status, &*health.detail), (HealthStatus::Unhealthy, "status 503"));
+    assert_eq!(client.policy().breaker().state(), BreakerState::Closed);
+    assert_eq!(client.health_check().await.status, HealthStatus::Healthy);
+    assert_eq!(server.seen(), 3);
+    assert!(server.request(1).starts_with("get /v1/health?full=1 "));
+    assert!(server.request(2).starts_with("get /v1 "), "{}", server.request(2));
+    assert!(client.health_check_at("//evil").await.detail.contains("another host"));
+}
+
+#[test]
+fn what_crosses_threads_can() {
+    fn crosses<T: Send + Sync + 'static>() {}
+    fn sent<T: Send + 'static>(_: T) {}
+    crosses::<HttpClient>();
+    crosses::<HttpFailure>();
+    crosses::<mainstay_http::Response>();
+    crosses::<mainstay_http::Request>();
+    let client = HttpClient::builder("http://127.0.0.1:9").build().unwrap();
+    sent(client.get("x").into_future());
+    sent(client.get("x").stream());
+    fn download<T: Send + Unpin>() {}
+    download::<mainstay_http::Download>();
 }
