@@ -264,3 +264,24 @@ async fn connections_are_kept_ready_and_do_not_grow_old() {
     })
     .await;
 }
+
+/// The break time and one probe: no longer.
+#[tokio::test]
+async fn the_first_success_comes_with_the_first_probe_after_the_server_is_back() {
+    let mut server = Postgres::start();
+    let db: PgDatabase = client("comes-back", server.url());
+    run(sqlx::query("select 1"), &db).await.unwrap();
+    server.kill();
+    until("the breaker is open", || async {
+        db.session().await.is_err_and(|error| error.is_circuit_open())
+    })
+    .await;
+    server.restart();
+    let back = Instant::now();
+    while let Err(error) = db.session().await {
+        tokio::time::sleep(error.retry_after().unwrap_or(ms(1))).await;
+    }
+    // The break is 200 ms at most, and up to 15 % longer by its jitter.
+    println!("first success {:?} after the server is back", back.elapsed());
+    assert!(back.elapsed() < ms(230 + 200), "{:?}", back.elapsed());
+}
