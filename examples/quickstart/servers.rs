@@ -14,8 +14,8 @@ use crate::{
     work::{Database, Dependency},
 };
 use mainstay::{
-    Error, Health, HealthStatus, HttpClient, Kind, Policy, PolicyBuilder, RedisClient, RedisState,
-    S3Client, Settings, SqliteDatabase, get_http_client, get_redis_client, get_s3_client,
+    Error, Health, HealthStatus, HttpClient, PolicyBuilder, RedisClient, RedisState, S3Client,
+    Settings, SqliteDatabase, get_http_client, get_redis_client, get_s3_client,
     set_database_client, set_http_client, set_redis_client, set_s3_client, settings,
 };
 use mainstay_test_support::{
@@ -154,8 +154,7 @@ fn own_redis() -> Result<Redis, Error> {
 
 fn own_http() -> Result<Http, Error> {
     let http = Http::start();
-    let policy = quick(Policy::builder(Kind::Api, "named by the client"));
-    set_http_client(HttpClient::builder(&http.url()).policy(policy).build()?);
+    set_http_client(HttpClient::builder(&http.url()).policy(quick).build()?);
     Ok(http)
 }
 

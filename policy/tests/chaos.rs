@@ -61,12 +61,12 @@ async fn a_hang_ends_by_the_timeout_and_a_delay_is_as_long_as_it_says() {
     let started = Instant::now();
     let end = policy.operation("op").idempotent(false).call(|| async { Ok::<_, &str>(()) }).await;
     assert_eq!(end.unwrap_err().decider(), Some(Decider::Timeout));
-    assert!(started.elapsed() - S <= Duration::from_millis(1));
+    assert!(started.elapsed() - S <= Duration::from_millis(5));
     drop(hangs);
     let _late = Chaos::seeded(1).delay(1.0, S / 2).strike("chaos-time");
     let started = Instant::now();
     assert_eq!(calls(&policy, 1, false, &made).await, [(false, false)]);
-    assert!(started.elapsed() - S / 2 <= Duration::from_millis(1));
+    assert!(started.elapsed() - S / 2 <= Duration::from_millis(5));
 }
 
 #[tokio::test(start_paused = true)]

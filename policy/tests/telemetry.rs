@@ -72,6 +72,9 @@ impl Subscriber for Log {
     }
 }
 
+/// `tracing` remembers for each place in the code whether anybody listens, for all threads.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
 async fn work(policy: &Policy) {
     let mut tries = 0;
     let call = policy.operation("load").call(|| {
@@ -103,7 +106,9 @@ fn policy(name: &str) -> Policy {
 }
 
 #[tokio::test]
+#[allow(clippy::await_holding_lock)] // Of this test's own runtime.
 async fn a_call_is_a_span_its_attempts_are_children_and_the_rest_are_events() {
+    let _alone = ONE_AT_A_TIME.lock();
     let log = Log::default();
     let guard = tracing::subscriber::set_default(log.clone());
     work(&policy("traced")).await;
@@ -132,6 +137,7 @@ async fn a_call_is_a_span_its_attempts_are_children_and_the_rest_are_events() {
 fn durations_decisions_and_states_are_recorded() {
     use metrics_util::debugging::{DebugValue, DebuggingRecorder};
 
+    let _alone = ONE_AT_A_TIME.lock();
     let recorder = DebuggingRecorder::new();
     let snapshotter = recorder.snapshotter();
     metrics::with_local_recorder(&recorder, || {

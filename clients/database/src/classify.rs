@@ -2,7 +2,7 @@
 //! while idle and one lost in mid-statement give the same driver error.
 
 use crate::backend::Sealed;
-use mainstay_policy::{Classify, Effect, Outcome, Verdict};
+use mainstay_policy::{Classify, Decider, Effect, Outcome, Verdict};
 use std::{error::Error as StdError, fmt, sync::Arc, time::Duration};
 
 /// How far an attempt had come.
@@ -35,8 +35,10 @@ pub enum Class {
     Exhausted,
     /// A replica, or a server set to read only.
     WrongNode,
-    /// Credentials, or a database that is not there.
+    /// Credentials.
     Refused,
+    /// A database that is not there.
+    NoDatabase,
     /// A file that is not there, may not be opened or is no database.
     File,
     /// The transaction had failed before.
@@ -48,13 +50,11 @@ pub enum Class {
 }
 
 /// Why one attempt failed. [`sqlx::Error`] is its source where the driver said something.
-#[derive(Debug)]
 pub struct DatabaseFailure {
     what: What,
     verdict: Verdict,
 }
 
-#[derive(Debug)]
 enum What {
     Driver(sqlx::Error, String),
     Connect(Arc<sqlx::Error>, String),
@@ -63,7 +63,7 @@ enum What {
     Closed,
     ReadOnly(sqlx::Error),
     PoolExhausted { in_use: u32, max: u32, waited: Duration },
-    TimedOut(Phase, Duration),
+    TimedOut(Phase, Duration, Option<Decider>),
     NoRuntime,
     Unusable,
     Aborted,
@@ -75,6 +75,28 @@ impl DatabaseFailure {
     /// The step had no answer in its time.
     pub(crate) const fn is_timed_out(&self) -> bool {
         matches!(self.what, What::TimedOut(..))
+    }
+
+    /// It was the policy's limit for the attempt, or the caller's deadline, which says nothing of the
+    /// server.
+    pub(crate) fn out_of_time(self, whose: Decider) -> Self {
+        let verdict = match whose {
+            Decider::Deadline => self.verdict.with_outcome(Outcome::Neutral),
+            _ => self.verdict,
+        };
+        let what = match self.what {
+            What::TimedOut(phase, limit, _) => What::TimedOut(phase, limit, Some(whose)),
+            what => what,
+        };
+        Self { what, verdict }
+    }
+
+    /// Whose limit ended it, if it was one of the policy's.
+    pub(crate) const fn decider(&self) -> Option<Decider> {
+        match self.what {
+            What::TimedOut(_, _, whose) => whose,
+            _ => None,
+        }
     }
 
     pub(crate) fn driver<DB: Sealed>(error: sqlx::Error, phase: Phase) -> Self {
@@ -114,7 +136,7 @@ impl DatabaseFailure {
     }
 
     pub(crate) const fn timed_out(phase: Phase, limit: Duration) -> Self {
-        Self { what: What::TimedOut(phase, limit), verdict: lost(phase) }
+        Self { what: What::TimedOut(phase, limit, None), verdict: lost(phase) }
     }
 
     pub(crate) const fn no_runtime() -> Self {
@@ -194,6 +216,16 @@ impl Classify for DatabaseFailure {
     }
 }
 
+impl fmt::Debug for DatabaseFailure {
+    /// Our own words: the driver's hold values.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DatabaseFailure")
+            .field("message", &format_args!("{self}"))
+            .field("verdict", &self.verdict)
+            .finish_non_exhaustive()
+    }
+}
+
 impl fmt::Display for DatabaseFailure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.what {
@@ -217,10 +249,10 @@ impl fmt::Display for DatabaseFailure {
                 "no free connection within {waited:.1?}: {in_use} of {max} are in use; hold them \
                  for less time or raise max_connections"
             ),
-            What::TimedOut(Phase::Acquire, limit) => {
+            What::TimedOut(Phase::Acquire, limit, _) => {
                 write!(f, "no connection within {limit:.1?}")
             }
-            What::TimedOut(_, limit) => write!(f, "no answer within {limit:.1?}"),
+            What::TimedOut(_, limit, _) => write!(f, "no answer within {limit:.1?}"),
             What::NoRuntime => f.write_str("no tokio runtime here; call it from async code"),
             What::Unusable => f.write_str(
                 "this session's connection was lost or left in the middle of a statement; take a \
@@ -251,7 +283,12 @@ pub(crate) fn keeps_connection<DB: Sealed>(error: &sqlx::Error) -> bool {
     match error {
         sqlx::Error::Database(e) => !matches!(
             DB::class(e.as_ref()),
-            Class::GoingAway | Class::WrongNode | Class::Refused | Class::File | Class::Damaged
+            Class::GoingAway
+                | Class::WrongNode
+                | Class::Refused
+                | Class::NoDatabase
+                | Class::File
+                | Class::Damaged
         ),
         sqlx::Error::Io(_)
         | sqlx::Error::Tls(_)
@@ -288,7 +325,7 @@ pub(crate) const fn verdict(class: Class, phase: Phase) -> Verdict {
         }
         Class::Contended | Class::Conflict => Verdict::transient().with_outcome(Outcome::Neutral),
         Class::GoingAway => lost(phase),
-        Class::Refused | Class::File | Class::Damaged => {
+        Class::Refused | Class::NoDatabase | Class::File | Class::Damaged => {
             Verdict::permanent().with_outcome(Outcome::Failure)
         }
         Class::Aborted => Verdict::permanent().with_outcome(Outcome::Neutral),
@@ -305,8 +342,8 @@ fn read<DB: Sealed>(error: &sqlx::Error, phase: Phase) -> (Verdict, String) {
             let class = DB::class(e.as_ref());
             let code = e.code().unwrap_or_default();
             let mut words = format!("{} answered {code}: {}", DB::LABEL, words(class));
-            // The messages about a role, a database or a file name no value.
-            if matches!(class, Class::Refused | Class::File) && phase == Phase::Acquire {
+            // The message about a database or a file names that; the one about a role, the user.
+            if matches!(class, Class::NoDatabase | Class::File) && phase == Phase::Acquire {
                 words = format!("{words} ({})", e.message());
             }
             return (self::verdict(class, phase), words);
@@ -361,7 +398,8 @@ pub(crate) const fn words(class: Class) -> &'static str {
         Class::Cancelled => "ended by a time limit and rolled back",
         Class::Exhausted => "the server's disk or memory is full",
         Class::WrongNode => "this server is read-only; a failover may be under way",
-        Class::Refused => "it refuses user, password or database; check the URL",
+        Class::Refused => "it refuses user or password; check the URL",
+        Class::NoDatabase => "there is no such database; check the URL",
         Class::File => {
             "the file cannot be opened or is no database; check the path, and ?mode=rwc to create it"
         }

@@ -14,7 +14,10 @@ use crate::{
 use async_stream::try_stream;
 use futures_core::{future::BoxFuture, stream::BoxStream};
 use futures_util::StreamExt;
-use mainstay_policy::{Attempt, CallError, Error, Idempotency, Operation, PerRuntime, Policy};
+use mainstay_policy::{
+    Attempt, CallError, Classify, Decider, Effect, Error, Idempotency, Operation, PerRuntime,
+    Policy,
+};
 use sqlx::Execute;
 use std::{
     fmt,
@@ -191,10 +194,10 @@ impl<DB: Backend> DatabaseClient<DB> {
         const BEGIN: Operation = Operation::new("begin", Idempotency::Safe);
         let (policy, options) = (self.policy(), &options);
         let begun = policy.run(&BEGIN, |attempt| async move {
-            let pool = self.require_pool()?;
-            Session::begin(&pool, policy, shorter(attempt), options).await
+            let (clock, pool) = (Clock::start(policy, attempt), self.require_pool()?);
+            clock.judge(Session::begin(&pool, policy, shorter(attempt), options).await).await
         });
-        begun.await.map_err(|error| Error::from_call(policy.name(), "begin", error))
+        begun.await.map_err(|error| Error::from_call(policy.name(), "begin", decided(error)))
     }
 
     /// One connection, in autocommit.
@@ -205,11 +208,12 @@ impl<DB: Backend> DatabaseClient<DB> {
         const ACQUIRE: Operation = Operation::new("acquire", Idempotency::Safe);
         let policy = self.policy();
         let acquired = policy.run(&ACQUIRE, |attempt| async move {
-            let pool = self.require_pool()?;
+            let (clock, pool) = (Clock::start(policy, attempt), self.require_pool()?);
             let want = Want { read_only: false, first: First::Once };
-            Wire::acquire(&pool, policy, shorter(attempt), want).await.map(DatabaseConnection::new)
+            let wire = Wire::acquire(&pool, policy, shorter(attempt), want).await;
+            clock.judge(wire.map(DatabaseConnection::new)).await
         });
-        acquired.await.map_err(|error| Error::from_call(policy.name(), "acquire", error))
+        acquired.await.map_err(|error| Error::from_call(policy.name(), "acquire", decided(error)))
     }
 
     /// Closes this runtime's pool: no new connections, idle ones closed, and those in use waited for
@@ -265,9 +269,15 @@ impl<DB: Backend> DatabaseClient<DB> {
         let result = self.policy().run(&operation, move |attempt| {
             // Bound values are Send, not Sync: cloned here, outside the attempt's future.
             let statement = statement.clone();
-            async move { call(self.wire(attempt, intent, first, prepared).await?, statement).await }
+            async move {
+                let clock = Clock::start(self.policy(), attempt);
+                let work = async {
+                    call(self.wire(attempt, intent, first, prepared).await?, statement).await
+                };
+                clock.judge(work.await).await
+            }
         });
-        result.await.map_err(|error| match error {
+        result.await.map_err(|error| match decided(error) {
             CallError::Backend { attempts, elapsed, effect, error } if error.is_answer() => {
                 error.into_driver().unwrap_or_else(|error| {
                     self.wrap(CallError::Backend { attempts, elapsed, effect, error })
@@ -332,6 +342,59 @@ struct Prepared {
 /// The attempt's time less a little, so that our own timer, which knows the phase, ends first.
 pub(crate) fn shorter(attempt: Attempt) -> Option<Duration> {
     attempt.timeout().map(|limit| limit.saturating_sub((limit / 20).min(Duration::from_millis(5))))
+}
+
+/// Tells whose time was up when a timer of our own ends an attempt a moment before the policy's.
+pub(crate) struct Clock<'p> {
+    policy: &'p Policy,
+    attempt: Attempt,
+    began: Instant,
+}
+
+impl<'p> Clock<'p> {
+    pub(crate) fn start(policy: &'p Policy, attempt: Attempt) -> Self {
+        Self { policy, attempt, began: Instant::now() }
+    }
+
+    /// Where nothing more is known than that time is up, the policy says so itself.
+    pub(crate) async fn judge<T>(
+        &self,
+        end: Result<T, DatabaseFailure>,
+    ) -> Result<T, DatabaseFailure> {
+        let failure = match end {
+            Err(failure) if failure.is_timed_out() && self.is_over() => failure,
+            end => return end,
+        };
+        if failure.classify().effect == Effect::Unknown {
+            std::future::pending::<()>().await;
+        }
+        let cut_short = match (self.attempt.timeout(), self.policy.timeout()) {
+            (Some(left), Some(whole)) => left < whole,
+            (left, _) => left.is_some(),
+        };
+        let whose = if cut_short { Decider::Deadline } else { Decider::Timeout };
+        Err(failure.out_of_time(whose))
+    }
+
+    fn is_over(&self) -> bool {
+        shorter(self.attempt).is_some_and(|limit| self.began.elapsed() >= limit)
+    }
+}
+
+/// A call whose last attempt ran out of time was ended by that limit, though the policy saw an error.
+pub(crate) fn decided(error: CallError<DatabaseFailure>) -> CallError<DatabaseFailure> {
+    let whose = error.last().and_then(DatabaseFailure::decider);
+    match (whose, error) {
+        (
+            Some(by),
+            CallError::Stopped { by: Decider::Retry, attempts, elapsed, effect, last, .. },
+        ) => CallError::Stopped { by, attempts, elapsed, effect, retry_after: None, last },
+        (Some(by), CallError::Backend { attempts, elapsed, effect, error }) => {
+            let last = Some(error);
+            CallError::Stopped { by, attempts, elapsed, effect, retry_after: None, last }
+        }
+        (_, error) => error,
+    }
 }
 
 /// All rows of one statement; the connection goes along.

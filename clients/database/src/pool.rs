@@ -123,6 +123,7 @@ struct Inner<DB: Backend> {
     returned: Notify,
     /// sqlx's own, for code that wants one.
     escape: OnceLock<sqlx::Pool<DB>>,
+    upkeep: OnceLock<upkeep::Upkeep>,
 }
 
 pub(crate) struct Pool<DB: Backend>(Arc<Inner<DB>>);
@@ -162,6 +163,7 @@ impl<DB: Backend> Pool<DB> {
             closed: AtomicBool::new(false),
             returned: Notify::new(),
             escape: OnceLock::new(),
+            upkeep: OnceLock::new(),
         }));
         upkeep::start(&pool);
         pool

@@ -4,7 +4,7 @@
 use crate::{
     backend::Backend,
     classify::{DatabaseFailure, Phase},
-    client::{DatabaseClient, shorter},
+    client::{Clock, DatabaseClient, decided, shorter},
     options::{CommitOutcome, SessionOptions},
     session::Session,
     wire::within,
@@ -134,17 +134,18 @@ impl<DB: Backend> DatabaseClient<DB> {
         let policy = self.policy();
         async move {
             let attempts = policy.run(&TRANSACTION, |attempt| async move {
-                let limit = shorter(attempt);
+                let (clock, limit) = (Clock::start(policy, attempt), shorter(attempt));
                 let pool = self.require_pool().map_err(TxFailure::Own)?;
                 let begun = Session::begin(&pool, policy, limit, options).await;
-                let mut session = begun.map_err(TxFailure::Own)?;
+                let mut session = clock.judge(begun).await.map_err(TxFailure::Own)?;
                 let value = match within(limit, run.call(&mut session)).await {
                     Some(Ok(value)) => value,
                     Some(Err(error)) => return Err(TxFailure::Closure(error, session.seen())),
                     None => {
                         let limit = limit.unwrap_or_default();
                         let late = DatabaseFailure::timed_out(Phase::Transaction, limit);
-                        return Err(TxFailure::Own(late));
+                        drop(session);
+                        return clock.judge(Err(late)).await.map_err(TxFailure::Own);
                     }
                 };
                 let Err(failure) = session.finish(policy.time_for_attempt()).await else {
@@ -179,7 +180,7 @@ impl<DB: Backend> DatabaseClient<DB> {
         result.map_err(|error| {
             let error = match error {
                 CallError::Backend { error: TxFailure::Closure(error, _), .. } => return error,
-                other => other.map(TxFailure::into_own),
+                other => decided(other.map(TxFailure::into_own)),
             };
             Error::from_call(self.policy().name(), "transaction", error).into()
         })

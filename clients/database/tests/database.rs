@@ -532,8 +532,8 @@ mod with_servers {
         let stranger: MySqlDatabase = client("t-maria-stranger", url);
         let error = stranger.session().await.unwrap_err();
         let text = format!("{error:?} {}", mainstay_policy::report(&error));
-        assert!(text.contains("refuses user, password or database"), "{text}");
-        assert!(text.contains("stranger") && !text.contains("s3cret"), "{text}");
+        assert!(text.contains("refuses user or password"), "{text}");
+        assert!(!text.contains("'stranger'") && !text.contains("s3cret"), "{text}");
         assert_eq!(error.attempts(), 1);
 
         server.kill();

@@ -61,7 +61,9 @@ impl HttpClientBuilder {
 
     fn secret(mut self, name: HeaderName, value: Option<HeaderValue>) -> Self {
         let Some(mut value) = value else {
-            return self.refuse(format!("the default {name} holds characters that HTTP forbids"));
+            return self.refuse(format!(
+                "the default header {name} holds characters that HTTP forbids, such as a line break"
+            ));
         };
         value.set_sensitive(true);
         self.headers.insert(name, value);

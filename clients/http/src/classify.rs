@@ -7,13 +7,11 @@ use rustls::{AlertDescription, CertificateError};
 use std::{error::Error as StdError, fmt, time::Duration};
 
 /// Why one attempt failed.
-#[derive(Debug)]
 pub struct HttpFailure {
     what: What,
     verdict: Verdict,
 }
 
-#[derive(Debug)]
 enum What {
     Status(Box<Response>),
     Transport(reqwest::Error),
@@ -25,6 +23,7 @@ enum What {
     Redirects(usize),
     Upload(Option<reqwest::Error>),
     Changed,
+    NoUrl,
     /// A test double's; whether the request had been sent.
     Lost(bool),
 }
@@ -75,6 +74,11 @@ impl HttpFailure {
     /// A body that is there once was read by an attempt before.
     pub(crate) const fn spent() -> Self {
         Self::of(What::Upload(None), Verdict::permanent().with_outcome(Outcome::Neutral))
+    }
+
+    /// The request's own address makes no sense.
+    pub(crate) const fn no_url() -> Self {
+        Self::of(What::NoUrl, Verdict::permanent().with_outcome(Outcome::Neutral))
     }
 
     /// What was to be resumed is no longer what it was.
@@ -244,6 +248,16 @@ impl Classify for HttpFailure {
     }
 }
 
+impl fmt::Debug for HttpFailure {
+    /// Our own words, as everywhere; the driver's error is the source.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HttpFailure")
+            .field("message", &format_args!("{self}"))
+            .field("verdict", &self.verdict)
+            .finish_non_exhaustive()
+    }
+}
+
 impl fmt::Display for HttpFailure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.what {
@@ -268,6 +282,7 @@ impl fmt::Display for HttpFailure {
             What::Changed => {
                 f.write_str("what was being downloaded has changed on the server; begin anew")
             }
+            What::NoUrl => f.write_str("the request path makes no URL; check what is put into it"),
             What::Lost(true) => f.write_str("the connection was lost before an answer"),
             What::Lost(false) => f.write_str("the server could not be reached"),
             What::Body(error) if error.is_timeout() => f.write_str("the body did not come in time"),

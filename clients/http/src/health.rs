@@ -28,7 +28,8 @@ impl HttpClient {
 
     async fn ask(&self, path: &str) -> Result<u16, String> {
         let call = self.get(path).into_call().map_err(|e| e.to_string())?;
-        match tokio::time::timeout(TIMEOUT, send::ask(&call)).await {
+        let driver = self.driver().map_err(|e| e.to_string())?;
+        match tokio::time::timeout(TIMEOUT, send::ask(&call, &driver)).await {
             Ok(Ok(status)) => Ok(status.as_u16()),
             Ok(Err(failure)) => Err(failure.to_string()),
             Err(_) => Err("no answer within 2 s".to_owned()),

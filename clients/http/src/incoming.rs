@@ -15,8 +15,6 @@ use tokio::time::{Instant, Sleep, sleep, sleep_until};
 /// the caller, and read to its end so that the connection can be used again.
 const FAILURE_BODY: usize = 64 * 1024;
 const FAILURE_PATIENCE: Duration = Duration::from_secs(1);
-/// What a server that announces a long body makes us reserve at once.
-const RESERVE: u64 = 4 * 1024 * 1024;
 
 /// The limits of one body.
 #[derive(Clone, Copy, Debug)]
@@ -36,26 +34,88 @@ pub(crate) async fn whole(
     if announced.is_some_and(|length| length > limits.size as u64) {
         return Err(HttpFailure::too_large(limits.size));
     }
-    // Most bodies come in one piece, which is then the body: nothing is copied.
-    let Some(first) = piece(answer, limits.idle).await? else { return Ok(Bytes::new()) };
-    let second = if first.len() > limits.size {
-        return Err(HttpFailure::too_large(limits.size));
-    } else {
-        piece(answer, limits.idle).await?
-    };
-    let Some(second) = second else { return Ok(first) };
-    let expected = usize::try_from(announced.unwrap_or_default().min(RESERVE)).unwrap_or_default();
-    let mut body = BytesMut::with_capacity(expected.max(first.len() + second.len()));
-    body.extend_from_slice(&first);
-    let mut next = Some(second);
-    while let Some(piece_) = next {
-        if piece_.len() > limits.size - body.len() {
-            return Err(HttpFailure::too_large(limits.size));
+    let mut pieces = Pieces { first: Bytes::new(), more: Vec::new(), size: 0, joined: None };
+    // Armed when there is something to wait for, and once for a body: what comes is noted, and the
+    // timer then runs on.
+    let mut timer = pin!(None::<Sleep>);
+    let mut since = None;
+    poll_fn(|cx| {
+        // A future for each look at the body: it has no state of its own.
+        while let Poll::Ready(piece) = pin!(answer.chunk()).poll(cx) {
+            since = None;
+            match piece.map_err(HttpFailure::body)? {
+                Some(piece) => pieces.add(piece, limits.size)?,
+                None => return Poll::Ready(Ok(())),
+            }
         }
-        body.extend_from_slice(&piece_);
-        next = piece(answer, limits.idle).await?;
+        let Some(idle) = limits.idle else { return Poll::Pending };
+        let until = *since.get_or_insert_with(Instant::now) + idle;
+        if timer.is_none() {
+            timer.set(Some(sleep_until(until)));
+        }
+        while let Some(mut armed) = timer.as_mut().as_pin_mut()
+            && armed.as_mut().poll(cx).is_ready()
+        {
+            if armed.deadline() >= until {
+                return Poll::Ready(Err(HttpFailure::stalled(idle)));
+            }
+            armed.reset(until);
+        }
+        Poll::Pending
+    })
+    .await?;
+    Ok(pieces.join())
+}
+
+/// Most bodies come in one piece, which is then the body: nothing is copied. Others are put together
+/// at their end, or else every body on its way would hold memory for the whole of it; unless there
+/// are so many pieces that they may be tiny, each of which would cost more than it holds.
+struct Pieces {
+    first: Bytes,
+    more: Vec<Bytes>,
+    size: usize,
+    /// What came first, when there were too many.
+    joined: Option<BytesMut>,
+}
+
+impl Pieces {
+    const MOST: usize = 256;
+
+    fn add(&mut self, piece: Bytes, limit: usize) -> Result<(), HttpFailure> {
+        if piece.len() > limit - self.size {
+            return Err(HttpFailure::too_large(limit));
+        }
+        self.size += piece.len();
+        if let Some(joined) = &mut self.joined {
+            joined.extend_from_slice(&piece);
+        } else if self.size == piece.len() {
+            self.first = piece;
+        } else {
+            self.more.push(piece);
+            if self.more.len() == Self::MOST {
+                self.joined = Some(self.copied());
+                self.more = Vec::new();
+            }
+        }
+        Ok(())
     }
-    Ok(body.freeze())
+
+    fn copied(&self) -> BytesMut {
+        let mut body = BytesMut::with_capacity(self.size);
+        body.extend_from_slice(&self.first);
+        for piece in &self.more {
+            body.extend_from_slice(piece);
+        }
+        body
+    }
+
+    fn join(self) -> Bytes {
+        match self.joined {
+            Some(joined) => joined.freeze(),
+            None if self.more.is_empty() => self.first,
+            None => self.copied().freeze(),
+        }
+    }
 }
 
 /// As much of a failure's body as is worth having; however it ends, the status is what counts.
@@ -74,29 +134,6 @@ pub(crate) async fn of_failure(answer: &mut reqwest::Response, limit: usize) -> 
     // Slow or cut short: what came is kept, and the connection goes.
     let _ = tokio::time::timeout(FAILURE_PATIENCE, reading).await;
     body.freeze()
-}
-
-async fn piece(
-    answer: &mut reqwest::Response,
-    idle: Option<Duration>,
-) -> Result<Option<Bytes>, HttpFailure> {
-    let mut next = pin!(answer.chunk());
-    let Some(idle) = idle else { return next.await.map_err(HttpFailure::body) };
-    // A timer costs more than a piece that is there already.
-    let ready = poll_fn(|cx| {
-        Poll::Ready(match next.as_mut().poll(cx) {
-            Poll::Ready(piece) => Some(piece),
-            Poll::Pending => None,
-        })
-    });
-    let piece = match ready.await {
-        Some(piece) => piece,
-        None => match tokio::time::timeout(idle, next).await {
-            Ok(piece) => piece,
-            Err(_) => return Err(HttpFailure::stalled(idle)),
-        },
-    };
-    piece.map_err(HttpFailure::body)
 }
 
 /// A body that its owner reads piece by piece.

@@ -125,7 +125,7 @@ impl Request {
     pub fn query<T: Serialize + ?Sized>(mut self, pairs: &T) -> Self {
         match serde_urlencoded::to_string(pairs) {
             Ok(pairs) => {
-                base_url::append_query(self.target.text_mut(), &pairs);
+                base_url::append_query(&mut self.target.text, &pairs);
                 self
             }
             Err(_) => self.refuse(
@@ -294,11 +294,6 @@ impl Request {
         )
     }
 
-    async fn send(self) -> Result<Response, Error> {
-        let max_body = self.max_body.unwrap_or(self.client.0.options.max_body);
-        self.into_call()?.whole(max_body).await
-    }
-
     /// Sends it and returns as soon as the head of the answer is there: the attempt ends then, and
     /// what breaks off later is not repeated, unless [`Self::resume_by_range`] is set. How the body
     /// ends is told to the breaker.
@@ -329,7 +324,7 @@ fn target(client: &HttpClient, path: &str) -> Result<Target, Error> {
     let inner = &client.0;
     match &inner.base {
         Some(base) if !(inner.options.absolute_urls && base_url::is_absolute(path)) => {
-            Ok(Target::Below(base.join(path)?))
+            Ok(Target { text: base.join(path)?, elsewhere: false })
         }
         base => {
             if !base_url::is_absolute(path) {
@@ -340,10 +335,8 @@ fn target(client: &HttpClient, path: &str) -> Result<Target, Error> {
             }
             let url: Url = base_url::absolute(path)?;
             let origin = url.origin().ascii_serialization();
-            if base.as_ref().is_some_and(|base| base.origin() == origin) {
-                return Ok(Target::SameOrigin(url.into()));
-            }
-            Ok(Target::Elsewhere(url.into(), origin))
+            let elsewhere = base.as_ref().is_none_or(|base| base.origin() != origin);
+            Ok(Target { text: url.into(), elsewhere })
         }
     }
 }
@@ -353,6 +346,11 @@ impl IntoFuture for Request {
     type IntoFuture = Pin<Box<dyn Future<Output = Self::Output> + Send>>;
 
     fn into_future(self) -> Self::IntoFuture {
-        Box::pin(self.send())
+        let max_body = self.max_body.unwrap_or(self.client.0.options.max_body);
+        // Before the box, so that the future holds what is sent and not also what was asked for.
+        match self.into_call() {
+            Ok(call) => Box::pin(async move { call.whole(max_body).await }),
+            Err(problem) => Box::pin(std::future::ready(Err(problem))),
+        }
     }
 }

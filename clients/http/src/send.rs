@@ -1,7 +1,7 @@
 //! The one door to the policy: what one attempt of a request is, redirects included.
 
 use crate::{
-    base_url::BaseUrl,
+    base_url,
     body::RequestBody,
     classify::HttpFailure,
     client::HttpClient,
@@ -15,7 +15,7 @@ use mainstay_policy::{Attempt, CallError, Deadline, Error, Idempotency, Operatio
 use reqwest::Url;
 use std::{
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
     time::Duration,
@@ -24,57 +24,27 @@ use std::{
 const MAX_REDIRECTS: usize = 5;
 
 /// Where a request goes.
-#[derive(Clone)]
-pub(crate) enum Target {
-    /// Below the base URL.
-    Below(String),
-    /// An absolute URL on the base's origin.
-    SameOrigin(String),
-    /// Another origin, which gets no default header.
-    Elsewhere(String, String),
-}
-
-impl Default for Target {
-    fn default() -> Self {
-        Self::Below(String::new())
-    }
+#[derive(Clone, Default)]
+pub(crate) struct Target {
+    /// Parsed for each attempt: that costs what copying a parsed one would, and the usual call makes
+    /// one attempt.
+    pub(crate) text: String,
+    /// Another origin than the base's, which gets no default header.
+    pub(crate) elsewhere: bool,
 }
 
 impl Target {
-    fn text(&self) -> &str {
-        match self {
-            Self::Below(text) | Self::SameOrigin(text) | Self::Elsewhere(text, _) => text,
-        }
-    }
-
-    /// Checked: what is below the base has stayed there.
-    fn url(&self, base: Option<&BaseUrl>) -> Result<Url, Error> {
-        let Ok(url) = Url::parse(self.text()) else {
-            return Err(Error::invalid("the request path makes no URL; check what is put into it"));
-        };
-        match (self, base) {
-            (Self::Below(_), Some(base)) if !base.holds(&url) => {
-                Err(Error::invalid("the request path leaves the base URL's path; remove the `..`"))
-            }
-            _ => Ok(url),
-        }
-    }
-
-    pub(crate) const fn text_mut(&mut self) -> &mut String {
-        match self {
-            Self::Below(text) | Self::SameOrigin(text) | Self::Elsewhere(text, _) => text,
-        }
+    fn url(&self) -> Result<Url, HttpFailure> {
+        // Never an error: it was looked at when it was made.
+        Url::parse(&self.text).map_err(|_| HttpFailure::no_url())
     }
 }
 
 /// A request that is ready to be sent, any number of times.
 pub(crate) struct Call {
     client: HttpClient,
-    driver: Driver,
     method: Method,
     target: Target,
-    /// For the first attempt; the usual call makes no other, so the text is enough for the rest.
-    parsed: Mutex<Option<Url>>,
     headers: HeaderMap,
     body: RequestBody,
     operation: Operation,
@@ -99,28 +69,16 @@ impl Call {
         idempotency: Idempotency,
         (timeout, deadline): (Option<Duration>, Option<Duration>),
     ) -> Result<Self, Error> {
-        let mut policy = match &target {
-            Target::Elsewhere(_, origin) => Some(client.policy_of(origin)?),
-            _ => None,
-        };
+        let mut policy = None;
+        if target.elsewhere {
+            let url = base_url::absolute(&target.text)?;
+            policy = Some(client.policy_of(&url.origin().ascii_serialization())?);
+        }
         if let Some(timeout) = timeout {
             policy = Some(policy.as_ref().unwrap_or(client.policy()).with_timeout(timeout));
         }
-        let parsed = Mutex::new(Some(target.url(client.0.base.as_ref())?));
         let operation = Operation::new(name(&method), idempotency);
-        let driver = client.driver()?;
-        Ok(Self {
-            client,
-            driver,
-            method,
-            target,
-            parsed,
-            headers,
-            body,
-            operation,
-            policy,
-            deadline,
-        })
+        Ok(Self { client, method, target, headers, body, operation, policy, deadline })
     }
 
     pub(crate) fn policy(&self) -> &Policy {
@@ -149,10 +107,8 @@ impl Call {
         headers.insert(header::IF_RANGE, etag.clone());
         Self {
             client: self.client.clone(),
-            driver: self.driver.clone(),
             method: self.method.clone(),
             target: self.target.clone(),
-            parsed: Mutex::new(None),
             headers,
             body: RequestBody::empty(),
             operation: self.operation,
@@ -163,17 +119,17 @@ impl Call {
 
     /// The answer with its body.
     pub(crate) async fn whole(&self, max_body: usize) -> Result<Response, Error> {
+        let driver = self.client.driver()?;
         let idle = self.body_idle();
         let early = AtomicBool::new(false);
         self.run(|attempt| {
-            let early = &early;
+            let (driver, early) = (&driver, &early);
             // The attempt's own limit is the stricter one, or this is.
             let idle = attempt.timeout().is_none_or(|limit| idle < limit).then_some(idle);
             async move {
-                let mut answer = self.head(Some(attempt)).await?;
-                let failure = self.failure(&mut answer, early, max_body).await;
-                if let Some(failure) = failure {
-                    return Err(failure);
+                let mut answer = self.head(driver, Some(attempt)).await?;
+                if HttpFailure::is_failing(answer.status()) {
+                    return Err(Box::pin(self.failure(answer, early, max_body)).await);
                 }
                 let body = incoming::whole(&mut answer, Limits { size: max_body, idle }).await?;
                 let status = answer.status();
@@ -185,15 +141,16 @@ impl Call {
 
     /// The head of the answer, its body still to be read.
     pub(crate) async fn begin(&self) -> Result<Head, Error> {
+        let driver = self.client.driver()?;
         let early = AtomicBool::new(false);
         self.run(|attempt| {
-            let early = &early;
+            let (driver, early) = (&driver, &early);
             async move {
-                let mut answer = self.head(Some(attempt)).await?;
-                match self.failure(&mut answer, early, usize::MAX).await {
-                    Some(failure) => Err(failure),
-                    None => Ok(Head { answer, attempts: attempt.number() }),
+                let answer = self.head(driver, Some(attempt)).await?;
+                if HttpFailure::is_failing(answer.status()) {
+                    return Err(Box::pin(self.failure(answer, early, usize::MAX)).await);
                 }
+                Ok(Head { answer, attempts: attempt.number() })
             }
         })
         .await
@@ -204,10 +161,13 @@ impl Call {
         F: FnMut(Attempt) -> Fut,
         Fut: Future<Output = Result<T, HttpFailure>>,
     {
-        let run = self.policy().run(&self.operation, attempt);
+        // What is rare is boxed here and above, so that the usual call's future stays small.
         let end = match self.deadline {
-            None => run.await,
-            Some(deadline) => Deadline::within(deadline).scope(run).await,
+            None => self.policy().run(&self.operation, attempt).await,
+            Some(deadline) => {
+                let run = Box::pin(self.policy().run(&self.operation, attempt));
+                Deadline::within(deadline).scope(run).await
+            }
         };
         end.map_err(|error| self.error(error))
     }
@@ -221,73 +181,76 @@ impl Call {
     /// A failing status, with what is worth having of its body.
     async fn failure(
         &self,
-        answer: &mut reqwest::Response,
+        mut answer: reqwest::Response,
         early: &AtomicBool,
         max_body: usize,
-    ) -> Option<HttpFailure> {
+    ) -> HttpFailure {
         let status = answer.status();
-        if !HttpFailure::is_failing(status) {
-            return None;
-        }
-        let body = incoming::of_failure(answer, max_body).await;
+        let body = incoming::of_failure(&mut answer, max_body).await;
         let response = Response { status, headers: std::mem::take(answer.headers_mut()), body };
         let again = status == StatusCode::TOO_EARLY && early.swap(true, Relaxed);
         let failure = HttpFailure::status(response, self.operation.idempotency(), again);
-        Some(if self.body.is_spent() { failure.of_a_spent_body() } else { failure })
+        if self.body.is_spent() { failure.of_a_spent_body() } else { failure }
     }
 
     /// One attempt, to the head of the answer that counts.
-    async fn head(&self, attempt: Option<Attempt>) -> Result<reqwest::Response, HttpFailure> {
+    async fn head(
+        &self,
+        driver: &Driver,
+        attempt: Option<Attempt>,
+    ) -> Result<reqwest::Response, HttpFailure> {
         let watch = self.body.is_stream().then(Arc::<AtomicBool>::default);
-        let answer = self.hops(attempt, watch.as_ref()).await;
-        if answer.is_err() && watch.is_some_and(|failed| failed.load(Relaxed)) {
-            return Err(answer.err().map_or_else(HttpFailure::spent, HttpFailure::of_an_upload));
-        }
-        answer.map_err(
-            |failure| {
-                if self.body.is_spent() { failure.of_a_spent_body() } else { failure }
-            },
-        )
+        let request = self.request(self.first_hop()?, attempt, watch.as_ref())?;
+        let sent = match driver {
+            Driver::Reqwest(client) => {
+                client.execute(request).await.map_err(HttpFailure::transport)
+            }
+            Driver::Double(double) => Box::pin(double.execute(request)).await,
+        };
+        let sent = match sent {
+            Ok(answer) if answer.status().is_redirection() && self.follows() => {
+                Box::pin(self.redirected(driver, answer, attempt, watch.as_ref())).await
+            }
+            sent => sent,
+        };
+        sent.map_err(|failure| match watch {
+            Some(failed) if failed.load(Relaxed) => failure.of_an_upload(),
+            _ if self.body.is_spent() => failure.of_a_spent_body(),
+            _ => failure,
+        })
     }
 
-    async fn hops(
+    /// A request that must not be repeated is not redirected: after a redirect, "never sent" would
+    /// be true of the second hop only, while the first may have done the work.
+    const fn follows(&self) -> bool {
+        !matches!(self.operation.idempotency(), Idempotency::Unsafe)
+    }
+
+    async fn redirected(
         &self,
+        driver: &Driver,
+        mut answer: reqwest::Response,
         attempt: Option<Attempt>,
         watch: Option<&Arc<AtomicBool>>,
     ) -> Result<reqwest::Response, HttpFailure> {
-        // A request that must not be repeated is not redirected: after a redirect, "never sent"
-        // would be true of the second hop only, while the first may have done the work.
-        let follows = !matches!(self.operation.idempotency(), Idempotency::Unsafe);
-        let mut hop = self.first_hop()?;
-        for n in 0..=MAX_REDIRECTS {
-            // The first is made anew if it is needed again, which is seldom.
-            let kept = (n > 0).then(|| hop.clone());
-            let mut answer = self.driver.execute(self.request(hop, attempt, watch)?).await?;
-            if !follows || !answer.status().is_redirection() {
-                return Ok(answer);
-            }
-            let from = match kept {
-                Some(hop) => hop,
-                None => self.first_hop()?,
-            };
-            let elsewhere = self.client.0.options.redirects_elsewhere;
+        let elsewhere = self.client.0.options.redirects_elsewhere;
+        let mut from = self.first_hop()?;
+        for _ in 0..MAX_REDIRECTS {
             let Some(next) = from.next(&answer, elsewhere) else { return Ok(answer) };
             // To its end, so that the connection can be used again.
             incoming::of_failure(&mut answer, usize::MAX).await;
-            hop = next;
+            answer = driver.execute(self.request(next.clone(), attempt, watch)?).await?;
+            from = next;
         }
-        Err(HttpFailure::redirects(MAX_REDIRECTS))
+        match from.next(&answer, elsewhere) {
+            Some(_) => Err(HttpFailure::redirects(MAX_REDIRECTS)),
+            None => Ok(answer),
+        }
     }
 
     fn first_hop(&self) -> Result<Hop, HttpFailure> {
-        let parsed = self.parsed.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let url = match parsed {
-            Some(url) => url,
-            // Never: it was parsed once.
-            None => Url::parse(self.target.text()).map_err(|_| HttpFailure::spent())?,
-        };
-        let defaults = !matches!(self.target, Target::Elsewhere(..));
-        Ok(Hop { url, method: self.method.clone(), defaults, secrets: true, body: true })
+        let (url, method) = (self.target.url()?, self.method.clone());
+        Ok(Hop { url, method, defaults: !self.target.elsewhere, secrets: true, body: true })
     }
 
     fn request(
@@ -297,7 +260,10 @@ impl Call {
         watch: Option<&Arc<AtomicBool>>,
     ) -> Result<reqwest::Request, HttpFailure> {
         let inner = &self.client.0;
-        let mut headers = self.headers.clone();
+        let mut headers = HeaderMap::new();
+        if !self.headers.is_empty() {
+            headers.clone_from(&self.headers);
+        }
         if hop.defaults {
             for (name, value) in &inner.headers {
                 headers.entry(name).or_insert_with(|| value.clone());
@@ -318,8 +284,8 @@ impl Call {
 }
 
 /// One attempt past the policy, for a health check.
-pub(crate) async fn ask(call: &Call) -> Result<StatusCode, HttpFailure> {
-    Ok(call.head(None).await?.status())
+pub(crate) async fn ask(call: &Call, driver: &Driver) -> Result<StatusCode, HttpFailure> {
+    Ok(call.head(driver, None).await?.status())
 }
 
 fn name(method: &Method) -> &'static str {

@@ -5,13 +5,11 @@ use mainstay_policy::{Classify, Outcome, Verdict};
 use std::{error::Error as StdError, fmt};
 
 /// Why one attempt failed, or why the fallback could not answer for it.
-#[derive(Debug)]
 pub struct RedisFailure {
     what: What,
     verdict: Verdict,
 }
 
-#[derive(Debug)]
 enum What {
     Driver(Driver),
     /// Our own link was down; with what took it down.
@@ -131,6 +129,15 @@ fn verdict(error: &Driver) -> Verdict {
         },
         // Timeout, IO, TLS, cancelled, a damaged stream: nobody knows.
         _ => Verdict::unknown(),
+    }
+}
+
+impl fmt::Debug for RedisFailure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RedisFailure")
+            .field("message", &format_args!("{self}"))
+            .field("verdict", &self.verdict)
+            .finish_non_exhaustive()
     }
 }
 

@@ -6,6 +6,7 @@
 //! is a panic with its log, and so is a program that is not installed.
 
 mod mariadb;
+mod pgbouncer;
 mod postgres;
 mod redis;
 
@@ -31,6 +32,8 @@ use tempfile::TempDir;
 pub type Postgres = Server<postgres::Postgres>;
 /// A MariaDB server: user `root`, no password, database `mysql`.
 pub type Mariadb = Server<mariadb::Mariadb>;
+/// A PgBouncer in transaction mode, before a PostgreSQL: see [`Server::pooler`].
+pub type Pgbouncer = Server<pgbouncer::Pgbouncer>;
 /// A Redis server that writes nothing to disk, so that it restarts empty.
 pub type Redis = Server<redis::Redis>;
 
@@ -80,6 +83,11 @@ impl<P: Program> Server<P> {
     pub fn start_with(arguments: &[&str]) -> Self {
         let dir = directory::temporary();
         P::prepare(dir.path());
+        Self::start_in(dir, arguments)
+    }
+
+    /// In a directory that has all it needs.
+    fn start_in(dir: TempDir, arguments: &[&str]) -> Self {
         let arguments = arguments.iter().map(|&argument| argument.to_owned()).collect();
         let port = Port::reserve();
         let mut server = Self { process: None, dir, port, arguments, program: PhantomData };

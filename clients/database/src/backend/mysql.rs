@@ -143,7 +143,8 @@ const fn class(number: u16) -> Class {
         1317 | 3024 | 1969 => Class::Cancelled,
         1021 | 1037 | 1038 | 1041 => Class::Exhausted,
         1290 | 1792 | 1836 => Class::WrongNode,
-        1044 | 1045 | 1049 | 1698 => Class::Refused,
+        1044 | 1045 | 1698 => Class::Refused,
+        1049 => Class::NoDatabase,
         1194 => Class::Damaged,
         _ => Class::Permanent,
     }

@@ -43,6 +43,10 @@ impl Sealed for Postgres {
         if let Some(statements) = tuning.statement_cache {
             options = options.statement_cache_capacity(statements);
         }
+        if tuning.pooler {
+            // PgBouncer refuses it in the startup packet; since PostgreSQL 12 it changes nothing.
+            options = options.extra_float_digits(None);
+        }
         Ok(options)
     }
 
@@ -132,7 +136,7 @@ fn class(code: &str) -> Class {
         "53100" | "53200" | "53400" => Class::Exhausted,
         "25006" => Class::WrongNode,
         "25P01" | "25P02" => Class::Aborted,
-        "3D000" => Class::Refused,
+        "3D000" => Class::NoDatabase,
         "XX001" | "XX002" => Class::Damaged,
         code if code.starts_with("08") || code.starts_with("58") => Class::GoingAway,
         code if code.starts_with("28") => Class::Refused,

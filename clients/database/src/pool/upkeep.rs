@@ -3,7 +3,16 @@
 use super::{Link, Permit, Pool, lock};
 use crate::backend::Backend;
 use std::time::Duration;
-use tokio::runtime::Handle;
+use tokio::{runtime::Handle, task::AbortHandle};
+
+/// Ends with the pool, at once and not when it next looks.
+pub(super) struct Upkeep(AbortHandle);
+
+impl Drop for Upkeep {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
 
 /// Runs until the pool is gone or closed, or its runtime ends.
 pub(super) fn start<DB: Backend>(pool: &Pool<DB>) {
@@ -12,7 +21,7 @@ pub(super) fn start<DB: Backend>(pool: &Pool<DB>) {
     let shortest = limits.idle_timeout.min(limits.max_lifetime) / 2;
     let period = shortest.clamp(Duration::from_millis(100), Duration::from_secs(30));
     let weak = pool.downgrade();
-    runtime.spawn(async move {
+    let task = runtime.spawn(async move {
         loop {
             match weak.upgrade() {
                 Some(pool) if !pool.0.permits.is_closed() => {
@@ -24,6 +33,7 @@ pub(super) fn start<DB: Backend>(pool: &Pool<DB>) {
             tokio::time::sleep(period).await;
         }
     });
+    let _ = pool.0.upkeep.set(Upkeep(task.abort_handle()));
 }
 
 impl<DB: Backend> Pool<DB> {

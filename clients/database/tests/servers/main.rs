@@ -2,7 +2,12 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::missing_panics_doc)]
 
 mod cancel;
+mod codes;
+mod failover;
+mod ledger;
 mod plain_sqlx;
+mod pool;
+mod pooler;
 mod session;
 
 use mainstay_database::{Backend, DatabaseClient, Error, MySqlDatabase, PgDatabase};

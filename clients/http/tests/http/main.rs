@@ -1,19 +1,27 @@
-//! The client against a scripted server on a real socket, which counts what it was sent.
-#![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
+//! The client against scripted servers on real sockets, which count what they were sent, behind the
+//! fault proxy, and with a double in the driver's place.
+#![allow(missing_docs, clippy::unwrap_used, clippy::panic, clippy::expect_used)]
+
+mod bodies;
+mod faults;
+mod http2;
+mod input;
+mod load;
+mod redirects;
+mod server;
+mod statuses;
+mod tls;
 
 use mainstay_http::{
     HttpClient, HttpFailure, get_http_client, get_http_client_for, set_http_client,
 };
 use mainstay_policy::{BreakerState, Error, HealthStatus, PolicyBuilder, report};
 use mainstay_test_support::Port;
+use server::{Server, quick};
 use std::{
+    future::IntoFuture,
     net::SocketAddr,
-    sync::{Arc, Mutex},
     time::{Duration, Instant},
-};
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpStream},
 };
 
 const OK: &str = "HTTP/1.1 200 OK\r\ncontent-length: 6\r\nconnection: close\r\n\r\n[\"Jo\"]";
@@ -24,74 +32,6 @@ const SEE_OTHER: &str = "HTTP/1.1 303 See\r\nlocation: /v1/done\r\ncontent-lengt
                          connection: close\r\n\r\n";
 const CUT: &str = "HTTP/1.1 200 OK\r\ncontent-length: 6\r\nconnection: close\r\n\r\n[\"";
 const NOTHING: &str = "";
-
-/// Answers request n with script n, the last one from then on; keeps every request it got.
-struct Server {
-    address: SocketAddr,
-    seen: Arc<Mutex<Vec<String>>>,
-}
-
-impl Server {
-    async fn start(script: &'static [&'static str]) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let seen = Arc::new(Mutex::new(Vec::new()));
-        let requests = Arc::clone(&seen);
-        tokio::spawn(async move {
-            loop {
-                let (mut stream, _) = listener.accept().await.unwrap();
-                let request = read(&mut stream).await;
-                let n = {
-                    let mut requests = requests.lock().unwrap();
-                    requests.push(request);
-                    requests.len()
-                };
-                let answer = script[(n - 1).min(script.len() - 1)];
-                stream.write_all(answer.as_bytes()).await.unwrap();
-            }
-        });
-        Self { address, seen }
-    }
-
-    fn client(&self) -> HttpClient {
-        client(self.address, quick)
-    }
-
-    fn seen(&self) -> usize {
-        self.seen.lock().unwrap().len()
-    }
-}
-
-async fn read(stream: &mut TcpStream) -> String {
-    let mut request = Vec::new();
-    let mut buffer = [0; 4096];
-    // The bodies of these tests come with the head or are empty; wait for the announced length.
-    loop {
-        let n = stream.read(&mut buffer).await.unwrap_or(0);
-        request.extend_from_slice(&buffer[..n]);
-        let text = String::from_utf8_lossy(&request).to_lowercase();
-        if let Some((head, body)) = text.split_once("\r\n\r\n") {
-            let length = head
-                .split("content-length: ")
-                .nth(1)
-                .map_or(0, |rest| rest.split("\r\n").next().unwrap().trim().parse().unwrap());
-            if body.len() >= length {
-                return text;
-            }
-        }
-        if n == 0 {
-            return text;
-        }
-    }
-}
-
-fn quick(policy: PolicyBuilder) -> PolicyBuilder {
-    policy
-        .timeout(Duration::from_secs(5))
-        .max_attempts(3)
-        .base_delay(Duration::from_millis(1))
-        .max_delay(Duration::from_millis(5))
-}
 
 fn client(
     address: SocketAddr,
@@ -153,7 +93,7 @@ async fn a_get_follows_redirects_on_its_origin_only() {
     assert!(server.seen.lock().unwrap()[1].starts_with("get /v1/done "));
     let elsewhere = "HTTP/1.1 302 Go\r\nlocation: http://127.0.0.1:9/x\r\ncontent-length: 0\r\n\
                      connection: close\r\n\r\n";
-    let server = Server::start(Box::leak(Box::new([elsewhere]))).await;
+    let server = Server::start(&[elsewhere]).await;
     assert_eq!(server.client().get("users").await.unwrap().status(), 302);
     assert_eq!(server.seen(), 1);
 }
@@ -161,7 +101,7 @@ async fn a_get_follows_redirects_on_its_origin_only() {
 #[tokio::test]
 async fn a_failure_with_a_body_over_the_limit_is_still_that_failure() {
     let long = "HTTP/1.1 503 Busy\r\ncontent-length: 6\r\nconnection: close\r\n\r\nsorry!";
-    let server = Server::start(Box::leak(Box::new([long]))).await;
+    let server = Server::start(&[long]).await;
     let client = HttpClient::builder(&format!("http://{}", server.address))
         .policy(|p| quick(p).failure_threshold(1))
         .max_body(3)
@@ -188,7 +128,7 @@ async fn an_error_carries_the_response_and_other_statuses_are_answers() {
     assert_eq!(failure.response().unwrap().status(), 503);
     assert_eq!((error.attempts(), server.seen()), (3, 3));
     let missing = "HTTP/1.1 404 No\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
-    let server = Server::start(Box::leak(Box::new([missing]))).await;
+    let server = Server::start(&[missing]).await;
     assert_eq!(server.client().get("users").await.unwrap().status(), 404);
     assert_eq!(server.seen(), 1);
 }
@@ -255,4 +195,77 @@ fn one_client_works_from_a_second_runtime_after_the_first_is_gone() {
         assert!(runtime.block_on(async { client.reqwest() }).is_ok());
     }
     assert!(client.reqwest().is_err(), "no runtime here, and no panic");
+}
+
+#[tokio::test]
+async fn requests_go_through_the_proxy_that_is_named_with_its_credentials() {
+    let server = Server::start(&[OK]).await;
+    let client = HttpClient::builder("http://api.example/v1")
+        .proxy(&format!("http://user:pass@{}", server.address))
+        .bearer_auth("t")
+        .build()
+        .unwrap();
+    client.get("users").await.unwrap();
+    let seen = server.request(1);
+    assert!(seen.starts_with("get http://api.example/v1/users http/1.1"), "{seen}");
+    assert!(seen.contains("proxy-authorization: basic dxnlcjpwyxnz"), "{seen}");
+    // A proxy that opens no tunnel: nothing was sent.
+    let refusal = "HTTP/1.1 403 No\r\ncontent-length: 0\r\n\r\n";
+    let server = Server::start(&[refusal]).await;
+    let client = HttpClient::builder("https://api.example")
+        .proxy(&format!("http://{}", server.address))
+        .policy(quick)
+        .build()
+        .unwrap();
+    let error = client.post("users").await.unwrap_err();
+    assert_eq!((error.effect(), server.seen()), (mainstay_policy::Effect::NeverSent, 3));
+    assert!(server.request(1).starts_with("connect api.example:443"));
+}
+
+#[tokio::test]
+async fn a_reqwest_client_that_exists_is_used_as_it_is() {
+    let server = Server::start(&[BUSY, OK]).await;
+    let driver = reqwest::Client::builder()
+        .no_proxy()
+        .user_agent("mine")
+        .retry(reqwest::retry::never())
+        .redirect(reqwest::redirect::Policy::none());
+    let client = HttpClient::builder(&server.url()).reqwest(driver.build().unwrap());
+    let client = client.policy(quick).build().unwrap();
+    client.get("users").await.unwrap();
+    assert_eq!(server.seen(), 2);
+    assert!(server.request(2).contains("user-agent: mine"));
+    client.reqwest().unwrap().get(server.url()).send().await.unwrap();
+    assert_eq!(server.seen(), 3);
+    let plain = HttpClient::from_reqwest(&server.url(), client.reqwest().unwrap()).unwrap();
+    assert_eq!(plain.get("users").await.unwrap().status(), 200);
+}
+
+#[tokio::test]
+async fn health_is_measured_where_it_is_asked_for_and_feeds_nothing() {
+    let server = Server::start(&[BUSY, SEE_OTHER, OK]).await;
+    let client = client(server.address, |p| quick(p).failure_threshold(1));
+    let health = client.health_check_at("/health?full=1").await;
+    assert_eq!((health.status, &*health.detail), (HealthStatus::Unhealthy, "status 503"));
+    assert_eq!(client.policy().breaker().state(), BreakerState::Closed);
+    assert_eq!(client.health_check().await.status, HealthStatus::Healthy);
+    assert_eq!(server.seen(), 3);
+    assert!(server.request(1).starts_with("get /v1/health?full=1 "));
+    assert!(server.request(2).starts_with("get /v1 "), "{}", server.request(2));
+    assert!(client.health_check_at("//evil").await.detail.contains("another host"));
+}
+
+#[test]
+fn what_crosses_threads_can() {
+    fn crosses<T: Send + Sync + 'static>() {}
+    fn sent<T: Send + 'static>(_: T) {}
+    crosses::<HttpClient>();
+    crosses::<HttpFailure>();
+    crosses::<mainstay_http::Response>();
+    crosses::<mainstay_http::Request>();
+    let client = HttpClient::builder("http://127.0.0.1:9").build().unwrap();
+    sent(client.get("x").into_future());
+    sent(client.get("x").stream());
+    fn download<T: Send + Unpin>() {}
+    download::<mainstay_http::Download>();
 }

@@ -1,5 +1,8 @@
-use super::Program;
-use crate::process::{command, find, run};
+use super::{Program, Server};
+use crate::{
+    directory,
+    process::{command, find, run},
+};
 use rustix::process::Signal;
 use std::{
     fs,
@@ -55,6 +58,20 @@ impl Program for Postgres {
 
     fn url(address: SocketAddr) -> String {
         format!("postgres://postgres@{address}/postgres")
+    }
+}
+
+impl Server<Postgres> {
+    /// A standby of this one, which follows it from now on and takes no writes until
+    /// `select pg_promote()`.
+    #[must_use]
+    pub fn standby(&self) -> Self {
+        let dir = directory::temporary();
+        let mut copy = command(&program("pg_basebackup"), dir.path());
+        copy.args(["-h", "127.0.0.1", "-p", &self.address().port().to_string(), "-U", "postgres"]);
+        copy.args(["-D", "data", "-R", "--checkpoint=fast", "-X", "stream", "--no-sync"]);
+        run(&mut copy);
+        Self::start_in(dir, &[])
     }
 }
 

@@ -155,3 +155,14 @@ fn a_process_that_is_killed_leaves_nothing_behind() {
     let left = || fs::read_dir(dir.path()).unwrap().count();
     assert!(within_limit(|| left() == 0), "{} directories are left", left());
 }
+
+#[test]
+fn a_standby_follows_and_a_pooler_lends() {
+    let server = Server::<postgres::Postgres>::start();
+    let standby = server.standby();
+    assert!(ready::<postgres::Postgres>(standby.address()).unwrap());
+    let mut pooler = server.pooler();
+    assert!(ready::<pgbouncer::Pgbouncer>(pooler.address()).unwrap());
+    pooler.restart();
+    assert!(ready::<pgbouncer::Pgbouncer>(pooler.address()).unwrap());
+}

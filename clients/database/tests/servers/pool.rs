@@ -1,0 +1,287 @@
+//! The pool under fire: connections killed while idle, futures dropped at random, closing, adopting.
+
+use super::*;
+use mainstay_database::DatabaseFailure;
+use mainstay_policy::HealthStatus;
+use mainstay_test_support::{Port, Proxy};
+use sqlx::postgres::PgPoolOptions;
+
+type PgQuery<'q> = sqlx::query::Query<'q, sqlx::Postgres, sqlx::postgres::PgArguments>;
+
+async fn run(query: PgQuery<'_>, db: &PgDatabase) -> Result<(), Error> {
+    query.execute(db).await?;
+    Ok(())
+}
+
+/// The server closes every idle connection, again and again, and nobody notices.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_thousand_idle_connections_killed_by_the_server_cause_no_error() {
+    const SIZE: i64 = 250;
+    let server = Postgres::start_with(&["--max_connections=300"]);
+    let db: PgDatabase = DatabaseClient::builder()
+        .name("killed-idle")
+        .url(server.url())
+        .max_connections(u32::try_from(SIZE).unwrap())
+        .build()
+        .unwrap();
+    let referee: PgDatabase = client("killed-idle-referee", server.url());
+    sqlx::query("create table t (n int)").execute(&referee).await.unwrap();
+    let (mut killed, mut written) = (0, 0);
+    while killed < 1_000 {
+        let all = (0..SIZE).map(|_| db.acquire());
+        drop(futures_util::future::try_join_all(all).await.unwrap());
+        until_at_rest(&db).await;
+        // For longer than goes without a ping, as the server knows.
+        until("they have been idle", || async {
+            let idle = "select count(*) from pg_stat_activity where state = 'idle' \
+                        and clock_timestamp() - state_change > '1100 ms' and pid <> pg_backend_pid()";
+            sqlx::query_scalar::<_, i64>(idle).fetch_one(&referee).await.unwrap() >= SIZE
+        })
+        .await;
+        let kill = "select count(pg_terminate_backend(pid)) from pg_stat_activity \
+                    where backend_type = 'client backend' and pid <> pg_backend_pid()";
+        killed += sqlx::query_scalar::<_, i64>(kill).fetch_one(&referee).await.unwrap();
+        let work = (0..SIZE).map(|n| {
+            let db = &db;
+            async move {
+                let done: Result<(), Error> = match n % 3 {
+                    0 => run(sqlx::query("select 1"), db).await,
+                    1 => run(sqlx::query("insert into t values (1)"), db).await,
+                    _ => {
+                        let mut session = db.session().await?;
+                        sqlx::query("insert into t values (1)").execute(&mut session).await?;
+                        session.commit().await
+                    }
+                };
+                done
+            }
+        });
+        futures_util::future::try_join_all(work).await.unwrap();
+        written += (0..SIZE).map(|n| i64::from(n % 3 != 0)).sum::<i64>();
+    }
+    let rows: i64 = sqlx::query_scalar("select count(*) from t").fetch_one(&referee).await.unwrap();
+    println!("{killed} killed while idle, {written} writes acknowledged, {rows} there");
+    assert_eq!(rows, written);
+    let health = db.health_check().await;
+    assert_eq!(health.status, HealthStatus::Healthy);
+    println!("{}", health.detail);
+}
+
+/// Moments after their last use, when none is pinged: what can be repeated is, and BEGIN is its own
+/// ping.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_killed_a_moment_ago_cost_no_read_and_no_transaction() {
+    let server = Postgres::start();
+    let db: PgDatabase = client("killed-now", server.url());
+    let referee: PgDatabase = client("killed-now-referee", server.url());
+    for _ in 0..20 {
+        drop(futures_util::future::try_join_all((0..10).map(|_| db.acquire())).await.unwrap());
+        let kill = "select count(pg_terminate_backend(pid)) from pg_stat_activity \
+                    where backend_type = 'client backend' and pid <> pg_backend_pid()";
+        sqlx::query(kill).execute(&referee).await.unwrap();
+        let work = (0..10).map(|n| {
+            let db = &db;
+            async move {
+                if n % 2 == 0 {
+                    sqlx::query("select 1").execute(db).await?;
+                    return Ok(());
+                }
+                let mut session = db.session().await?;
+                sqlx::query("select 1").execute(&mut session).await?;
+                session.commit().await
+            }
+        });
+        futures_util::future::try_join_all(work).await.map_err(|e: Error| text(&e)).unwrap();
+    }
+}
+
+/// Dropped at random points, nothing leaks: no connection, no place, no open transaction.
+#[tokio::test]
+async fn futures_dropped_at_random_leak_nothing() {
+    let server = Postgres::start();
+    let seed = fastrand::u64(..);
+    println!("seed {seed}");
+    let mut random = fastrand::Rng::with_seed(seed);
+    let db: PgDatabase = DatabaseClient::builder()
+        .name("random-drops")
+        .url(server.url())
+        .max_connections(3)
+        .build()
+        .unwrap();
+    sqlx::query("create table t (n int)").execute(&db).await.unwrap();
+    let mut acknowledged = 0;
+    for _ in 0..400 {
+        let work = async {
+            let mut session = db.session().await?;
+            sqlx::query("insert into t values (1)").execute(&mut session).await?;
+            let mut part = session.savepoint().await?;
+            sqlx::query("insert into t values (2)").execute(&mut part).await?;
+            part.release().await?;
+            sqlx::query("select n from t limit 3").fetch_all(&db).await?;
+            session.rollback().await
+        };
+        let mut work = Box::pin(work);
+        for _ in 0..random.u32(0..60) {
+            if poll_once(&mut work).await {
+                break;
+            }
+            tokio::task::yield_now().await;
+        }
+        drop(work);
+        sqlx::query("insert into t values (3)").execute(&db).await.unwrap();
+        acknowledged += 1;
+    }
+    until_at_rest(&db).await;
+    let status = db.pool_status().unwrap();
+    assert_eq!((status.in_use, status.waiting), (0, 0), "seed {seed}");
+    // Those that were given up are closed once their statements are cancelled.
+    until("all are closed or idle", || async {
+        let status = db.pool_status().unwrap();
+        status.size == status.idle
+    })
+    .await;
+    let referee: PgDatabase = client("random-drops-referee", server.url());
+    until("no transaction is open", || async {
+        let open = "select count(*) from pg_stat_activity where state like 'idle in%'";
+        sqlx::query_scalar::<_, i64>(open).fetch_one(&referee).await.unwrap() == 0
+    })
+    .await;
+    let rows: Vec<(i32, i64)> =
+        sqlx::query_as("select n, count(*) from t group by n").fetch_all(&referee).await.unwrap();
+    assert_eq!(rows, [(3, acknowledged)], "seed {seed}");
+    // And the pool is whole.
+    let all = futures_util::future::try_join_all((0..3).map(|_| db.acquire())).await.unwrap();
+    assert_eq!(all.len(), 3);
+}
+
+#[tokio::test]
+async fn the_cause_of_a_refused_connection_is_known_at_once() {
+    let port = Port::reserve();
+    let db: PgDatabase = DatabaseClient::builder()
+        .name("refused")
+        .url(Postgres::url_at(port.address()))
+        .policy(|p| p.max_attempts(1))
+        .build()
+        .unwrap();
+    let started = Instant::now();
+    let error = db.session().await.unwrap_err();
+    let took = started.elapsed();
+    println!("refused: known after {took:?}");
+    assert!(took < ms(50), "{took:?}");
+    assert!(text(&error).contains("refused"), "{}", text(&error));
+}
+
+/// Many who wait make one dial.
+#[tokio::test]
+async fn a_server_that_is_down_is_dialled_once_for_all() {
+    let proxy = Proxy::in_front_of(Port::reserve().address());
+    proxy.set(|faults| faults.accept = mainstay_test_support::proxy::Accept::Silent);
+    let db: PgDatabase = DatabaseClient::builder()
+        .name("one-dial")
+        .url(Postgres::url_at(proxy.addr()))
+        .connect_timeout(ms(200))
+        .policy(|p| p.max_attempts(1).enable_circuit_breaker(false))
+        .build()
+        .unwrap();
+    let all = futures_util::future::join_all((0..10).map(|_| db.session())).await;
+    assert!(all.iter().all(Result::is_err));
+    assert_eq!(proxy.accepted(), 1);
+}
+
+#[tokio::test]
+async fn an_exhausted_pool_is_no_fault_of_the_server() {
+    let db: PgDatabase = DatabaseClient::builder()
+        .name("exhausted")
+        .url(POSTGRES.url())
+        .max_connections(2)
+        .acquire_timeout(ms(50))
+        .policy(|p| p.max_attempts(1).failure_threshold(1))
+        .build()
+        .unwrap();
+    let held = futures_util::future::try_join_all((0..2).map(|_| db.acquire())).await.unwrap();
+    let error = db.session().await.unwrap_err();
+    assert!(error.downcast_ref::<DatabaseFailure>().unwrap().is_pool_exhausted());
+    assert!(text(&error).contains("2 of 2 are in use"), "{}", text(&error));
+    let health = db.health_check().await;
+    assert_eq!(health.status, HealthStatus::Degraded);
+    assert!(health.detail.contains("2 in use, 0 waiting"), "{}", health.detail);
+    drop(held);
+    sqlx::query("select 1").execute(&db).await.unwrap();
+}
+
+#[tokio::test]
+async fn close_is_bounded_and_what_comes_after_is_refused() {
+    let db = postgres("closing");
+    let held = db.session().await.unwrap();
+    let started = Instant::now();
+    db.close(ms(100)).await;
+    assert!(started.elapsed() >= ms(100) && started.elapsed() < ms(1_000));
+    let error = db.session().await.unwrap_err();
+    assert!(text(&error).contains("the client is closed"), "{}", text(&error));
+    assert_eq!(error.attempts(), 1);
+    assert_eq!(db.health_check().await.status, HealthStatus::Unhealthy);
+    drop(held);
+    db.close(ms(10_000)).await;
+    until_at_rest(&db).await;
+    until("all are closed", || async { db.pool_status().unwrap().size == 0 }).await;
+}
+
+#[tokio::test]
+async fn an_adopted_pool_is_used_and_given_back() {
+    let pool = PgPoolOptions::new().max_connections(2).connect_lazy(&POSTGRES.url()).unwrap();
+    let db = PgDatabase::from_pool(pool.clone()).unwrap();
+    sqlx::query("create table adopted (n int)").execute(&db).await.unwrap();
+    assert_eq!(db.max_connections(), 2);
+    let mut session = db.session().await.unwrap();
+    sqlx::query("insert into adopted values (1)").execute(&mut session).await.unwrap();
+    session.commit().await.unwrap();
+    let refused = sqlx::query("insert into adopted values (2)").execute(db.read()).await;
+    assert_eq!(refused.unwrap_err().as_database_error().unwrap().code().unwrap(), "25006");
+    tokio::time::timeout(ms(50), sqlx::query("select pg_sleep(9)").execute(&db)).await.unwrap_err();
+    let all = futures_util::future::try_join_all((0..2).map(|_| db.acquire())).await.unwrap();
+    assert_eq!(pool.size(), 2);
+    drop(all);
+    let n: i64 = sqlx::query_scalar("select count(*) from adopted").fetch_one(&pool).await.unwrap();
+    assert_eq!(n, 1);
+    assert!(!db.pool().unwrap().is_closed());
+}
+
+/// Connections kept ready, and old ones closed.
+#[tokio::test]
+async fn connections_are_kept_ready_and_do_not_grow_old() {
+    let db: PgDatabase = DatabaseClient::builder()
+        .name("ready")
+        .url(POSTGRES.url())
+        .min_connections(2)
+        .max_lifetime(ms(400))
+        .build()
+        .unwrap();
+    until("two are open", || async { db.pool_status().unwrap().idle == 2 }).await;
+    let process = "select pg_backend_pid()";
+    let before: i32 = sqlx::query_scalar(process).fetch_one(&db).await.unwrap();
+    until("they have been replaced", || async {
+        sqlx::query_scalar::<_, i32>(process).fetch_one(&db).await.unwrap() != before
+    })
+    .await;
+}
+
+/// The break time and one probe: no longer.
+#[tokio::test]
+async fn the_first_success_comes_with_the_first_probe_after_the_server_is_back() {
+    let mut server = Postgres::start();
+    let db: PgDatabase = client("comes-back", server.url());
+    run(sqlx::query("select 1"), &db).await.unwrap();
+    server.kill();
+    until("the breaker is open", || async {
+        db.session().await.is_err_and(|error| error.is_circuit_open())
+    })
+    .await;
+    server.restart();
+    let back = Instant::now();
+    while let Err(error) = db.session().await {
+        tokio::time::sleep(error.retry_after().unwrap_or(ms(1))).await;
+    }
+    // The break is 200 ms at most, and up to 15 % longer by its jitter.
+    println!("first success {:?} after the server is back", back.elapsed());
+    assert!(back.elapsed() < ms(230 + 200), "{:?}", back.elapsed());
+}

@@ -1,0 +1,67 @@
+//! Behind PgBouncer in transaction mode, with two connections of the server for all.
+
+use super::*;
+use mainstay_database::SessionOptions;
+
+fn behind(name: &str, url: String) -> PgDatabase {
+    DatabaseClient::builder()
+        .name(name)
+        .url(url)
+        .max_connections(16)
+        .transaction_pooler()
+        .policy(|p| p.timeout(ms(20_000)).max_attempts(1))
+        .build()
+        .unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_callers_share_two_connections_without_an_error() {
+    let server = Postgres::start();
+    let pooler = server.pooler();
+    let db = behind("pooler", pooler.url());
+    sqlx::query("create table t (n int)").execute(&db).await.unwrap();
+    let tasks: Vec<_> = (0..16)
+        .map(|task| {
+            let db = db.clone();
+            tokio::spawn(async move {
+                for n in 0..75 {
+                    let value = task * 1_000 + n;
+                    // Two statements of one shape, told apart by what they give.
+                    let got: i32 = sqlx::query_scalar("select $1::int4")
+                        .bind(value)
+                        .fetch_one(&db)
+                        .await
+                        .unwrap();
+                    assert_eq!(got, value);
+                    sqlx::query("insert into t values ($1)")
+                        .bind(value)
+                        .execute(&db)
+                        .await
+                        .unwrap();
+                    let text: String = sqlx::query_scalar("select $1::text || 'x'")
+                        .bind(value.to_string())
+                        .fetch_one(db.read())
+                        .await
+                        .unwrap();
+                    assert_eq!(text, format!("{value}x"));
+                }
+            })
+        })
+        .collect();
+    for task in tasks {
+        task.await.unwrap();
+    }
+    let rows: i64 =
+        sqlx::query_scalar("select count(distinct n) from t").fetch_one(&db).await.unwrap();
+    assert_eq!(rows, 1_200);
+    // Nothing is left on the server's connections.
+    let mut session = db.session_with(SessionOptions::new()).await.unwrap();
+    let named: i64 =
+        sqlx::query_scalar("select count(*) from pg_prepared_statements where name <> ''")
+            .fetch_one(&mut session)
+            .await
+            .unwrap();
+    assert_eq!(named, 0);
+    let refused = sqlx::query("insert into t values (1)").execute(db.read()).await.unwrap_err();
+    assert_eq!(refused.as_database_error().unwrap().code().unwrap(), "25006");
+}

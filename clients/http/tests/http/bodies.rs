@@ -1,0 +1,283 @@
+//! Bodies, both ways: streamed, resumed, compressed, over the limit, there once.
+
+use crate::server::{Server, Step, answer};
+use bytes::Bytes;
+use flate2::{Compression, write::GzEncoder};
+use futures_util::{StreamExt, stream};
+use mainstay_http::{Download, HttpDouble, Multipart, Reply, RequestBody};
+use mainstay_policy::{BreakerState, Deadline, report};
+use std::{
+    io::{self, Write},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
+    time::Duration,
+};
+
+const MS: Duration = Duration::from_millis(1);
+
+async fn rest(download: &mut Download) -> (Vec<u8>, Option<String>) {
+    let mut bytes = Vec::new();
+    loop {
+        match download.chunk().await {
+            Ok(Some(piece)) => bytes.extend_from_slice(&piece),
+            Ok(None) => return (bytes, None),
+            Err(error) => {
+                assert!(download.chunk().await.unwrap().is_none(), "an error is the end");
+                return (bytes, Some(report(&error).to_string()));
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_streamed_body_comes_piece_by_piece_and_its_end_is_told_to_the_breaker() {
+    let server = Server::always(Step::Close(answer("200 OK", "x: y\r\n", "hello"))).await;
+    let client = server.client();
+    let download = client.get("x").stream().await.unwrap();
+    assert_eq!(
+        (download.status().as_u16(), &download.headers()["x"]),
+        (200, &"y".parse().unwrap())
+    );
+    let pieces: Vec<_> = download.collect().await;
+    assert_eq!(pieces.into_iter().map(Result::unwrap).collect::<Vec<_>>().concat(), b"hello");
+    // A failing status is an error, repeated as ever.
+    let server = Server::start(&["HTTP/1.1 503 Busy\r\ncontent-length: 0\r\n\r\n"]).await;
+    let error = server.client().get("x").stream().await.unwrap_err();
+    assert_eq!((error.attempts(), server.seen()), (3, 3));
+    // Ten broken bodies are half of twenty attempts.
+    let cut = b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nhello".to_vec();
+    let server = Server::always(Step::Close(cut)).await;
+    let client = server.client();
+    for n in 1..=10 {
+        assert_eq!(client.policy().breaker().state(), BreakerState::Closed, "{n}");
+        let mut download = client.get("x").stream().await.unwrap();
+        let (bytes, error) = rest(&mut download).await;
+        assert_eq!((&*bytes, download.received()), (&b"hello"[..], 5));
+        assert!(error.unwrap().contains("cut off"));
+    }
+    assert_eq!(client.policy().breaker().state(), BreakerState::Open);
+    assert!(client.get("x").stream().await.unwrap_err().is_circuit_open());
+}
+
+#[tokio::test]
+async fn a_streamed_body_has_an_idle_limit_a_deadline_and_a_size() {
+    let stalls = b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nhello".to_vec();
+    let server = Server::always(Step::Stall(stalls)).await;
+    let client = server.builder().body_idle(100 * MS).build().unwrap();
+    let (bytes, error) = rest(&mut client.get("x").stream().await.unwrap()).await;
+    assert_eq!(bytes, b"hello");
+    assert!(error.unwrap().contains("no more of the body came within 100ms"));
+    let client = server.client();
+    let begin = client.get("x").deadline(200 * MS).stream().await;
+    let (_, error) = rest(&mut begin.unwrap()).await;
+    assert!(error.unwrap().contains("not over by the deadline"));
+    let begin = Deadline::within(200 * MS).scope(client.get("x").stream()).await;
+    let (_, error) = rest(&mut begin.unwrap()).await;
+    assert!(error.unwrap().contains("not over by the deadline"));
+    let (bytes, error) = rest(&mut client.get("x").max_body(4).stream().await.unwrap()).await;
+    assert!(bytes.is_empty() && error.unwrap().contains("limit of 4 bytes"));
+    // The pieces may take longer than an attempt, as long as they come.
+    let server = Server::always(Step::Drip(answer("200 OK", "", "0123456789"), 20 * MS)).await;
+    let client = server.builder().policy(|p| p.timeout(1_200 * MS)).build().unwrap();
+    let mut download = client.get("x").timeout(1_000 * MS).stream().await.unwrap();
+    assert_eq!(rest(&mut download).await.0, b"0123456789");
+}
+
+/// Serves `content`, `piece` bytes at a time, then breaks off; by Range if it is asked to.
+async fn breaks_off(content: &'static [u8], piece: usize, etag: fn(usize) -> String) -> Server {
+    Server::scripted(move |n, request| {
+        let from = request.split("range: bytes=").nth(1);
+        let from = from.map_or(0, |from| from.split('-').next().unwrap().parse().unwrap());
+        let body = &content[from..];
+        let tag = etag(n);
+        let asked = request.split("if-range: ").nth(1).and_then(|t| t.split("\r\n").next());
+        let partial = from > 0 && asked == Some(&*tag.to_lowercase());
+        let (status, body) = match partial {
+            true => (format!("206 Partial\r\ncontent-range: bytes {from}-9/10"), body),
+            false => ("200 OK".to_owned(), content),
+        };
+        let bytes = answer(&status, &format!("etag: {tag}\r\n"), body);
+        let end = bytes.len() - body.len() + piece.min(body.len());
+        Step::Close(bytes[..end].to_vec())
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_download_that_breaks_off_goes_on_where_it_was() {
+    let server = breaks_off(b"0123456789", 3, |_| "\"v1\"".to_owned()).await;
+    let client = server.client();
+    let mut download = client.get("x").resume_by_range().stream().await.unwrap();
+    assert_eq!(rest(&mut download).await, (b"0123456789".to_vec(), None));
+    assert_eq!(server.seen(), 4);
+    assert!(server.request(1).contains("accept-encoding: identity"));
+    // Not without being asked to, nor for what may be something else by now.
+    let (bytes, error) = rest(&mut client.get("x").stream().await.unwrap()).await;
+    assert!(bytes == b"012" && error.unwrap().contains("cut off"));
+    for etag in [|_| "W/\"v1\"".to_owned(), |n| format!("\"v{n}\"")] as [fn(usize) -> String; 2] {
+        let server = breaks_off(b"0123456789", 3, etag).await;
+        let begin = server.client().get("x").resume_by_range().stream().await;
+        let (bytes, error) = rest(&mut begin.unwrap()).await;
+        assert!(bytes == b"012" && error.is_some());
+    }
+    // A server that gives less and less of a body without end is not asked for ever.
+    let server = breaks_off(b"0123456789", 1, |_| "\"v1\"".to_owned()).await;
+    let begin = server.client().get("x").resume_by_range().stream().await;
+    let (bytes, error) = rest(&mut begin.unwrap()).await;
+    assert_eq!((bytes.len(), server.seen(), error.is_some()), (6, 6, true));
+}
+
+fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = GzEncoder::new(Vec::new(), Compression::best());
+    encoder.write_all(bytes).unwrap();
+    encoder.finish().unwrap()
+}
+
+/// A frame of RFC 8878 with a window of 128 KiB whose blocks repeat one byte, 128 KiB each.
+fn zstd_bomb(blocks: u32) -> Vec<u8> {
+    let mut frame = vec![0x28, 0xb5, 0x2f, 0xfd, 0x00, 0x38];
+    for n in 1..=blocks {
+        let header = (0x20000 << 3) | (1 << 1) | u32::from(n == blocks);
+        frame.extend_from_slice(&header.to_le_bytes()[..3]);
+        frame.push(b'x');
+    }
+    frame
+}
+
+#[tokio::test]
+async fn compressed_bodies_are_undone_and_bombs_end_at_the_limit() {
+    let brotli = [0x0b, 0x02, 0x80, b'h', b'e', b'l', b'l', b'o', 0x03];
+    let zstd = [&[0x28, 0xb5, 0x2f, 0xfd, 0x20, 5, 0x29, 0, 0][..], b"hello"].concat();
+    for (coding, body) in [("gzip", gzip(b"hello")), ("br", brotli.into()), ("zstd", zstd)] {
+        let headers = format!("content-encoding: {coding}\r\n");
+        let server = Server::always(Step::Close(answer("200 OK", &headers, body))).await;
+        let response = server.client().get("x").await.unwrap();
+        assert_eq!(response.text(), "hello", "{coding}");
+        assert!(server.request(1).contains(coding), "it is asked for");
+        let plain = server.builder().without_compression().build().unwrap();
+        assert_ne!(plain.get("x").await.unwrap().text(), "hello");
+        assert!(!server.request(2).contains("accept-encoding"));
+    }
+    // 200 MB of one letter, in 200 KB and 6 KB.
+    for (coding, bomb) in [("gzip", gzip(&vec![b'x'; 200_000_000])), ("zstd", zstd_bomb(1_600))] {
+        assert!(bomb.len() < 400_000);
+        for status in ["200 OK", "500 Broken"] {
+            let headers = format!("content-encoding: {coding}\r\n");
+            let server = Server::always(Step::Close(answer(status, &headers, &bomb))).await;
+            let client = server.builder().max_body(1_000_000).build().unwrap();
+            let error = client.post("x").await.unwrap_err();
+            let text = report(&error).to_string();
+            let expected = if status == "200 OK" { "limit of 1000000 bytes" } else { "status 500" };
+            assert!(text.contains(expected), "{coding}: {text}");
+            let mut download = client.get("x").max_body(1_000_000).stream().await;
+            if let Ok(download) = &mut download {
+                assert!(rest(download).await.1.unwrap().contains("limit of 1000000"));
+            }
+        }
+    }
+    // What is no gzip, or ends early, is a failure that may be repeated.
+    let mut cut = gzip(&[7; 1000]);
+    cut.truncate(cut.len() - 9);
+    for body in [b"hello".to_vec(), cut] {
+        let bad = Step::Close(answer("200 OK", "content-encoding: gzip\r\n", body));
+        let steps = [bad, Step::Close(answer("200 OK", "", "ok"))];
+        let server = Server::scripted(move |n, _| steps[n - 1].clone()).await;
+        assert_eq!(server.client().get("x").await.unwrap().text(), "ok");
+    }
+}
+
+fn pieces() -> impl futures_util::Stream<Item = io::Result<Bytes>> {
+    stream::iter(["ab", "cd", "ef"].map(|piece| Ok(Bytes::from(piece))))
+}
+
+#[tokio::test]
+async fn a_stream_that_can_be_made_again_is_repeated_and_one_that_cannot_is_not() {
+    let busy = "HTTP/1.1 500 Broken\r\ncontent-length: 0\r\n\r\n";
+    let ok = "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
+    let server = Server::start(&[busy, ok]).await;
+    let body = RequestBody::streamed_by(pieces).with_length(6);
+    server.client().put("x").body(body).await.unwrap();
+    assert_eq!(server.seen(), 2);
+    for n in 1..=2 {
+        assert!(server.request(n).contains("content-length: 6"), "{}", server.request(n));
+        assert!(server.request(n).ends_with("abcdef"));
+    }
+    for answer in [busy, ""] {
+        let server = Server::start(&[answer, ok]).await;
+        let body = RequestBody::streamed_once(pieces());
+        let error = server.client().put("x").body(body).await.unwrap_err();
+        assert_eq!((server.seen(), error.attempts()), (1, 1), "{error}");
+        assert!(error.is_outcome_unknown(), "{error}");
+        assert!(server.request(1).contains("transfer-encoding: chunked"));
+    }
+    // 429 says that it did not happen, but there is nothing left to send.
+    let later = "HTTP/1.1 429 Later\r\nretry-after: 0\r\ncontent-length: 0\r\n\r\n";
+    let server = Server::start(&[later, ok]).await;
+    let body = RequestBody::streamed_once(pieces());
+    let error = server.client().put("x").body(body).await.unwrap_err();
+    assert_eq!(server.seen(), 1);
+    assert!(report(&error).to_string().contains("streamed_by"), "{}", report(&error));
+    // Nobody has begun to read it while there was no connection.
+    let double = HttpDouble::new(|r| match r.number {
+        1 => Reply::refused(),
+        _ => Reply::status(200),
+    });
+    let client = crate::server::builder("http://once.example").double(&double).build().unwrap();
+    client.post("x").body(RequestBody::streamed_once(pieces())).await.unwrap();
+    assert_eq!(double.requests().len(), 2);
+}
+
+#[tokio::test]
+async fn a_stream_that_fails_is_the_callers_fault_and_is_not_repeated() {
+    let server = Server::start(&["HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"]).await;
+    let client = server.builder().policy(|p| p.failure_threshold(1)).build().unwrap();
+    let made = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&made);
+    let failing = move || {
+        count.fetch_add(1, SeqCst);
+        stream::iter([Ok(Bytes::from("ab")), Err(io::Error::other("disk"))])
+    };
+    let error = client.put("x").body(RequestBody::streamed_by(failing)).await.unwrap_err();
+    let text = report(&error).to_string();
+    assert!(text.contains("the stream that is the request's body failed"), "{text}");
+    for length in [5, 7] {
+        let body = RequestBody::streamed_by(pieces).with_length(length);
+        let error = client.put("x").body(body).await.unwrap_err();
+        let text = report(&error).to_string();
+        assert!(text.contains("the request's body failed"), "{length}: {text}");
+    }
+    assert_eq!((made.load(SeqCst), server.seen()), (1, 0));
+    assert_eq!(client.policy().breaker().state(), BreakerState::Closed);
+}
+
+#[tokio::test]
+async fn a_form_with_files_is_repeated_with_its_boundary() {
+    let server = Server::start(&["", "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"]).await;
+    let form = Multipart::new().text("title", "r").file("f", "r.csv", "text/csv", "a,b");
+    server.client().put("x").multipart(form).await.unwrap();
+    let [first, second] = [1, 2].map(|n| server.request(n));
+    assert_eq!(first, second);
+    assert!(first.contains("content-type: multipart/form-data; boundary="));
+    assert!(
+        first.contains("name=\"f\"; filename=\"r.csv\"\r\ncontent-type: text/csv\r\n\r\na,b\r\n--")
+    );
+}
+
+#[tokio::test]
+async fn a_long_body_is_read_whole_and_one_over_the_limit_is_not() {
+    let body: Vec<u8> = (0..1_000_000u32).map(|n| n as u8).collect();
+    let server = Server::always(Step::Keep(answer("200 OK", "", &body))).await;
+    assert_eq!(*server.client().get("x").await.unwrap().bytes(), body);
+    let client = server.builder().max_body(999_999).build().unwrap();
+    let error = client.get("x").await.unwrap_err();
+    assert_eq!(error.attempts(), 1);
+    assert_eq!(client.get("x").max_body(1_000_000).await.unwrap().bytes().len(), 1_000_000);
+    let chunked = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n".to_owned()
+        + &"5\r\nhello\r\n".repeat(10)
+        + "0\r\n\r\n";
+    let server = Server::start(&[&chunked]).await;
+    assert_eq!(server.client().get("x").max_body(50).await.unwrap().bytes().len(), 50);
+    assert!(server.client().get("x").max_body(49).await.is_err());
+}

@@ -1,0 +1,183 @@
+//! HTTP/2: what the peer says of a stream decides whether it was sent.
+
+use crate::server::quick;
+use bytes::Bytes;
+use h2::{Reason, server::SendResponse};
+use mainstay_http::HttpClient;
+use mainstay_policy::{BreakerState, Effect, report};
+use std::{
+    future::poll_fn,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
+    task::Poll,
+};
+use tokio::net::TcpListener;
+
+#[derive(Clone, Copy)]
+enum Then {
+    Ok,
+    Reset(Reason),
+    /// GOAWAY for everything after this stream, which itself gets no answer.
+    GoAway(Reason),
+    /// The stream is answered, and the connection says that it takes no more.
+    OkAndGoAway,
+    /// The connection is dropped in the middle of the body.
+    CutBody,
+}
+
+/// Does `script` of the number of the request; counts requests.
+async fn server(
+    script: impl Fn(usize) -> Then + Send + Sync + 'static,
+) -> (SocketAddr, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let seen = Arc::new(AtomicUsize::new(0));
+    let (count, script) = (Arc::clone(&seen), Arc::new(script));
+    tokio::spawn(async move {
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            let (count, script) = (Arc::clone(&count), Arc::clone(&script));
+            tokio::spawn(async move {
+                let mut connection = h2::server::handshake(stream).await.unwrap();
+                while let Some(Ok((_, respond))) = connection.accept().await {
+                    let then = script(count.fetch_add(1, SeqCst) + 1);
+                    match then {
+                        Then::GoAway(reason) => connection.abrupt_shutdown(reason),
+                        Then::OkAndGoAway => connection.graceful_shutdown(),
+                        Then::CutBody => {
+                            let mut body = head(respond, false);
+                            body.send_data(Bytes::from("half"), false).unwrap();
+                            // What is written goes out, then the connection ends.
+                            for _ in 0..10 {
+                                poll_fn(|cx| {
+                                    let _ = connection.poll_accept(cx);
+                                    Poll::Ready(())
+                                })
+                                .await;
+                                tokio::task::yield_now().await;
+                            }
+                            return;
+                        }
+                        _ => {}
+                    }
+                    answer(respond, then);
+                }
+            });
+        }
+    });
+    (address, seen)
+}
+
+fn head(mut respond: SendResponse<Bytes>, end: bool) -> h2::SendStream<Bytes> {
+    respond.send_response(http::Response::new(()), end).unwrap()
+}
+
+fn answer(mut respond: SendResponse<Bytes>, then: Then) {
+    match then {
+        Then::Ok | Then::OkAndGoAway => {
+            head(respond, false).send_data(Bytes::from("ok"), true).unwrap();
+        }
+        Then::Reset(reason) => respond.send_reset(reason),
+        Then::GoAway(_) | Then::CutBody => {}
+    }
+}
+
+fn client(address: SocketAddr) -> HttpClient {
+    HttpClient::builder(&format!("http://{address}"))
+        .without_proxy()
+        .http2_only()
+        .policy(|p| quick(p).failure_threshold(100).without_failure_rate())
+        .build()
+        .unwrap()
+}
+
+#[tokio::test]
+async fn a_stream_that_the_peer_refused_was_never_sent() {
+    let (address, seen) = server(|n| match n {
+        1 | 2 => Then::Reset(Reason::REFUSED_STREAM),
+        _ => Then::Ok,
+    })
+    .await;
+    let client = client(address);
+    assert_eq!(client.post("x").body("once").await.unwrap().text(), "ok");
+    assert_eq!(seen.load(SeqCst), 3);
+    let (address, seen) = server(|_| Then::Reset(Reason::REFUSED_STREAM)).await;
+    let client = crate::http2::client(address);
+    let error = client.post("x").await.unwrap_err();
+    assert_eq!((error.effect(), error.attempts()), (Effect::NeverSent, 3));
+    assert_eq!(seen.load(SeqCst), 3, "the driver repeats nothing by itself");
+    assert!(report(&error).to_string().contains("gave the request up"), "{}", report(&error));
+    assert_eq!(client.policy().breaker().state(), BreakerState::Closed);
+}
+
+#[tokio::test]
+async fn other_resets_say_nothing_of_what_was_done() {
+    for reason in [
+        Reason::CANCEL,
+        Reason::INTERNAL_ERROR,
+        Reason::ENHANCE_YOUR_CALM,
+        Reason::PROTOCOL_ERROR,
+        Reason::NO_ERROR,
+    ] {
+        let (address, seen) = server(move |n| match n {
+            1 | 2 => Then::Reset(reason),
+            _ => Then::Ok,
+        })
+        .await;
+        let client = client(address);
+        let error = client.post("x").body("once").await.unwrap_err();
+        assert_eq!((error.effect(), error.attempts()), (Effect::Unknown, 1), "{reason:?}");
+        assert_eq!(client.get("x").await.unwrap().text(), "ok", "{reason:?}");
+        assert_eq!(seen.load(SeqCst), 3, "{reason:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_stream_that_the_peer_had_begun_is_unknown_when_the_connection_goes_away() {
+    for reason in [Reason::NO_ERROR, Reason::INTERNAL_ERROR, Reason::ENHANCE_YOUR_CALM] {
+        let (address, seen) = server(move |_| Then::GoAway(reason)).await;
+        let error = client(address).post("x").body("once").await.unwrap_err();
+        assert_eq!((error.effect(), error.attempts()), (Effect::Unknown, 1), "{reason:?}: {error}");
+        assert_eq!(seen.load(SeqCst), 1, "{reason:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn graceful_shutdowns_cost_no_get_and_double_no_post() {
+    let (address, seen) = server(|n| if n % 20 == 0 { Then::OkAndGoAway } else { Then::Ok }).await;
+    let client = client(address);
+    let (mut tasks, mut unknown) = (tokio::task::JoinSet::new(), 0);
+    for n in 0..8 {
+        let client = client.clone();
+        tasks.spawn(async move {
+            let mut unknown = 0;
+            for _ in 0..100 {
+                if n % 2 == 0 {
+                    client.get("x").await.unwrap();
+                } else if let Err(error) = client.post("x").body("once").await {
+                    assert!(error.is_outcome_unknown(), "{error}");
+                    unknown += 1;
+                }
+            }
+            unknown
+        });
+    }
+    while let Some(task) = tasks.join_next().await {
+        unknown += task.unwrap();
+    }
+    assert!(unknown < 100 && seen.load(SeqCst) >= 800 - unknown, "{unknown}");
+}
+
+#[tokio::test]
+async fn a_body_cut_off_with_its_connection_is_repeated_for_a_get_only() {
+    let (address, seen) = server(|n| if n == 2 { Then::Ok } else { Then::CutBody }).await;
+    let client = client(address);
+    assert_eq!(client.get("x").await.unwrap().text(), "ok");
+    assert_eq!(seen.load(SeqCst), 2);
+    let error = client.post("x").await.unwrap_err();
+    assert_eq!((error.effect(), seen.load(SeqCst)), (Effect::Unknown, 3));
+    assert!(report(&error).to_string().contains("cut off"), "{}", report(&error));
+}

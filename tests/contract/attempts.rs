@@ -1,0 +1,31 @@
+//! As many attempts are reported as the server was sent: no driver repeats behind our back.
+
+use crate::subject::{Client, Mood, Remote, ms, ready};
+use mainstay::{Decider, get_resilience_health};
+
+each!(the_server_counts_what_the_error_says: database redis http s3);
+
+async fn the_server_counts_what_the_error_says<S: Remote>() {
+    let server = S::start().await;
+    let client =
+        server.client(1, |policy| policy.timeout(ms(150)).max_attempts(3).deadline(ms(5_000)));
+    let (name, door) = (client.name(), S::Client::REPEATED);
+    ready(&client).await;
+    for (mood, decider) in [(Mood::NotNow, Decider::Retry), (Mood::Silent, Decider::Timeout)] {
+        let before = server.asked(door).await;
+        let retries = get_resilience_health().circuit_breakers[name].retries;
+        server.set(mood).await;
+        let error = client.call(door).await.unwrap_err();
+        assert_eq!(
+            error.decider(),
+            Some(decider),
+            "{name} {mood:?}: {error:?} {}",
+            mainstay::report(&error)
+        );
+        assert_eq!(error.attempts(), 3, "{name} {mood:?}");
+        assert_eq!(server.asked(door).await - before, 3, "{name} {mood:?}: asked");
+        let told = get_resilience_health().circuit_breakers[name].retries;
+        assert_eq!(told - retries, 2, "{name} {mood:?}");
+        server.set(Mood::Well).await;
+    }
+}

@@ -1,0 +1,176 @@
+//! A call ends by its deadline, whatever the network does.
+
+use crate::{
+    faults::{self, Fault, HELD},
+    redis, s3,
+    subject::{Client, Mood, Remote, Subject, Tune, Work, ms, ready},
+};
+use futures_util::future::join_all;
+use mainstay::{BreakerState, Deadline, Decider, FallbackConfig, RedisState};
+use mainstay_test_support::{proxy::Direction, s3::BUCKET};
+use std::time::{Duration, Instant};
+
+const DEADLINE: Duration = ms(300);
+const CALLS: u32 = 30;
+
+/// Only time ends a call.
+const STUBBORN: Tune = |policy| {
+    let policy = policy.timeout(ms(120)).max_attempts(1_000).deadline(Duration::from_secs(60));
+    policy.enable_budget(false).enable_circuit_breaker(false)
+};
+const BOUND: Tune = |policy| STUBBORN(policy).deadline(DEADLINE);
+
+each!(holds_under_every_fault: database redis http s3);
+
+async fn holds_under_every_fault<S: Remote>() {
+    let server = S::start().await;
+    let (bound, scoped) = (server.client(4, BOUND), server.client(4, STUBBORN));
+    let mut overruns = Overruns::default();
+    for fault in faults::ALL {
+        tokio::join!(ready(&bound), ready(&scoped));
+        fault.start(server.proxy());
+        let calls = (0..CALLS).map(|n| {
+            let (bound, scoped) = (&bound, &scoped);
+            async move {
+                // Not all at once, so that one call's end is not another's wait.
+                tokio::time::sleep(n * ms(5)).await;
+                if n % 2 == 0 {
+                    let door = S::Client::REPEATED;
+                    (overrun(bound.call(door)).await, door)
+                } else {
+                    let door = S::Client::DOORS[n as usize / 2 % S::Client::DOORS.len()];
+                    let call = Deadline::within(DEADLINE).scope(scoped.call(door));
+                    (overrun(Box::pin(call)).await, door)
+                }
+            }
+        });
+        for (overrun, door) in join_all(calls).await {
+            overruns.add(overrun, &format!("{}, {}, {door}", bound.name(), fault.name));
+        }
+        Fault::end(server.proxy());
+    }
+    overruns.judge(bound.name());
+}
+
+/// How late a call ended, and how much of that is its own doing.
+struct Overrun {
+    late: Duration,
+    own: Duration,
+}
+
+/// A machine that is busy with other tests ends everything late: so a bare timer runs beside the
+/// call, and is looked at first.
+async fn overrun(call: Work) -> Overrun {
+    let started = Instant::now();
+    let late = || started.elapsed().saturating_sub(DEADLINE);
+    let timer = async {
+        tokio::time::sleep(DEADLINE).await;
+        late()
+    };
+    let call = async {
+        let error = call.await.err();
+        let took = started.elapsed();
+        assert!(error.as_ref().is_none_or(|error| error.elapsed() <= took), "{error:?}: {took:?}");
+        late()
+    };
+    let (timer, late) = tokio::join!(timer, call);
+    Overrun { late, own: late.saturating_sub(timer) }
+}
+
+#[derive(Default)]
+struct Overruns {
+    late: Vec<Duration>,
+    own: Vec<Duration>,
+}
+
+impl Overruns {
+    fn add(&mut self, Overrun { late, own }: Overrun, what: &str) {
+        // No await of ours is so short. Less may be another process's turn at the wrong moment.
+        assert!(own < ms(250), "{what}: over the deadline by {late:?}, of that {own:?} its own");
+        self.late.push(late);
+        self.own.push(own);
+    }
+
+    fn judge(mut self, name: &str) {
+        let p99_and_worst = |of: &mut Vec<Duration>| {
+            of.sort_unstable();
+            (of[of.len() * 99 / 100], of[of.len() - 1])
+        };
+        let (late, own) = (p99_and_worst(&mut self.late), p99_and_worst(&mut self.own));
+        println!("{name}: {} calls, over by p99 {:?}, worst {:?}", self.late.len(), late.0, late.1);
+        println!("{name}: of that their own doing p99 {:?}, worst {:?}", own.0, own.1);
+        assert!(own.0 <= ms(10), "{name}: over by {own:?}");
+    }
+}
+
+each!(of_a_caller_says_nothing_of_the_server: database redis http s3);
+
+/// Three impatient callers must not cut off everybody else.
+async fn of_a_caller_says_nothing_of_the_server<S: Remote>() {
+    let server = S::start().await;
+    let client = server.client(1, |policy| policy.failure_threshold(1).slow_after(ms(2_000)));
+    ready(&client).await;
+    for silent in [true, false] {
+        if silent {
+            server.set(Mood::Silent).await;
+        } else {
+            HELD.start(server.proxy());
+        }
+        for _ in 0..3 {
+            let call = client.call(S::Client::REPEATED);
+            let error = Deadline::within(ms(60)).scope(call).await.unwrap_err();
+            let what = format!("{}: {error:?}", client.name());
+            assert_eq!(error.decider(), Some(Decider::Deadline), "{what}");
+            assert_eq!(client.policy().breaker().state(), BreakerState::Closed, "{what}");
+        }
+        server.set(Mood::Well).await;
+        Fault::end(server.proxy());
+        ready(&client).await;
+    }
+}
+
+/// Its parts are taken back by a task of their own: the caller does not wait for that.
+#[tokio::test]
+async fn ends_an_upload_in_parts() {
+    let server = s3::Subject::start().await;
+    let client = server.client(1, |policy| policy);
+    let large = s3::file("large");
+    std::fs::write(&large, vec![7; 17 * 1024 * 1024]).unwrap();
+    let put = |line: &str| line.starts_with("PUT") && line.contains("partNumber");
+    let silence = async {
+        server.proxy().until("an upload has begun", |_| server.store.seen(put) > 0).await;
+        HELD.start(server.proxy());
+    };
+    let upload = Deadline::within(ms(3_000)).scope(client.upload_file(&large, BUCKET, "large"));
+    let started = Instant::now();
+    let (end, ()) = tokio::join!(upload, silence);
+    let took = started.elapsed();
+    std::fs::remove_file(&large).unwrap();
+    assert_eq!(end.unwrap_err().decider(), Some(Decider::Deadline));
+    assert!(took < ms(3_500), "{took:?}");
+}
+
+/// A write whose key is being deleted at the server waits for that, but not for ever.
+#[tokio::test]
+async fn ends_a_write_that_waits_for_a_recovery() {
+    let server = redis::Subject::start().await;
+    let cache = server.with(FallbackConfig::new(), |policy| policy.timeout(ms(800)));
+    ready(&cache).await;
+    server.proxy().refuse();
+    server.proxy().cut();
+    while cache.state() != RedisState::Degraded {
+        tokio::task::yield_now().await;
+    }
+    cache.set("text", "dirty").await.unwrap();
+    server.proxy().listen();
+    while cache.state() != RedisState::Recovering {
+        tokio::task::yield_now().await;
+    }
+    // The link is up again; the server takes the deletion, and says no more.
+    let before = server.proxy().arrived(Direction::Requests);
+    HELD.start(server.proxy());
+    server.proxy().until("it is sent", |proxy| proxy.arrived(Direction::Requests) > before).await;
+    let write = Deadline::within(DEADLINE).scope(cache.call("set"));
+    let Overrun { late, .. } = overrun(Box::pin(write)).await;
+    assert!(late < ms(100), "{late:?}");
+}
