@@ -31,8 +31,9 @@ pub use mainstay_database::PgDatabase;
 pub use mainstay_database::SqliteDatabase;
 #[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
 pub use mainstay_database::{
-    DatabaseClient, DatabaseFailure, Session, get_database_client, get_database_client_named,
-    set_database_client, sqlx,
+    CommitOutcome, DatabaseClient, DatabaseClientBuilder, DatabaseConnection, DatabaseFailure,
+    Isolation, PoolStatus, Savepoint, Session, SessionOptions, TlsMode, get_database_client,
+    get_database_client_named, set_database_client, sqlx,
 };
 #[cfg(feature = "http")]
 pub use mainstay_http::{

@@ -165,3 +165,57 @@ async fn a_lost_commit_can_be_looked_up() {
         sqlx::query_scalar("select count(*) from lookup").fetch_one(&referee).await.unwrap();
     assert_eq!(rows, 1);
 }
+
+/// Two that lock in opposite order: one is run again, both are done.
+#[tokio::test]
+async fn a_deadlock_is_run_again() {
+    let db = postgres("deadlock");
+    sqlx::query("create table deadlock (id int primary key, n int)").execute(&db).await.unwrap();
+    sqlx::query("insert into deadlock values (1, 0), (2, 0)").execute(&db).await.unwrap();
+    let (both, runs) = (tokio::sync::Barrier::new(2), AtomicU32::new(0));
+    let (db, both, runs) = (&db, &both, &runs);
+    let one = |first: i32, second: i32| async move {
+        let met = AtomicU32::new(0);
+        let add = "update deadlock set n = n + 1 where id = $1";
+        db.transaction(async |tx| {
+            runs.fetch_add(1, SeqCst);
+            sqlx::query(add).bind(first).execute(&mut *tx).await?;
+            if met.fetch_add(1, SeqCst) == 0 {
+                both.wait().await;
+            }
+            sqlx::query(add).bind(second).execute(&mut *tx).await?;
+            Ok::<_, Error>(())
+        })
+        .await
+    };
+    let (left, right) = tokio::join!(one(1, 2), one(2, 1));
+    left.and(right).unwrap();
+    assert!(runs.load(SeqCst) >= 3);
+    let n: i64 = sqlx::query_scalar("select sum(n) from deadlock").fetch_one(db).await.unwrap();
+    assert_eq!(n, 4);
+}
+
+/// An error that another run might not meet, swallowed; what fails the closure then is its own.
+#[tokio::test]
+async fn a_conflict_that_was_got_over_is_no_reason_to_run_again() {
+    let (db, other) = (postgres("got-over"), postgres("got-over-other"));
+    sqlx::query("create table got_over (n int primary key)").execute(&db).await.unwrap();
+    sqlx::query("insert into got_over values (1)").execute(&db).await.unwrap();
+    let mut holder = other.session().await.unwrap();
+    sqlx::query("update got_over set n = 1").execute(&mut holder).await.unwrap();
+    let runs = AtomicU32::new(0);
+    let error = db
+        .transaction(async |tx| {
+            runs.fetch_add(1, SeqCst);
+            let mut part = tx.savepoint().await?;
+            let locked = "select n from got_over for update nowait";
+            sqlx::query(locked).execute(&mut part).await.unwrap_err();
+            part.rollback().await?;
+            sqlx::query("insert into got_over values (2), (2)").execute(&mut *tx).await?;
+            Ok::<_, Error>(())
+        })
+        .await
+        .unwrap_err();
+    let driver = error.downcast_ref::<sqlx::Error>().unwrap().as_database_error().unwrap();
+    assert_eq!((driver.code().unwrap().as_ref(), runs.load(SeqCst)), ("23505", 1));
+}
