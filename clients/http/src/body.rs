@@ -38,32 +38,25 @@ type Slot = Arc<Mutex<Option<Pieces>>>;
 /// let once = RequestBody::streamed_once(Empty).with_length(0);
 /// assert!(!once.is_replayable());
 /// ```
-pub struct RequestBody {
-    source: Source,
-    length: Option<u64>,
-}
+pub struct RequestBody(Source);
 
+/// Streams with the length that was announced.
 enum Source {
     Bytes(Bytes),
-    Factory(Arc<dyn Fn() -> Pieces + Send + Sync>),
-    Once(Slot),
+    Factory(Arc<dyn Fn() -> Pieces + Send + Sync>, Option<u64>),
+    Once(Slot, Option<u64>),
 }
 
 impl fmt::Debug for RequestBody {
     /// Never the bytes.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RequestBody")
-            .field("length", &self.length)
-            .field("is_replayable", &self.is_replayable())
-            .finish()
+        f.debug_struct("RequestBody").field("is_replayable", &self.is_replayable()).finish()
     }
 }
 
 impl<T: Into<Bytes>> From<T> for RequestBody {
     fn from(bytes: T) -> Self {
-        let bytes = bytes.into();
-        let length = Some(bytes.len() as u64);
-        Self { source: Source::Bytes(bytes), length }
+        Self(Source::Bytes(bytes.into()))
     }
 }
 
@@ -79,14 +72,14 @@ impl RequestBody {
         S: Stream<Item = io::Result<Bytes>> + Send + 'static,
     {
         let make = move || -> Pieces { Box::pin(make()) };
-        Self { source: Source::Factory(Arc::new(make)), length: None }
+        Self(Source::Factory(Arc::new(make), None))
     }
 
     /// A stream that is there once: the request is repeated only if nobody has begun to read it,
     /// such as after a refused connection, whatever its method.
     pub fn streamed_once(stream: impl Stream<Item = io::Result<Bytes>> + Send + 'static) -> Self {
         let slot: Slot = Arc::new(Mutex::new(Some(Box::pin(stream))));
-        Self { source: Source::Once(slot), length: None }
+        Self(Source::Once(slot, None))
     }
 
     /// How many bytes the stream gives. They are announced as Content-Length; a stream that gives
@@ -94,8 +87,9 @@ impl RequestBody {
     /// bytes, whose length is known.
     #[must_use]
     pub fn with_length(mut self, bytes: u64) -> Self {
-        if !matches!(self.source, Source::Bytes(_)) {
-            self.length = Some(bytes);
+        match &mut self.0 {
+            Source::Bytes(_) => {}
+            Source::Factory(_, length) | Source::Once(_, length) => *length = Some(bytes),
         }
         self
     }
@@ -103,7 +97,7 @@ impl RequestBody {
     /// Whether it can be sent in a second attempt after a first has begun to send it.
     #[must_use]
     pub const fn is_replayable(&self) -> bool {
-        !matches!(self.source, Source::Once(_))
+        !matches!(self.0, Source::Once(..))
     }
 
     /// The body for one attempt; `failed` is set when the stream, not the server, fails.
@@ -111,25 +105,25 @@ impl RequestBody {
         &self,
         failed: Option<&Arc<AtomicBool>>,
     ) -> Result<Option<reqwest::Body>, HttpFailure> {
-        let slot = match &self.source {
+        let (slot, left) = match &self.0 {
             Source::Bytes(bytes) if bytes.is_empty() => return Ok(None),
             Source::Bytes(bytes) => return Ok(Some(bytes.clone().into())),
-            Source::Factory(make) => Arc::new(Mutex::new(Some(make()))),
-            Source::Once(slot) if lock(slot).is_none() => return Err(HttpFailure::spent()),
-            Source::Once(slot) => Arc::clone(slot),
+            Source::Factory(make, length) => (Arc::new(Mutex::new(Some(make()))), *length),
+            Source::Once(slot, _) if lock(slot).is_none() => return Err(HttpFailure::spent()),
+            Source::Once(slot, length) => (Arc::clone(slot), *length),
         };
         let failed = failed.cloned().unwrap_or_default();
-        let upload = Upload { slot, pieces: Mutex::new(None), left: self.length, failed };
+        let upload = Upload { slot, pieces: Mutex::new(None), left, failed };
         Ok(Some(reqwest::Body::wrap(upload)))
     }
 
     pub(crate) const fn is_stream(&self) -> bool {
-        !matches!(self.source, Source::Bytes(_))
+        !matches!(self.0, Source::Bytes(_))
     }
 
     /// A stream that is there once, and has been begun.
     pub(crate) fn is_spent(&self) -> bool {
-        matches!(&self.source, Source::Once(slot) if lock(slot).is_none())
+        matches!(&self.0, Source::Once(slot, _) if lock(slot).is_none())
     }
 }
 

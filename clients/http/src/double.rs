@@ -178,7 +178,7 @@ impl HttpDouble {
     }
 
     pub(crate) async fn execute(
-        &self,
+        self,
         request: reqwest::Request,
     ) -> Result<reqwest::Response, HttpFailure> {
         let sent = self.note(&request);

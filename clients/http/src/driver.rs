@@ -12,13 +12,24 @@ pub(crate) enum Driver {
 }
 
 impl Driver {
-    pub(crate) async fn execute(
+    /// The future does not hold the request, which is as large as everything else in it.
+    pub(crate) fn execute(
         &self,
         request: reqwest::Request,
-    ) -> Result<reqwest::Response, HttpFailure> {
-        match self {
-            Self::Reqwest(client) => client.execute(request).await.map_err(HttpFailure::transport),
-            Self::Double(double) => double.execute(request).await,
+    ) -> impl Future<Output = Result<reqwest::Response, HttpFailure>> + Send {
+        enum Sent<C, D> {
+            Client(C),
+            Double(D),
+        }
+        let sent = match self {
+            Self::Reqwest(client) => Sent::Client(client.execute(request)),
+            Self::Double(double) => Sent::Double(Box::pin(double.clone().execute(request))),
+        };
+        async move {
+            match sent {
+                Sent::Client(sent) => sent.await.map_err(HttpFailure::transport),
+                Sent::Double(sent) => sent.await,
+            }
         }
     }
 }

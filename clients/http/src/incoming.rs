@@ -21,65 +21,92 @@ const FAILURE_PATIENCE: Duration = Duration::from_secs(1);
 pub(crate) struct Limits {
     /// In bytes, after decompression.
     pub(crate) size: usize,
-    /// Between two pieces; `None` if something else is stricter.
-    pub(crate) idle: Option<Duration>,
+    /// Between two pieces.
+    pub(crate) idle: Duration,
 }
 
 /// The whole body.
 pub(crate) async fn whole(
     answer: &mut reqwest::Response,
-    limits: Limits,
+    limits: &Limits,
 ) -> Result<Bytes, HttpFailure> {
     let announced = answer.content_length();
     if announced.is_some_and(|length| length > limits.size as u64) {
         return Err(HttpFailure::too_large(limits.size));
     }
-    let mut pieces = Pieces { first: Bytes::new(), more: Vec::new(), size: 0, joined: None };
-    // Armed when there is something to wait for, and once for a body: what comes is noted, and the
-    // timer then runs on.
-    let mut timer = pin!(None::<Sleep>);
-    let mut since = None;
-    poll_fn(|cx| {
-        // A future for each look at the body: it has no state of its own.
-        while let Poll::Ready(piece) = pin!(answer.chunk()).poll(cx) {
-            since = None;
-            match piece.map_err(HttpFailure::body)? {
-                Some(piece) => pieces.add(piece, limits.size)?,
-                None => return Poll::Ready(Ok(())),
-            }
-        }
-        let Some(idle) = limits.idle else { return Poll::Pending };
-        let until = *since.get_or_insert_with(Instant::now) + idle;
-        if timer.is_none() {
-            timer.set(Some(sleep_until(until)));
-        }
-        while let Some(mut armed) = timer.as_mut().as_pin_mut()
-            && armed.as_mut().poll(cx).is_ready()
-        {
-            if armed.deadline() >= until {
-                return Poll::Ready(Err(HttpFailure::stalled(idle)));
-            }
-            armed.reset(until);
-        }
-        Poll::Pending
-    })
-    .await?;
+    let mut pieces = Pieces::default();
+    let over = poll_fn(|cx| Poll::Ready(pieces.poll_pieces(answer, limits.size, cx)));
+    if over.await?.is_pending() {
+        // Boxed, so that the future of a body that is there with its head stays small.
+        Box::pin(pieces.wait_for_rest(answer, limits)).await?;
+    }
     Ok(pieces.join())
 }
 
 /// Most bodies come in one piece, which is then the body: nothing is copied. Others are put together
 /// at their end, or else every body on its way would hold memory for the whole of it; unless there
 /// are so many pieces that they may be tiny, each of which would cost more than it holds.
+#[derive(Default)]
 struct Pieces {
     first: Bytes,
     more: Vec<Bytes>,
     size: usize,
     /// What came first, when there were too many.
-    joined: Option<BytesMut>,
+    joined: Option<Box<BytesMut>>,
 }
 
 impl Pieces {
     const MOST: usize = 256;
+
+    /// Ready when the body is over.
+    fn poll_pieces(
+        &mut self,
+        answer: &mut reqwest::Response,
+        limit: usize,
+        cx: &mut Context<'_>,
+    ) -> Result<Poll<()>, HttpFailure> {
+        // A future for each look at the body: it has no state of its own.
+        while let Poll::Ready(piece) = pin!(answer.chunk()).poll(cx) {
+            match piece.map_err(HttpFailure::body)? {
+                Some(piece) => self.add(piece, limit)?,
+                None => return Ok(Poll::Ready(())),
+            }
+        }
+        Ok(Poll::Pending)
+    }
+
+    async fn wait_for_rest(
+        &mut self,
+        answer: &mut reqwest::Response,
+        limits: &Limits,
+    ) -> Result<(), HttpFailure> {
+        // Armed when there is something to wait for, and once for a body: what comes is noted, and
+        // the timer then runs on.
+        let mut timer = pin!(None::<Sleep>);
+        let mut since = (self.size, Instant::now());
+        poll_fn(|cx| {
+            if self.poll_pieces(answer, limits.size, cx)?.is_ready() {
+                return Poll::Ready(Ok(()));
+            }
+            if since.0 != self.size {
+                since = (self.size, Instant::now());
+            }
+            let until = since.1 + limits.idle;
+            if timer.is_none() {
+                timer.set(Some(sleep_until(until)));
+            }
+            while let Some(mut armed) = timer.as_mut().as_pin_mut()
+                && armed.as_mut().poll(cx).is_ready()
+            {
+                if armed.deadline() >= until {
+                    return Poll::Ready(Err(HttpFailure::stalled(limits.idle)));
+                }
+                armed.reset(until);
+            }
+            Poll::Pending
+        })
+        .await
+    }
 
     fn add(&mut self, piece: Bytes, limit: usize) -> Result<(), HttpFailure> {
         if piece.len() > limit - self.size {
@@ -91,9 +118,13 @@ impl Pieces {
         } else if self.size == piece.len() {
             self.first = piece;
         } else {
+            if self.more.is_empty() {
+                // What a megabyte comes in.
+                self.more.reserve(32);
+            }
             self.more.push(piece);
             if self.more.len() == Self::MOST {
-                self.joined = Some(self.copied());
+                self.joined = Some(Box::new(self.copied()));
                 self.more = Vec::new();
             }
         }

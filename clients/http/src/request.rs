@@ -290,7 +290,7 @@ impl Request {
             self.headers,
             self.body,
             idempotency,
-            (self.timeout, self.deadline),
+            (self.timeout, self.deadline, self.max_body),
         )
     }
 
@@ -346,10 +346,9 @@ impl IntoFuture for Request {
     type IntoFuture = Pin<Box<dyn Future<Output = Self::Output> + Send>>;
 
     fn into_future(self) -> Self::IntoFuture {
-        let max_body = self.max_body.unwrap_or(self.client.0.options.max_body);
         // Before the box, so that the future holds what is sent and not also what was asked for.
         match self.into_call() {
-            Ok(call) => Box::pin(async move { call.whole(max_body).await }),
+            Ok(call) => Box::pin(async move { call.whole().await }),
             Err(problem) => Box::pin(std::future::ready(Err(problem))),
         }
     }

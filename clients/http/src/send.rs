@@ -47,10 +47,13 @@ pub(crate) struct Call {
     target: Target,
     headers: HeaderMap,
     body: RequestBody,
-    operation: Operation,
+    idempotency: Idempotency,
     /// `None`: the client's own.
     policy: Option<Policy>,
     deadline: Option<Duration>,
+    limits: Limits,
+    /// The server has answered 425.
+    early: AtomicBool,
 }
 
 /// What a streamed body needs to know beside the answer.
@@ -67,7 +70,7 @@ impl Call {
         headers: HeaderMap,
         body: RequestBody,
         idempotency: Idempotency,
-        (timeout, deadline): (Option<Duration>, Option<Duration>),
+        (timeout, deadline, max_body): (Option<Duration>, Option<Duration>, Option<usize>),
     ) -> Result<Self, Error> {
         let mut policy = None;
         if target.elsewhere {
@@ -77,8 +80,22 @@ impl Call {
         if let Some(timeout) = timeout {
             policy = Some(policy.as_ref().unwrap_or(client.policy()).with_timeout(timeout));
         }
-        let operation = Operation::new(name(&method), idempotency);
-        Ok(Self { client, method, target, headers, body, operation, policy, deadline })
+        let options = &client.0.options;
+        let size = max_body.unwrap_or(options.max_body);
+        let limits = Limits { size, idle: options.body_idle };
+        let early = AtomicBool::new(false);
+        Ok(Self {
+            client,
+            method,
+            target,
+            headers,
+            body,
+            idempotency,
+            policy,
+            deadline,
+            limits,
+            early,
+        })
     }
 
     pub(crate) fn policy(&self) -> &Policy {
@@ -89,8 +106,8 @@ impl Call {
         self.deadline
     }
 
-    pub(crate) fn body_idle(&self) -> Duration {
-        self.client.0.options.body_idle
+    pub(crate) const fn body_idle(&self) -> Duration {
+        self.limits.idle
     }
 
     /// A GET whose answer is the whole of something.
@@ -111,27 +128,25 @@ impl Call {
             target: self.target.clone(),
             headers,
             body: RequestBody::empty(),
-            operation: self.operation,
+            idempotency: self.idempotency,
             policy: self.policy.clone(),
             deadline: None,
+            limits: self.limits,
+            early: AtomicBool::new(false),
         }
     }
 
     /// The answer with its body.
-    pub(crate) async fn whole(&self, max_body: usize) -> Result<Response, Error> {
+    pub(crate) async fn whole(&self) -> Result<Response, Error> {
         let driver = self.client.driver()?;
-        let idle = self.body_idle();
-        let early = AtomicBool::new(false);
         self.run(|attempt| {
-            let (driver, early) = (&driver, &early);
-            // The attempt's own limit is the stricter one, or this is.
-            let idle = attempt.timeout().is_none_or(|limit| idle < limit).then_some(idle);
+            let driver = &driver;
             async move {
                 let mut answer = self.head(driver, Some(attempt)).await?;
                 if HttpFailure::is_failing(answer.status()) {
-                    return Err(Box::pin(self.failure(answer, early, max_body)).await);
+                    return Err(Box::pin(self.failure(answer)).await);
                 }
-                let body = incoming::whole(&mut answer, Limits { size: max_body, idle }).await?;
+                let body = incoming::whole(&mut answer, &self.limits).await?;
                 let status = answer.status();
                 Ok(Response { status, headers: std::mem::take(answer.headers_mut()), body })
             }
@@ -142,13 +157,12 @@ impl Call {
     /// The head of the answer, its body still to be read.
     pub(crate) async fn begin(&self) -> Result<Head, Error> {
         let driver = self.client.driver()?;
-        let early = AtomicBool::new(false);
         self.run(|attempt| {
-            let (driver, early) = (&driver, &early);
+            let driver = &driver;
             async move {
                 let answer = self.head(driver, Some(attempt)).await?;
                 if HttpFailure::is_failing(answer.status()) {
-                    return Err(Box::pin(self.failure(answer, early, usize::MAX)).await);
+                    return Err(Box::pin(self.failure(answer)).await);
                 }
                 Ok(Head { answer, attempts: attempt.number() })
             }
@@ -162,10 +176,11 @@ impl Call {
         Fut: Future<Output = Result<T, HttpFailure>>,
     {
         // What is rare is boxed here and above, so that the usual call's future stays small.
+        let operation = Operation::new(name(&self.method), self.idempotency);
         let end = match self.deadline {
-            None => self.policy().run(&self.operation, attempt).await,
+            None => self.policy().run(&operation, attempt).await,
             Some(deadline) => {
-                let run = Box::pin(self.policy().run(&self.operation, attempt));
+                let run = Box::pin(self.policy().run(&operation, attempt));
                 Deadline::within(deadline).scope(run).await
             }
         };
@@ -175,21 +190,16 @@ impl Call {
     pub(crate) fn error(&self, error: CallError<HttpFailure>) -> Error {
         // A POST that met 503 has an unknown outcome, which says nothing of when to come again.
         let hint = error.last().and_then(HttpFailure::retry_after);
-        Error::from_call(self.policy().name(), self.operation.name(), error).or_retry_after(hint)
+        Error::from_call(self.policy().name(), name(&self.method), error).or_retry_after(hint)
     }
 
     /// A failing status, with what is worth having of its body.
-    async fn failure(
-        &self,
-        mut answer: reqwest::Response,
-        early: &AtomicBool,
-        max_body: usize,
-    ) -> HttpFailure {
+    async fn failure(&self, mut answer: reqwest::Response) -> HttpFailure {
         let status = answer.status();
-        let body = incoming::of_failure(&mut answer, max_body).await;
+        let body = incoming::of_failure(&mut answer, self.limits.size).await;
         let response = Response { status, headers: std::mem::take(answer.headers_mut()), body };
-        let again = status == StatusCode::TOO_EARLY && early.swap(true, Relaxed);
-        let failure = HttpFailure::status(response, self.operation.idempotency(), again);
+        let again = status == StatusCode::TOO_EARLY && self.early.swap(true, Relaxed);
+        let failure = HttpFailure::status(response, self.idempotency, again);
         if self.body.is_spent() { failure.of_a_spent_body() } else { failure }
     }
 
@@ -201,29 +211,31 @@ impl Call {
     ) -> Result<reqwest::Response, HttpFailure> {
         let watch = self.body.is_stream().then(Arc::<AtomicBool>::default);
         let request = self.request(self.first_hop()?, attempt, watch.as_ref())?;
-        let sent = match driver {
-            Driver::Reqwest(client) => {
-                client.execute(request).await.map_err(HttpFailure::transport)
+        // In blocks, since what is borrowed in one keeps its room in the future until its end.
+        let redirected = {
+            match driver.execute(request).await {
+                Ok(answer) if answer.status().is_redirection() && self.follows() => {
+                    Box::pin(self.redirected(driver, answer, attempt, watch.as_ref()))
+                }
+                sent => return sent.map_err(|failure| self.of_body(failure, watch.as_ref())),
             }
-            Driver::Double(double) => Box::pin(double.execute(request)).await,
         };
-        let sent = match sent {
-            Ok(answer) if answer.status().is_redirection() && self.follows() => {
-                Box::pin(self.redirected(driver, answer, attempt, watch.as_ref())).await
-            }
-            sent => sent,
-        };
-        sent.map_err(|failure| match watch {
+        redirected.await.map_err(|failure| self.of_body(failure, watch.as_ref()))
+    }
+
+    /// What a failure means, given that the body may be a stream.
+    fn of_body(&self, failure: HttpFailure, watch: Option<&Arc<AtomicBool>>) -> HttpFailure {
+        match watch {
             Some(failed) if failed.load(Relaxed) => failure.of_an_upload(),
             _ if self.body.is_spent() => failure.of_a_spent_body(),
             _ => failure,
-        })
+        }
     }
 
     /// A request that must not be repeated is not redirected: after a redirect, "never sent" would
     /// be true of the second hop only, while the first may have done the work.
     const fn follows(&self) -> bool {
-        !matches!(self.operation.idempotency(), Idempotency::Unsafe)
+        !matches!(self.idempotency, Idempotency::Unsafe)
     }
 
     async fn redirected(
