@@ -29,12 +29,23 @@ fn words(error: &Driver) -> String {
         Driver::Database(answer) => {
             let code = answer.code().unwrap_or_default();
             match answer.message() {
+                _ if code == "25P02" => {
+                    "the database answered 25P02: a statement of this transaction had failed before"
+                        .to_owned()
+                }
                 message if holds_names_only(&code, message) => {
                     format!("the database answered {code}: {message}")
                 }
                 // It may quote a value.
                 _ => format!("the database answered {code}; its words are in source()"),
             }
+        }
+        Driver::ColumnDecode { .. }
+        | Driver::Decode(_)
+        | Driver::ColumnNotFound(_)
+        | Driver::ColumnIndexOutOfBounds { .. }
+        | Driver::TypeNotFound { .. } => {
+            "the row does not fit the type it is read into; source() names the column".to_owned()
         }
         Driver::RowNotFound => "no row; use fetch_optional where there may be none".to_owned(),
         _ => "the driver's error; its words are in source()".to_owned(),
