@@ -112,6 +112,10 @@ pub(crate) mod sealed {
         /// Makes the server refuse writes on a connection, or take them again.
         fn switch(read_only: bool) -> &'static str;
         fn class(error: &dyn DatabaseError) -> Class;
+        /// The server has closed the connection with this error.
+        fn ends_connection(_error: &dyn DatabaseError) -> bool {
+            false
+        }
         /// After this error the transaction is gone while the connection goes on in autocommit.
         fn ends_transaction(error: &dyn DatabaseError) -> bool;
         fn default_client() -> &'static Singletons<DatabaseClient<Self>>

@@ -281,6 +281,7 @@ impl StdError for DatabaseFailure {
 /// Whether the connection is in order after this error: the server answered and went on.
 pub(crate) fn keeps_connection<DB: Sealed>(error: &sqlx::Error) -> bool {
     match error {
+        sqlx::Error::Database(e) if DB::ends_connection(e.as_ref()) => false,
         sqlx::Error::Database(e) => !matches!(
             DB::class(e.as_ref()),
             Class::GoingAway
@@ -386,7 +387,19 @@ fn read<DB: Sealed>(error: &sqlx::Error, phase: Phase) -> (Verdict, String) {
 
 /// An I/O error in words that hold no host name and no path.
 fn io(error: &std::io::Error) -> String {
-    error.kind().to_string()
+    use std::io::ErrorKind as K;
+    match error.kind() {
+        K::UnexpectedEof
+        | K::InvalidData
+        | K::InvalidInput
+        | K::TimedOut
+        | K::Interrupted
+        | K::WriteZero
+        | K::Other => error.kind().to_string(),
+        // The resolver alone has neither a kind nor a number of the system's.
+        _ if error.raw_os_error().is_none() => "the host's name is not known".to_owned(),
+        kind => kind.to_string(),
+    }
 }
 
 pub(crate) const fn words(class: Class) -> &'static str {

@@ -56,6 +56,8 @@ async fn an_error_in_sql_and_a_type_that_does_not_fit_come_as_sqlx_gives_them() 
     assert!(error.downcast_ref::<sqlx::Error>().unwrap().as_database_error().is_some());
     let error = sqlx::query_scalar::<_, i64>("select 'text'").fetch_one(&db).await.unwrap_err();
     assert!(matches!(error, sqlx::Error::ColumnDecode { .. }));
+    let error = Error::from(error);
+    assert!(report(&error).to_string().contains("does not fit the type"), "{error}");
     assert_eq!(db.policy().breaker().state(), BreakerState::Closed);
 }
 

@@ -3,7 +3,7 @@
 use super::*;
 use sqlx::{
     Executor, Postgres, Row,
-    postgres::{PgConnectOptions, PgConnection, PgSslMode},
+    postgres::{PgConnectOptions, PgConnection, PgDatabaseError, PgSeverity, PgSslMode},
 };
 
 impl Backend for Postgres {}
@@ -118,6 +118,11 @@ impl Sealed for Postgres {
         class(error.code().as_deref().unwrap_or_default())
     }
 
+    fn ends_connection(error: &dyn DatabaseError) -> bool {
+        let severity = error.try_downcast_ref::<PgDatabaseError>().map(PgDatabaseError::severity);
+        matches!(severity, Some(PgSeverity::Fatal | PgSeverity::Panic))
+    }
+
     /// It refuses whatever follows until the end of the transaction or a savepoint.
     fn ends_transaction(_: &dyn DatabaseError) -> bool {
         false
@@ -138,6 +143,8 @@ fn class(code: &str) -> Class {
         "25P01" | "25P02" => Class::Aborted,
         "3D000" => Class::NoDatabase,
         "XX001" | "XX002" => Class::Damaged,
+        // A message that makes no sense, as one with too few values.
+        "08P01" => Class::Permanent,
         code if code.starts_with("08") || code.starts_with("58") => Class::GoingAway,
         code if code.starts_with("28") => Class::Refused,
         _ => Class::Permanent,
@@ -156,6 +163,7 @@ mod tests {
             ("53300", Class::Busy),
             ("57P01", Class::GoingAway),
             ("08006", Class::GoingAway),
+            ("08P01", Class::Permanent),
             ("28P01", Class::Refused),
             ("23505", Class::Permanent),
             ("42P01", Class::Permanent),

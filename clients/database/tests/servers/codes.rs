@@ -82,6 +82,11 @@ async fn postgres_answers() {
     judge("23505", sql("insert into t values (1, 1)"), OWN_FAULT).await;
     judge("42P01", sql("select * from nowhere"), OWN_FAULT).await;
     judge("42601", sql("selec 1"), OWN_FAULT).await;
+    let missing = Box::pin(async {
+        sqlx::query("select $1::int").execute(&db).await?;
+        Ok(())
+    });
+    judge("08P01", missing, OWN_FAULT).await;
     judge("22012", sql("select 1 / 0"), OWN_FAULT).await;
     judge("P0001", sql("do $$ begin raise 'mine'; end $$"), OWN_FAULT).await;
     judge("57014", sql("set local statement_timeout = 20; select pg_sleep(9)"), ILL).await;

@@ -171,6 +171,15 @@ async fn the_cause_of_a_refused_connection_is_known_at_once() {
     assert!(text(&error).contains("refused"), "{}", text(&error));
 }
 
+#[tokio::test]
+async fn a_name_that_is_not_known_is_said_so() {
+    // No name may be so long: nobody has to be asked.
+    let url = format!("postgres://u:s3cret@{}/d", "n".repeat(64));
+    let error = client::<sqlx::Postgres>("unknown-host", url).session().await.unwrap_err();
+    let text = text(&error);
+    assert!(text.contains("the host's name is not known") && !text.contains("s3cret"), "{text}");
+}
+
 /// Many who wait make one dial.
 #[tokio::test]
 async fn a_server_that_is_down_is_dialled_once_for_all() {
