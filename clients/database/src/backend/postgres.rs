@@ -80,9 +80,14 @@ impl Sealed for Postgres {
                  then set_config('statement_timeout', '{limit}', false) end \
                  from pg_stat_get_activity(pg_backend_pid())"
             );
-            let Some(row) = connection.fetch_optional(sqlx::raw_sql(own(text))).await? else {
-                return Ok(Greeting::default());
+            let row = match connection.fetch_optional(sqlx::raw_sql(own(text))).await {
+                // It speaks the protocol and is no PostgreSQL: it does without what is not there.
+                Err(sqlx::Error::Database(e)) if Self::class(e.as_ref()) == Class::Permanent => {
+                    None
+                }
+                answer => answer?,
             };
+            let Some(row) = row else { return Ok(Greeting::default()) };
             // A pooler's server connection is another one for the next statement.
             let key = if tuning.pooler {
                 None

@@ -22,6 +22,9 @@ async fn a_thousand_idle_connections_killed_by_the_server_cause_no_error() {
         .name("killed-idle")
         .url(server.url())
         .max_connections(u32::try_from(SIZE).unwrap())
+        // So many at once take their time on a busy machine.
+        .connect_timeout(ms(20_000))
+        .acquire_timeout(ms(20_000))
         .build()
         .unwrap();
     let referee: PgDatabase = client("killed-idle-referee", server.url());
