@@ -79,10 +79,12 @@ async fn a_streamed_body_has_an_idle_limit_a_deadline_and_a_size() {
     let (bytes, error) = rest(&mut client.get("x").max_body(4).stream().await.unwrap()).await;
     assert!(bytes.is_empty() && error.unwrap().contains("limit of 4 bytes"));
     // The pieces may take longer than an attempt, as long as they come.
-    let server = Server::always(Step::Drip(answer("200 OK", "", "0123456789"), 20 * MS)).await;
-    let client = server.builder().policy(|p| p.timeout(1_200 * MS)).build().unwrap();
-    let mut download = client.get("x").timeout(1_000 * MS).stream().await.unwrap();
-    assert_eq!(rest(&mut download).await.0, b"0123456789");
+    let head = b"HTTP/1.1 200 OK\r\ncontent-length: 30\r\n\r\n".to_vec();
+    let server = Server::always(Step::Drip(head, vec![b'x'; 30], 50 * MS)).await;
+    let begin = server.client().get("x").timeout(1_000 * MS).stream().await;
+    let started = std::time::Instant::now();
+    assert_eq!(rest(&mut begin.unwrap()).await.0.len(), 30);
+    assert!(started.elapsed() > 1_000 * MS);
 }
 
 /// Serves `content`, `piece` bytes at a time, then breaks off; by Range if it is asked to.

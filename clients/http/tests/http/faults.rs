@@ -149,7 +149,7 @@ async fn connections_are_used_again_after_answers_of_every_kind() {
 
 #[tokio::test]
 async fn slow_drips_are_read_within_the_limits_and_not_beyond_them() {
-    let drip = |gap| Step::Drip(answer("200 OK", "", "slow"), gap);
+    let drip = |gap| Step::Drip(Vec::new(), answer("200 OK", "", "slow"), gap);
     let server = Server::always(drip(MS)).await;
     assert_eq!(server.client().get("x").await.unwrap().text(), "slow");
     let server = Server::always(drip(20 * MS)).await;

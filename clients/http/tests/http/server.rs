@@ -26,8 +26,8 @@ pub(crate) enum Step {
     Reset(Vec<u8>),
     /// These bytes, then nothing for as long as the client holds on.
     Stall(Vec<u8>),
-    /// These bytes one by one, so long after each other.
-    Drip(Vec<u8>, Duration),
+    /// These bytes, then these one by one, so long after each other.
+    Drip(Vec<u8>, Vec<u8>, Duration),
 }
 
 impl From<&str> for Step {
@@ -148,7 +148,8 @@ async fn serve(mut stream: TcpStream, script: Arc<Script>, seen: Arc<Mutex<Vec<S
                 // Until the client has gone.
                 while stream.read(&mut [0; 1024]).await.is_ok_and(|n| n > 0) {}
             }
-            Step::Drip(bytes, gap) => {
+            Step::Drip(head, bytes, gap) => {
+                let _ = stream.write_all(&head).await;
                 for byte in bytes {
                     if stream.write_all(&[byte]).await.is_err() {
                         break;
