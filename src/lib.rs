@@ -10,6 +10,9 @@
 //! | `s3` (default) | `S3Client` |
 //! | `macros` (default) | attributes such as `#[database_resilient]` around functions |
 //! | `full` | all of these |
+//! | `metrics` | durations, decisions and states for the `metrics` facade |
+//! | `chaos` | faults on purpose, for your own tests |
+//! | `test-util` | time is tokio's clock, which your tests may pause |
 //!
 //! ```
 //! # #[tokio::main(flavor = "current_thread")]
