@@ -53,6 +53,8 @@ pub use context::{ContextBuilder, ResilientContext};
 pub use deadline::Deadline;
 pub use error::{CallError, Cause, ConfigError, Decider, Error, ErrorKind, report};
 pub use event::{Event, Observer, Subscription, observe};
+pub use health::{BreakerHealth, Health, HealthStatus, ResilienceHealth, get_resilience_health};
+pub use hedge::Hedge;
 #[cfg(feature = "macros")]
 #[doc(inline)]
 pub use mainstay_macros::{
@@ -60,8 +62,6 @@ pub use mainstay_macros::{
     policy_database_resilient as database_resilient, policy_file_resilient as file_resilient,
     policy_ml_resilient as ml_resilient, policy_resilient as resilient,
 };
-pub use health::{BreakerHealth, Health, HealthStatus, ResilienceHealth, get_resilience_health};
-pub use hedge::Hedge;
 pub use policy::{BreakGrowth, Kind, Mode, Policy, PolicyBuilder};
 pub use registry::{Singletons, breaker, reset_resilience_state};
 pub use runtime::PerRuntime;
