@@ -88,8 +88,10 @@ pub(crate) fn now() -> Instant {
     Instant(nanos(TokioInstant::now().into_std().saturating_duration_since(*START)))
 }
 
-/// A little before the first question, so that a paused clock of another thread is not before it.
-static START: LazyLock<StdInstant> = LazyLock::new(StdInstant::now);
+/// Not after the first question: a paused clock stands where it was stopped, so that what tests see
+/// depends on no moment of the real one.
+static START: LazyLock<StdInstant> =
+    LazyLock::new(|| StdInstant::now().min(TokioInstant::now().into_std()));
 
 /// A sleep until `when`, which must not be "never"; `now` was read a moment ago.
 pub(crate) fn sleep_until(when: Instant, now: Instant) -> Sleep {
