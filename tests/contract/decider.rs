@@ -5,12 +5,12 @@ use crate::{
     subject::{Client, Mood, Remote, Tune, Work, ms, ready},
 };
 use mainstay::{Deadline, Decider, Effect, Error, ErrorKind};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-const TWO_ATTEMPTS: Tune = |policy| {
-    let policy = policy.timeout(ms(150)).deadline(ms(5_000)).max_attempts(2);
-    policy.enable_budget(false)
-};
+const TWO_ATTEMPTS: Tune = |policy| policy.max_attempts(2).enable_budget(false);
+/// Where time is to run out.
+const LIMIT: Duration = ms(150);
+const IN_A_HURRY: Tune = |policy| TWO_ATTEMPTS(policy).timeout(LIMIT).deadline(ms(5_000));
 
 /// What is to be said of a failed call.
 struct Expected<'a> {
@@ -28,22 +28,22 @@ each!(is_named_under_faults_of_the_network: database redis http s3);
 
 async fn is_named_under_faults_of_the_network<S: Remote>() {
     let server = S::start().await;
-    let client = server.client(1, TWO_ATTEMPTS);
+    let (client, hurried) = (server.client(1, TWO_ATTEMPTS), server.client(1, IN_A_HURRY));
     let broken = if S::GREETS { NEVER_SENT } else { BROKEN };
     let mute = if S::GREETS { NEVER_SENT } else { UNKNOWN };
-    for (fault, by, effects) in [
-        (REFUSED, &[Decider::Retry][..], NEVER_SENT),
-        (RESET, &[Decider::Retry], broken),
-        (CORRUPT, &[Decider::Retry], broken),
+    for (client, fault, by, effects) in [
+        (&client, REFUSED, &[Decider::Retry][..], NEVER_SENT),
+        (&client, RESET, &[Decider::Retry], broken),
+        (&client, CORRUPT, &[Decider::Retry], broken),
         // Time is up, unless a link of the client's own had found out before.
-        (MUTE, &[Decider::Timeout, Decider::Retry], mute),
+        (&hurried, MUTE, &[Decider::Timeout, Decider::Retry], mute),
     ] {
-        ready(&client).await;
+        ready(client).await;
         fault.start(server.proxy());
         // The first call finds out about connections that were open.
         client.call(S::Client::REPEATED).await.unwrap_err();
         let expected = Expected { by, effects };
-        expected.of::<S>(&client, fault.name, client.call(S::Client::REPEATED)).await;
+        expected.of::<S>(client, fault.name, client.call(S::Client::REPEATED)).await;
         Fault::end(server.proxy());
     }
 }
@@ -52,19 +52,18 @@ each!(is_named_whatever_the_server_answers: database redis http s3);
 
 async fn is_named_whatever_the_server_answers<S: Remote>() {
     let server = S::start().await;
-    let client = server.client(1, TWO_ATTEMPTS);
-    let call = || client.call(S::Client::REPEATED);
-    ready(&client).await;
+    let (client, hurried) = (server.client(1, TWO_ATTEMPTS), server.client(1, IN_A_HURRY));
+    tokio::join!(ready(&client), ready(&hurried));
     server.set(Mood::NotNow).await;
     let expected = Expected { by: &[Decider::Retry], effects: NOT_NOW };
-    expected.of::<S>(&client, "not now", call()).await;
+    expected.of::<S>(&client, "not now", client.call(S::Client::REPEATED)).await;
 
     server.set(Mood::Silent).await;
     let expected = Expected { by: &[Decider::Timeout], effects: UNKNOWN };
-    expected.of::<S>(&client, "no answer", call()).await;
+    expected.of::<S>(&hurried, "no answer", hurried.call(S::Client::REPEATED)).await;
     let expected = Expected { by: &[Decider::Deadline], effects: UNKNOWN };
-    let scoped = Box::pin(Deadline::within(ms(200)).scope(call()));
-    expected.of::<S>(&client, "no answer by the deadline", scoped).await;
+    let call = Deadline::within(LIMIT + LIMIT / 2).scope(hurried.call(S::Client::REPEATED));
+    expected.of::<S>(&hurried, "no answer by the deadline", Box::pin(call)).await;
 }
 
 impl Expected<'_> {
@@ -73,16 +72,18 @@ impl Expected<'_> {
         let error = call.await.unwrap_err();
         let took = started.elapsed();
         let what = format!("{}, {what}: {error:?}: {}", client.name(), mainstay::report(&error));
-        assert_eq!((error.kind(), error.attempts()), (ErrorKind::Stopped, 2), "{what}");
         let by = error.decider().unwrap();
         assert!(self.by.contains(&by) && self.effects.contains(&error.effect()), "{what}");
-        assert_eq!(
-            error.is_timeout(),
-            matches!(by, Decider::Timeout | Decider::Deadline),
-            "{what}"
-        );
+        // A machine in a hurry of its own may leave no time for the second.
+        let attempts = if by == Decider::Deadline { 1..=2 } else { 2..=2 };
+        assert!(attempts.contains(&error.attempts()), "{what}");
+        assert_eq!(error.kind(), ErrorKind::Stopped, "{what}");
+        let timeout = matches!(by, Decider::Timeout | Decider::Deadline);
+        assert_eq!(error.is_timeout(), timeout, "{what}");
         assert_eq!(error.is_exhausted(), by == Decider::Retry, "{what}");
-        assert!(error.elapsed() <= took && error.elapsed() > took / 2, "{took:?}, {what}");
+        // A client with timers of its own ends an attempt up to 5 ms early.
+        let least = if timeout { LIMIT + LIMIT / 2 - ms(10) } else { Duration::ZERO };
+        assert!(error.elapsed() <= took && error.elapsed() >= least, "{took:?}, {what}");
         assert!(error.to_string().contains(client.name()), "{what}");
         if by == Decider::Retry {
             assert!(keeps_its_cause::<S::Client>(&error), "{what}");

@@ -51,7 +51,7 @@ async fn refuses_without_io_and_says_why<S: Remote>() {
     assert_eq!(health.last_failure.as_ref().unwrap().effect, "no answer", "{name}");
 
     client.policy().breaker().reset();
-    client.call(S::Client::REPEATED).await.unwrap();
+    ready(&client).await;
     assert_ne!(traffic(proxy), before, "{name}: the proxy does count");
 }
 
