@@ -9,7 +9,7 @@ use crate::{
     classify::Effect,
     clock::{self, Instant},
     retry::{Judge, Run},
-    telemetry,
+    telemetry::{self, InSpan},
     timeout::{Bounded, End},
 };
 use std::{
@@ -32,7 +32,7 @@ pub enum Hedge {
 /// Runs `first`, and a second copy beside it once `delay` has passed.
 pub(crate) async fn race<T, E, F, Fut, J>(
     run: &mut Run<'_>,
-    first: Bounded<Fut>,
+    first: InSpan<Bounded<Fut>>,
     began: Instant,
     attempt: &mut F,
     delay: Duration,
@@ -58,7 +58,8 @@ where
     let Some((copy, limit)) = run.hedge(sent, delay) else { return first.await };
     let blow = chaos::blow(run.dependency());
     let span = telemetry::attempt_span(copy.number());
-    let second = pin!(Bounded::new(attempt(copy), limit, sent, blow, span));
+    let second = Bounded::new(attempt(copy), limit, sent, blow);
+    let second = pin!(InSpan::new(second, span));
     let both = [(first, began), (second, sent)];
     let (ended, end, other) = first_of(both).await;
     let now = clock::now();
@@ -82,7 +83,7 @@ where
     }
 }
 
-type Leg<'a, Fut> = (Pin<&'a mut Bounded<Fut>>, Instant);
+type Leg<'a, Fut> = (Pin<&'a mut InSpan<Bounded<Fut>>>, Instant);
 
 /// The leg that ends first: when it began, how it ended, and the other one.
 async fn first_of<'a, Fut: Future>(

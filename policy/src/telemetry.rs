@@ -18,43 +18,40 @@ pub(crate) fn listens() -> bool {
     cfg!(feature = "metrics") || LevelFilter::current() != LevelFilter::OFF
 }
 
-/// A span, if anybody wants one. Most do not, so it is a word in a future.
-pub(crate) type Spanned = Option<Box<Span>>;
+/// The spans of a call and of its first attempt, if anybody wants them. Most do not, so they are one
+/// word in its future.
+pub(crate) type Spans = Option<Box<(Span, Span)>>;
 
-/// The span of one call.
+/// The span of one call; that of its first attempt comes later.
 #[inline]
-pub(crate) fn call_span(dependency: &str, operation: &str) -> Spanned {
+pub(crate) fn spans(dependency: &str, operation: &str) -> Spans {
     if !tracing::span_enabled!(tracing::Level::INFO) {
         return None;
     }
-    Some(Box::new(tracing::info_span!(
-        "call",
-        mainstay.policy.name = dependency,
-        mainstay.operation = operation
-    )))
+    Some(Box::new((call_span(dependency, operation), Span::none())))
+}
+
+pub(crate) fn call_span(dependency: &str, operation: &str) -> Span {
+    tracing::info_span!("call", mainstay.policy.name = dependency, mainstay.operation = operation)
 }
 
 /// The span of one attempt, a child of the call's.
-#[inline]
-pub(crate) fn attempt_span(number: u32) -> Spanned {
-    if !tracing::span_enabled!(tracing::Level::INFO) {
-        return None;
-    }
-    Some(Box::new(tracing::info_span!("attempt", mainstay.attempt = number)))
+pub(crate) fn attempt_span(number: u32) -> Span {
+    tracing::info_span!("attempt", mainstay.attempt = number)
 }
 
 pin_project! {
-    /// A call in its span.
+    /// An attempt after the first, in its span.
     pub(crate) struct InSpan<F> {
         #[pin]
         work: F,
-        span: Spanned,
+        span: Span,
     }
 }
 
 impl<F> InSpan<F> {
     #[inline]
-    pub(crate) const fn new(work: F, span: Spanned) -> Self {
+    pub(crate) const fn new(work: F, span: Span) -> Self {
         Self { work, span }
     }
 }
@@ -65,10 +62,7 @@ impl<F: Future> Future for InSpan<F> {
     #[inline]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
         let this = self.project();
-        match this.span {
-            None => this.work.poll(cx),
-            Some(span) => span.in_scope(|| this.work.poll(cx)),
-        }
+        this.span.in_scope(|| this.work.poll(cx))
     }
 }
 

@@ -4,7 +4,6 @@ use crate::{
     chaos::{Blow, Struck},
     clock::{self, Instant},
     deadline::Scope,
-    telemetry::Spanned,
 };
 use pin_project_lite::pin_project;
 use std::{
@@ -24,7 +23,6 @@ pin_project! {
         scope: Scope,
         started: Instant,
         blow: Blow,
-        span: Spanned,
     }
 }
 
@@ -40,15 +38,9 @@ pub(crate) struct End<T> {
 impl<F: Future> Bounded<F> {
     /// `limit` bounds this attempt and the calls nested in it; `started` is now.
     #[inline]
-    pub(crate) const fn new(
-        work: F,
-        limit: Instant,
-        started: Instant,
-        blow: Blow,
-        span: Spanned,
-    ) -> Self {
+    pub(crate) const fn new(work: F, limit: Instant, started: Instant, blow: Blow) -> Self {
         let scope = Scope { deadline: limit, ..Scope::NONE };
-        Self { work, timer: None, scope, started, blow, span }
+        Self { work, timer: None, scope, started, blow }
     }
 }
 
@@ -74,10 +66,7 @@ impl<F: Future> Future for Bounded<F> {
             }
         }
         let inside = this.scope.enter();
-        let polled = match this.span {
-            None => this.work.poll(cx),
-            Some(span) => span.in_scope(|| this.work.poll(cx)),
-        };
+        let polled = this.work.poll(cx);
         let scope = inside.leave();
         if let Poll::Ready(output) = polled {
             let struck = this.blow.after();
@@ -119,10 +108,10 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn work_that_is_ready_wins_over_a_limit_that_has_passed() {
         let start = clock::now();
-        let end = Bounded::new(async { 1 }, start, start, blow(), None).await;
+        let end = Bounded::new(async { 1 }, start, start, blow()).await;
         assert_eq!(end.output, Some(1));
         let pending = std::future::pending::<()>();
-        assert_eq!(Bounded::new(pending, start.after(S), start, blow(), None).await.output, None);
+        assert_eq!(Bounded::new(pending, start.after(S), start, blow()).await.output, None);
         assert_eq!(clock::now().since(start), S);
     }
 }

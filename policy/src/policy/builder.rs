@@ -5,6 +5,7 @@ use crate::{
     backoff::{Backoff, Jitter},
     breaker::BreakerConfig,
     bulkhead::Bulkhead,
+    clock,
     config::{self, Overrides, Rate},
     error::ConfigError,
     hedge::Hedge,
@@ -201,6 +202,8 @@ impl PolicyBuilder {
     }
 
     fn finish(self, overrides: &Overrides, tuning: Tuning, enabled: bool) -> Policy {
+        // The first look at the clock measures it, for up to 200 ms: here, not in the first call.
+        clock::now();
         let (breaker, budget) = registry::dependency(&self.name, tuning.breaker.clone());
         let wait = overrides.max_wait.unwrap_or_default();
         let bulkhead = overrides.max_concurrent.filter(|_| enabled);

@@ -10,7 +10,7 @@ use crate::{
     deadline::Scope,
     hedge,
     policy::Inner,
-    telemetry::{self, InSpan},
+    telemetry::{self, InSpan, Spans},
     timeout::{Bounded, End},
 };
 use pin_project_lite::pin_project;
@@ -35,8 +35,8 @@ where
     J: Judge<T, E>,
 {
     let (run, parts) = (Run::new(policy, operation), Some((attempt, judge, go_on)));
-    let span = telemetry::call_span(policy.breaker.name(), operation.name());
-    InSpan::new(Drive { phase: Phase::New, run, parts }, span)
+    let spans = telemetry::spans(policy.breaker.name(), operation.name());
+    Drive { phase: Phase::New, run, parts, spans }
 }
 
 pin_project! {
@@ -51,6 +51,7 @@ pin_project! {
         run: Run<'p>,
         // The third makes the rest of the call from the other two.
         parts: Option<(F, J, G)>,
+        spans: Spans,
     }
 }
 
@@ -76,27 +77,12 @@ where
 
     #[inline]
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        if matches!(self.phase, Phase::New) {
-            if !self.as_mut().project().run.begin() {
-                return self.admit(cx);
+        match self.as_mut().project().spans {
+            None => self.poll_call(cx),
+            Some(spans) => {
+                let call = spans.0.clone();
+                call.in_scope(|| self.poll_call(cx))
             }
-            self.as_mut().first(Place::free());
-        }
-        let mut this = self.as_mut().project();
-        let InPhase::First { work, .. } = this.phase.as_mut().project() else {
-            return self.poll_rest(cx);
-        };
-        let Poll::Ready(end) = work.poll(cx) else { return Poll::Pending };
-        this.phase.set(Phase::Done);
-        let now = clock::now();
-        match (end, &this.parts) {
-            (End { output: Some(Ok(value)), .. }, Some((_, judge, _)))
-                if !judge.refuses(&value) =>
-            {
-                this.run.succeed(now);
-                Poll::Ready(Ok(value))
-            }
-            (end, _) => self.failed(end, now, cx),
         }
     }
 }
@@ -109,6 +95,36 @@ where
     G: FnOnce(Run<'p>, Option<Retry<'p, T, E>>, F, J) -> R,
     R: Future<Output = Answer<T, E>>,
 {
+    #[inline(always)]
+    fn poll_call(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Answer<T, E>> {
+        if matches!(self.phase, Phase::New) {
+            if !self.as_mut().project().run.begin() {
+                return self.admit(cx);
+            }
+            self.as_mut().first(Place::free());
+        }
+        let mut this = self.as_mut().project();
+        let InPhase::First { work, .. } = this.phase.as_mut().project() else {
+            return self.poll_rest(cx);
+        };
+        let polled = match this.spans {
+            None => work.poll(cx),
+            Some(spans) => spans.1.in_scope(|| work.poll(cx)),
+        };
+        let Poll::Ready(end) = polled else { return Poll::Pending };
+        this.phase.set(Phase::Done);
+        let now = clock::now();
+        match (end, &this.parts) {
+            (End { output: Some(Ok(value)), .. }, Some((_, judge, _)))
+                if !judge.refuses(&value) =>
+            {
+                this.run.succeed(now);
+                Poll::Ready(Ok(value))
+            }
+            (end, _) => self.failed(end, now, cx),
+        }
+    }
+
     #[inline]
     fn first(self: Pin<&mut Self>, place: Place<'p>) {
         let mut this = self.project();
@@ -116,8 +132,10 @@ where
         let now = this.run.started;
         let (number, limit) = this.run.next_attempt(now);
         let blow = chaos::blow(this.run.policy.breaker.name());
-        let span = telemetry::attempt_span(number.number());
-        let work = Bounded::new(attempt(number), limit, now, blow, span);
+        if let Some(spans) = this.spans {
+            spans.1 = spans.0.in_scope(|| telemetry::attempt_span(number.number()));
+        }
+        let work = Bounded::new(attempt(number), limit, now, blow);
         this.phase.set(Phase::First { work, place });
     }
 
@@ -220,7 +238,7 @@ where
         let (this, limit) = run.next_attempt(now);
         let blow = chaos::blow(run.policy.breaker.name());
         let span = telemetry::attempt_span(this.number());
-        let first = Bounded::new(attempt(this), limit, now, blow, span);
+        let first = InSpan::new(Bounded::new(attempt(this), limit, now, blow), span);
         let hedge = run.policy.hedge_after(run.limits, run.operation);
         let end = match hedge.filter(|_| !run.permit.is_probe()) {
             None => first.await,
@@ -245,8 +263,7 @@ pub(crate) fn drive_blocking<T, E, J>(
 where
     J: Judge<T, E>,
 {
-    let span = telemetry::call_span(policy.breaker.name(), operation.name());
-    let _span = span.map(|span| span.entered());
+    let _span = telemetry::call_span(policy.breaker.name(), operation.name()).entered();
     let mut run = Run::new(policy, operation);
     if !run.begin() {
         run.admit()?;
@@ -286,7 +303,7 @@ where
             None => (None, Struck::NOT),
             Some(struck) if struck.verdict().is_some() => (None, struck),
             Some(_) => {
-                let _span = telemetry::attempt_span(this.number()).map(|span| span.entered());
+                let _span = telemetry::attempt_span(this.number()).entered();
                 let output = attempt(this, limit);
                 let struck = blow.after();
                 (output.filter(|_| struck.verdict().is_none()), struck)
