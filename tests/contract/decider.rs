@@ -58,12 +58,17 @@ async fn is_named_whatever_the_server_answers<S: Remote>() {
     let expected = Expected { by: &[Decider::Retry], effects: NOT_NOW };
     expected.of::<S>(&client, "not now", client.call(S::Client::REPEATED)).await;
 
-    server.set(Mood::Silent).await;
-    let expected = Expected { by: &[Decider::Timeout], effects: UNKNOWN };
-    expected.of::<S>(&hurried, "no answer", hurried.call(S::Client::REPEATED)).await;
-    let expected = Expected { by: &[Decider::Deadline], effects: UNKNOWN };
-    let call = Deadline::within(LIMIT + LIMIT / 2).scope(hurried.call(S::Client::REPEATED));
-    expected.of::<S>(&hurried, "no answer by the deadline", Box::pin(call)).await;
+    for by in [Decider::Timeout, Decider::Deadline] {
+        // With a connection at hand, so that it is sent.
+        server.set(Mood::Well).await;
+        ready(&hurried).await;
+        server.set(Mood::Silent).await;
+        let mut call = hurried.call(S::Client::REPEATED);
+        if by == Decider::Deadline {
+            call = Box::pin(Deadline::within(LIMIT + LIMIT / 2).scope(call));
+        }
+        Expected { by: &[by], effects: UNKNOWN }.of::<S>(&hurried, "no answer", call).await;
+    }
 }
 
 impl Expected<'_> {
