@@ -63,6 +63,20 @@ fn a_reload_changes_policies_in_place_and_keeps_what_breakers_and_budgets_know()
 }
 
 #[test]
+fn a_reload_reaches_what_the_breaker_itself_was_told() {
+    alone(|jail| {
+        let policy = Policy::database("reload-breaker");
+        jail.create_file("mainstay.toml", "[database]\nfailure_threshold = 2")?;
+        reload().unwrap();
+        fail(&policy);
+        assert_eq!(policy.breaker().state(), BreakerState::Closed);
+        fail(&policy);
+        assert_eq!(policy.breaker().state(), BreakerState::Open);
+        Ok(())
+    });
+}
+
+#[test]
 fn everything_can_be_switched_to_observe_by_one_setting() {
     alone(|jail| {
         jail.set_env("MAINSTAY_RESILIENCE_MODE", "observe");
@@ -200,6 +214,12 @@ fn health_tells_near_the_trip_from_open_and_counts_every_call() {
 fn origins_of_http_are_capped_and_idle_ones_go_first() {
     alone(|_| {
         let used = Policy::builder(Kind::Api, "http:https://used").build().unwrap();
+        let open = Policy::builder(Kind::Api, "http:https://open").build().unwrap();
+        open.breaker().isolate();
+        drop(open);
+        let failing = Policy::builder(Kind::Api, "http:https://failing").build().unwrap();
+        fail(&failing);
+        drop(failing);
         for n in 0..1_100 {
             drop(Policy::builder(Kind::Api, format!("http:https://host-{n}")).build().unwrap());
         }
@@ -207,6 +227,8 @@ fn origins_of_http_are_capped_and_idle_ones_go_first() {
         let origins = origins.keys().filter(|name| name.starts_with("http:")).count();
         assert_eq!(origins, 1_024);
         assert!(breaker(used.name()).is_some(), "it is in use");
+        assert!(breaker("http:https://open").is_some(), "it is isolated");
+        assert!(breaker("http:https://failing").is_some(), "it has a failure to remember");
         assert!(breaker("http:https://host-1099").is_some());
         Ok(())
     });
