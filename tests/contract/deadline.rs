@@ -1,7 +1,7 @@
 //! A call ends by its deadline, whatever the network does.
 
 use crate::{
-    faults::{self, Fault, HELD},
+    faults::{self, Fault, HELD, MUTE},
     redis, s3,
     subject::{Client, Mood, Remote, Subject, Tune, Work, ms, ready},
 };
@@ -126,6 +126,21 @@ async fn of_a_caller_says_nothing_of_the_server<S: Remote>() {
         server.set(Mood::Well).await;
         Fault::end(server.proxy());
         ready(&client).await;
+    }
+}
+
+each!(of_a_first_caller_says_nothing_of_the_server: database redis http s3);
+
+/// Nor while the first connection is still being made.
+async fn of_a_first_caller_says_nothing_of_the_server<S: Remote>() {
+    let server = S::start().await;
+    MUTE.start(server.proxy());
+    let client = server.client(1, |policy| policy.failure_threshold(1).slow_after(ms(2_000)));
+    for _ in 0..3 {
+        let call = client.call(S::Client::REPEATED);
+        let error = Deadline::within(ms(60)).scope(call).await.unwrap_err();
+        let what = format!("{}: {error:?}", client.name());
+        assert_eq!(client.policy().breaker().state(), BreakerState::Closed, "{what}");
     }
 }
 

@@ -41,6 +41,13 @@ impl RedisFailure {
         }
     }
 
+    /// As [`Self::closed`], while the first connection has not taken long yet: that a caller would
+    /// not wait says nothing of the server.
+    pub(crate) fn connecting(fallback: bool) -> Self {
+        let closed = Self::closed(None, fallback);
+        Self { verdict: closed.verdict.with_outcome(Outcome::Neutral), ..closed }
+    }
+
     pub(crate) const fn silent() -> Self {
         Self { what: What::Silent, verdict: Verdict::unknown() }
     }
@@ -57,7 +64,8 @@ impl RedisFailure {
     /// Whether the server is the problem, so that the fallback may answer instead.
     #[must_use]
     pub fn is_outage(&self) -> bool {
-        self.verdict.outcome == Outcome::Failure && !self.is_auth()
+        let closed = matches!(self.what, What::Closed(_));
+        closed || self.verdict.outcome == Outcome::Failure && !self.is_auth()
     }
 
     /// The server refused the user name or password, or wants one.
@@ -255,6 +263,7 @@ mod tests {
         assert!(!RedisFailure::driver(auth()).is_outage());
         assert!(!RedisFailure::closed(Some(auth()), true).is_outage());
         assert!(RedisFailure::closed(None, true).is_outage());
+        assert!(RedisFailure::connecting(true).is_outage());
         assert!(RedisFailure::silent().is_outage());
     }
 

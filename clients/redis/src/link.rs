@@ -226,6 +226,9 @@ impl Line {
         }
         match &*self.state.borrow() {
             State::Up => {}
+            State::Connecting if self.started.elapsed() < CONNECT_PATIENCE => {
+                return Err(RedisFailure::connecting(self.fallback));
+            }
             State::Connecting => return Err(self.closed(None)),
             State::Down(cause) => return Err(self.closed(cause.clone())),
         }
