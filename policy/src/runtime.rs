@@ -5,7 +5,10 @@ use std::{
     collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
 };
-use tokio::runtime::{Handle, Id};
+use tokio::{
+    runtime::{Handle, Id},
+    task::AbortHandle,
+};
 
 type Values<T> = Mutex<HashMap<Id, T>>;
 
@@ -13,13 +16,15 @@ type Values<T> = Mutex<HashMap<Id, T>>;
 #[derive(Debug)]
 pub struct PerRuntime<T> {
     values: Arc<Values<T>>,
+    /// The tasks that see their runtime end; they end with this too.
+    watchers: Mutex<Vec<AbortHandle>>,
 }
 
 impl<T: Clone + Send + Sync + 'static> PerRuntime<T> {
     /// No values yet.
     #[must_use]
     pub fn new() -> Self {
-        Self { values: Arc::default() }
+        Self { values: Arc::default(), watchers: Mutex::default() }
     }
 
     /// The value of the current runtime, made on first use; `None` outside any runtime.
@@ -39,10 +44,13 @@ impl<T: Clone + Send + Sync + 'static> PerRuntime<T> {
         // The task dies with the runtime and takes the entry along, before the id is used again.
         // Not under the lock: a runtime that is closing drops the task at once.
         let entry = Entry { values: Arc::downgrade(&self.values), id };
-        handle.spawn(async move {
+        let watcher = handle.spawn(async move {
             let _entry = entry;
             std::future::pending::<()>().await;
         });
+        let mut watchers = self.watchers.lock().unwrap_or_else(PoisonError::into_inner);
+        watchers.retain(|watcher| !watcher.is_finished());
+        watchers.push(watcher.abort_handle());
         Some(made)
     }
 }
@@ -50,6 +58,13 @@ impl<T: Clone + Send + Sync + 'static> PerRuntime<T> {
 impl<T: Clone + Send + Sync + 'static> Default for PerRuntime<T> {
     fn default() -> Self {
         Self::new()
+    }
+}
+
+impl<T> Drop for PerRuntime<T> {
+    fn drop(&mut self) {
+        let watchers = self.watchers.get_mut().unwrap_or_else(PoisonError::into_inner);
+        watchers.iter().for_each(AbortHandle::abort);
     }
 }
 
@@ -74,6 +89,18 @@ fn lock<T>(values: &Values<T>) -> MutexGuard<'_, HashMap<Id, T>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn its_tasks_go_with_it() {
+        let tasks = || Handle::current().metrics().num_alive_tasks();
+        let values = PerRuntime::new();
+        assert_eq!(values.get_or_init(|| 1), Some(1));
+        assert_eq!(tasks(), 1);
+        drop(values);
+        while tasks() > 0 {
+            tokio::task::yield_now().await;
+        }
+    }
 
     #[test]
     fn an_entry_goes_with_its_runtime() {
