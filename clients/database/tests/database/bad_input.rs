@@ -1,6 +1,4 @@
 //! What a caller or a setting gets wrong: the error says what, and nothing hangs.
-#![cfg(feature = "sqlite")]
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::missing_panics_doc)]
 
 use mainstay_database::{Error, SqliteDatabase, get_database_client_named};
 use mainstay_policy::{BreakerState, report};
@@ -18,7 +16,7 @@ fn settings_are_read_checked_and_named_for_each_client() {
         let file = dir.path().join("mainstay.toml");
         std::fs::write(&file, "").unwrap();
         let mut again = std::process::Command::new(std::env::current_exe().unwrap());
-        again.args(["--exact", "settings_are_read_checked_and_named_for_each_client"]);
+        again.args(["--exact", "bad_input::settings_are_read_checked_and_named_for_each_client"]);
         again.env("MAINSTAY_CONFIG", &file);
         again.env("MAINSTAY_DATABASE_REPORTING_URL", "sqlite::memory:");
         again.env("MAINSTAY_DATABASE_REPORTING_MAX_CONNECTIONS", "3");

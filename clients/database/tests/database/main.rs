@@ -1,6 +1,13 @@
 //! SQLite always; with feature `test-servers` private PostgreSQL and MariaDB servers too.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::missing_panics_doc)]
 
+#[cfg(feature = "sqlite")]
+mod bad_input;
+#[cfg(feature = "sqlite")]
+mod macros;
+#[cfg(all(feature = "test-servers", feature = "sqlite"))]
+mod servers;
+
 use futures_util::TryStreamExt;
 use mainstay_database::{
     DatabaseFailure, SqliteDatabase, get_database_client, set_database_client,

@@ -1,7 +1,5 @@
 //! sqlx's macros on the client: `migrate!`, and `query!` with what `cargo sqlx prepare` wrote to
 //! `.sqlx`, so that no database is needed to build this.
-#![cfg(feature = "sqlite")]
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::missing_panics_doc)]
 
 use mainstay_database::SqliteDatabase;
 

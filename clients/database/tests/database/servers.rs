@@ -1,5 +1,4 @@
 //! Against private PostgreSQL and MariaDB servers that are broken in every way.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::missing_panics_doc)]
 
 mod cancel;
 mod codes;
