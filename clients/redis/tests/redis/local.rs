@@ -1,0 +1,63 @@
+//! Without a URL: a cache of this process.
+
+use crate::{ms, text};
+use mainstay_policy::HealthStatus;
+use mainstay_redis::{RedisClient, RedisFailure, RedisState};
+use std::time::Duration;
+
+#[tokio::test]
+async fn without_a_url_it_is_a_cache_of_this_process() {
+    let cache = RedisClient::builder().name("t-local").build().unwrap();
+    cache.set("k", "1").await.unwrap();
+    assert_eq!(text(&cache, "k").await.as_deref(), Some("1"));
+    assert_eq!(cache.get::<Vec<u8>>("k").await.unwrap().as_deref(), Some(&b"1"[..]));
+    cache.set("short", String::from("1")).ttl(ms(20)).await.unwrap();
+    tokio::time::sleep(ms(30)).await;
+    assert_eq!(text(&cache, "short").await, None);
+    cache.hset("user", "name", "John").await.unwrap();
+    assert_eq!(cache.hget::<String>("user", "name").await.unwrap().as_deref(), Some("John"));
+    assert_eq!(cache.hget::<String>("user", "age").await.unwrap(), None);
+    assert!(cache.hdel("user", "name").await.unwrap());
+    assert!(cache.del("k").await.unwrap());
+    assert!(!cache.del("k").await.unwrap());
+    assert_eq!(cache.state(), RedisState::Degraded);
+    let health = cache.health_check().await;
+    assert_eq!(health.status, HealthStatus::Degraded);
+    assert!(health.detail.contains("no Redis configured"), "{}", health.detail);
+}
+
+#[tokio::test]
+async fn bad_input_is_said_in_words() {
+    let cache = RedisClient::builder().name("t-input").build().unwrap();
+    let zero = cache.set("k", "v").ttl(Duration::ZERO).await.unwrap_err();
+    assert!(zero.to_string().contains("ttl of 0"), "{zero}");
+    cache.set("k", vec![0xff, 0xfe]).ttl(Duration::MAX).await.unwrap();
+    let binary = cache.get::<String>("k").await.unwrap_err();
+    assert!(binary.to_string().contains("not UTF-8"), "{binary}");
+    let hash = cache.hset("k", "f", "v").await.unwrap_err();
+    assert!(hash.downcast_ref::<RedisFailure>().unwrap().is_wrong_type());
+}
+
+#[test]
+fn outside_a_runtime_the_getter_works() {
+    let client = mainstay_redis::get_redis_client().unwrap();
+    mainstay_redis::set_redis_client(client);
+    let error = mainstay_redis::get_redis_client_named("absent").unwrap_err();
+    assert!(error.to_string().contains("MAINSTAY_REDIS_ABSENT_URL"), "{error}");
+}
+
+/// Values are this process's; links are each runtime's own.
+#[test]
+fn the_singleton_works_from_a_second_runtime() {
+    let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let local = RedisClient::builder().name("t-singleton").build().unwrap();
+    mainstay_redis::set_redis_client(local);
+    runtime().block_on(async {
+        let cache = mainstay_redis::get_redis_client().unwrap();
+        cache.set("k", "1").await.unwrap();
+    });
+    runtime().block_on(async {
+        let cache = mainstay_redis::get_redis_client().unwrap();
+        assert_eq!(text(&cache, "k").await.as_deref(), Some("1"));
+    });
+}

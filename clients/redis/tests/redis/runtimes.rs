@@ -1,0 +1,47 @@
+//! A client and the runtimes that come and go around it.
+
+use crate::{client, ms, text};
+use mainstay_redis::RedisState;
+use mainstay_test_support::Redis;
+use std::time::Instant;
+
+#[test]
+fn one_client_works_in_two_runtimes_one_after_the_other_and_at_once() {
+    let redis = Redis::start();
+    let cache = client("t-runtimes", redis.address());
+    let runtime = || {
+        let mut builder = tokio::runtime::Builder::new_multi_thread();
+        builder.worker_threads(1).enable_all().build().unwrap()
+    };
+    for n in 0..2 {
+        let runtime = runtime();
+        runtime.block_on(async {
+            if n == 1 {
+                assert_eq!(text(&cache, "k").await.as_deref(), Some("0"));
+            }
+            cache.set("k", n.to_string()).await.unwrap();
+            assert_eq!(text(&cache, "k").await, Some(n.to_string()));
+            assert_eq!(cache.state(), RedisState::Connected);
+        });
+    }
+    let (one, two) = (runtime(), runtime());
+    one.block_on(async { cache.set("k", "one").await.unwrap() });
+    two.block_on(async { assert_eq!(text(&cache, "k").await.as_deref(), Some("one")) });
+    drop(two);
+    one.block_on(async { assert_eq!(text(&cache, "k").await.as_deref(), Some("one")) });
+}
+
+#[tokio::test]
+async fn a_dropped_client_leaves_no_connection() {
+    let redis = Redis::start();
+    let cache = client("t-dropped", redis.address());
+    cache.set("k", "1").await.unwrap();
+    let connected = || redis.say("INFO clients").contains("connected_clients:2");
+    assert!(connected(), "ours and the referee's");
+    drop(cache);
+    let started = Instant::now();
+    while connected() {
+        assert!(started.elapsed() < ms(3000));
+        tokio::time::sleep(ms(10)).await;
+    }
+}

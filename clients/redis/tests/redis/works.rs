@@ -1,0 +1,48 @@
+//! What reaches the server while all is well.
+
+use crate::{client, text};
+use mainstay_policy::{BreakerState, HealthStatus};
+use mainstay_redis::{RedisFailure, RedisState};
+use mainstay_test_support::Redis;
+use std::time::Duration;
+
+#[tokio::test]
+async fn the_server_holds_what_was_written() {
+    let redis = Redis::start();
+    let cache = client("t-works", redis.address());
+    cache.set("k", "1").await.unwrap();
+    assert_eq!(text(&cache, "k").await.as_deref(), Some("1"));
+    assert_eq!(redis.say("GET k"), "$1\r\n1\r\n");
+    assert_eq!(redis.say("PTTL k"), ":-1\r\n");
+    cache.set("k", "2").ttl(Duration::from_secs(60)).await.unwrap();
+    let left = redis.say("PTTL k");
+    let left: i64 = left.trim_start_matches(':').trim().parse().unwrap();
+    assert!((59_000..=60_000).contains(&left), "{left}");
+    cache.set("long", "1").ttl(Duration::MAX).await.unwrap();
+    cache.hset("h", "f", vec![0, 0xff]).await.unwrap();
+    let field = cache.hget::<Vec<u8>>("h", "f").await.unwrap();
+    assert_eq!(field.as_deref(), Some(&[0, 0xff][..]));
+    assert_eq!(cache.hget::<String>("h", "g").await.unwrap(), None);
+    assert!(cache.hdel("h", "f").await.unwrap());
+    assert!(!cache.hdel("h", "f").await.unwrap());
+    assert!(cache.del("k").await.unwrap());
+    assert!(!cache.del("k").await.unwrap());
+    assert_eq!(text(&cache, "k").await, None);
+    let health = cache.health_check().await;
+    assert_eq!(health.status, HealthStatus::Healthy, "{}", health.detail);
+    assert_eq!(cache.state(), RedisState::Connected);
+}
+
+#[tokio::test]
+async fn an_answered_mistake_is_not_repeated_and_is_no_failure() {
+    let redis = Redis::start();
+    let cache = client("t-wrongtype", redis.address());
+    cache.set("k", "1").await.unwrap();
+    for _ in 0..5 {
+        let error = cache.hget::<String>("k", "f").await.unwrap_err();
+        assert_eq!(error.attempts(), 1);
+        assert!(error.downcast_ref::<RedisFailure>().unwrap().is_wrong_type());
+        assert!(error.downcast_ref::<fred::error::Error>().is_some());
+    }
+    assert_eq!(cache.policy().breaker().state(), BreakerState::Closed);
+}
