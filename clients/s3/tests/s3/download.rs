@@ -1,0 +1,69 @@
+//! Objects into files: the target is whole or untouched.
+
+use crate::{MIB, bytes, client, eventually, files};
+use mainstay_test_support::{
+    S3,
+    s3::{Answer, BUCKET},
+};
+use std::{
+    fs,
+    sync::atomic::{AtomicUsize, Ordering},
+};
+use tempfile::TempDir;
+
+#[tokio::test]
+async fn a_failed_download_leaves_the_target_untouched() {
+    let store = S3::start().await;
+    let (s3, dir) = (client(&store), TempDir::new().unwrap());
+    let target = dir.path().join("target");
+    fs::write(&target, "before").unwrap();
+    store.write("k", &bytes(20 * MIB));
+    for answer in [Answer::Status(403, "AccessDenied"), Answer::Close] {
+        store.front(move |request| match request.contains("bytes=16777216-") {
+            true => answer,
+            false => Answer::Pass,
+        });
+        s3.download_file(BUCKET, "k", &target).await.unwrap_err();
+        assert_eq!(fs::read(&target).unwrap(), b"before");
+        assert_eq!(files(dir.path()), ["target"]);
+    }
+}
+
+#[tokio::test]
+async fn a_dropped_download_leaves_nothing_behind() {
+    let store = S3::start().await;
+    let (s3, dir) = (client(&store), TempDir::new().unwrap());
+    let target = dir.path().join("target");
+    store.write("k", &bytes(10 * MIB));
+    store.front(|request| match request.contains("bytes=8388608-") {
+        true => Answer::Hang,
+        false => Answer::Pass,
+    });
+    let to = target.clone();
+    let download = tokio::spawn(async move { s3.download_file(BUCKET, "k", to).await });
+    eventually("the second range was asked", || store.seen(|r| r.contains("bytes=8388608-")) == 1)
+        .await;
+    assert_eq!(files(dir.path()).len(), 1);
+    download.abort();
+    eventually("the temporary file is gone", || files(dir.path()).is_empty()).await;
+}
+
+#[tokio::test]
+async fn a_download_never_mixes_two_versions() {
+    let store = S3::start().await;
+    let (s3, dir) = (client(&store), TempDir::new().unwrap());
+    let target = dir.path().join("target");
+    store.write("k", &bytes(20 * MIB));
+    let new = vec![7; 18 * MIB];
+    let (replaced, path) = (AtomicUsize::new(0), store.path("k"));
+    let written = new.clone();
+    store.front(move |request| {
+        if request.contains("bytes=8388608-") && replaced.fetch_add(1, Ordering::Relaxed) == 0 {
+            fs::write(&path, &written).unwrap();
+        }
+        Answer::Pass
+    });
+    s3.download_file(BUCKET, "k", &target).await.unwrap();
+    assert!(fs::read(&target).unwrap() == new);
+    assert_eq!(files(dir.path()), ["target"]);
+}

@@ -1,0 +1,46 @@
+//! A store that is down or failing.
+
+use crate::client;
+use mainstay_policy::{BreakerState, HealthStatus, report};
+use mainstay_s3::S3Client;
+use mainstay_test_support::{
+    Port, S3,
+    s3::{Answer, BUCKET, KEY, SECRET},
+};
+use std::time::{Duration, Instant};
+
+#[tokio::test]
+async fn an_unreachable_server_is_known_in_under_a_second_with_its_cause() {
+    // The defaults' own delays, on purpose.
+    let closed = Port::reserve();
+    let endpoint = format!("http://{}", closed.address());
+    let s3 = S3Client::builder().endpoint_url(&endpoint).credentials(KEY, SECRET).build().unwrap();
+    let started = Instant::now();
+    let error = s3.get(BUCKET, "k").await.unwrap_err();
+    assert!(started.elapsed() < Duration::from_secs(1), "{:?}", started.elapsed());
+    let told = report(&error).to_string();
+    assert!(told.contains(&endpoint), "{told}");
+    assert!(told.contains("could not be reached") && told.contains("connection refused"), "{told}");
+    assert!(error.is_exhausted() && !error.is_outcome_unknown(), "{error:?}");
+    assert_eq!(error.attempts(), 3);
+    assert_eq!(s3.health_check().await.status, HealthStatus::Unhealthy);
+}
+
+#[tokio::test]
+async fn a_server_that_fails_is_sent_each_attempt_once() {
+    let store = S3::start().await;
+    let s3 = client(&store);
+    store.front(|_| Answer::Status(503, "ServiceUnavailable"));
+    for calls in 1..=3 {
+        let error = s3.put(BUCKET, "k", "v").await.unwrap_err();
+        assert_eq!(error.attempts(), 3, "{error:?}");
+        assert_eq!(store.seen(|_| true), 3 * calls);
+    }
+    let refused = s3.put(BUCKET, "k", "v").await.unwrap_err();
+    assert!(refused.is_circuit_open() && refused.is_rejected(), "{refused:?}");
+    assert_eq!(store.seen(|_| true), 9);
+    // A health check asks all the same, and says nothing to the breaker.
+    store.front(|_| Answer::Pass);
+    assert_eq!(s3.health_check_at(BUCKET).await.status, HealthStatus::Healthy);
+    assert_eq!(s3.policy().breaker().state(), BreakerState::Open);
+}

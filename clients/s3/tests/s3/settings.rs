@@ -1,0 +1,42 @@
+//! Settings, the builder, and what it refuses.
+
+use crate::{again, builder, inner};
+use mainstay_policy::HealthStatus;
+use mainstay_s3::{S3Client, get_s3_client};
+use mainstay_test_support::{
+    S3,
+    s3::{BUCKET, KEY, SECRET},
+};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn settings_and_the_usual_variables_make_the_client() {
+    const NAME: &str = "settings::settings_and_the_usual_variables_make_the_client";
+    if !inner() {
+        let store = S3::start().await;
+        let environment = [
+            ("MAINSTAY_S3_ENDPOINT_URL", store.endpoint()),
+            ("MAINSTAY_S3_BUCKET", BUCKET),
+            ("MAINSTAY_S3_OTHER_REGION", "eu-central-1"),
+            ("AWS_ACCESS_KEY_ID", KEY),
+            ("AWS_SECRET_ACCESS_KEY", SECRET),
+        ];
+        tokio::task::block_in_place(|| again(NAME, &environment));
+        assert_eq!(store.seen(|r| r.starts_with("HEAD /bucket")), 1);
+        return;
+    }
+    let s3 = get_s3_client().unwrap();
+    let health = s3.health_check().await;
+    assert_eq!(health.status, HealthStatus::Healthy, "{}", health.detail);
+    let other = mainstay_s3::get_s3_client_named("other").unwrap();
+    assert_eq!(other.policy().name(), "s3:https://s3.eu-central-1.amazonaws.com");
+    let error = mainstay_s3::get_s3_client_named("third").unwrap_err();
+    assert!(error.to_string().contains("MAINSTAY_S3_THIRD_ENDPOINT_URL"), "{error}");
+}
+
+#[test]
+fn bad_builders_say_what_to_write() {
+    let error = S3Client::builder().endpoint_url("localhost:9000").build().unwrap_err();
+    assert!(error.to_string().contains("http://host:port"), "{error}");
+    let outside = builder("http://localhost:1").build().unwrap().sdk().unwrap_err();
+    assert!(outside.to_string().contains("tokio runtime"), "{outside}");
+}

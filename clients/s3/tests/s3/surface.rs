@@ -1,0 +1,50 @@
+//! How the client may be held: spawned, shared by runtimes, over an SDK that exists.
+
+use crate::{builder, client, quick};
+use mainstay_s3::S3Client;
+use mainstay_test_support::{
+    S3,
+    s3::{Answer, BUCKET},
+};
+
+#[test]
+fn one_client_serves_two_runtimes() {
+    let server = tokio::runtime::Runtime::new().unwrap();
+    let store = server.block_on(S3::start());
+    let s3 = client(&store);
+    for _ in 0..2 {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(s3.put(BUCKET, "k", "v")).unwrap();
+        assert_eq!(runtime.block_on(s3.get(BUCKET, "k")).unwrap(), "v");
+    }
+}
+
+#[tokio::test]
+async fn an_adopted_client_repeats_nothing_by_itself() {
+    let store = S3::start().await;
+    let sdk = client(&store).sdk().unwrap();
+    let retrying = aws_sdk_s3::config::retry::RetryConfig::standard();
+    let config = sdk.config().to_builder().retry_config(retrying).build();
+    let sdk = aws_sdk_s3::Client::from_conf(config);
+    let builder = S3Client::builder().sdk(sdk).endpoint_url(store.endpoint());
+    let s3 = builder.policy(|p| quick(p).max_attempts(2)).build().unwrap();
+    s3.put(BUCKET, "k", "v").await.unwrap();
+    store.front(|_| Answer::Status(503, "ServiceUnavailable"));
+    assert_eq!(s3.get(BUCKET, "k").await.unwrap_err().attempts(), 2);
+    assert_eq!(store.seen(|_| true), 1 + 2);
+}
+
+#[test]
+fn every_call_can_be_spawned() {
+    fn spawns(_: impl Send) {}
+    let s3 = builder("http://localhost:1").build().unwrap();
+    spawns(s3.put("b", "k", "v"));
+    spawns(s3.get("b", "k"));
+    spawns(s3.list("b", "p"));
+    spawns(s3.head("b", "k"));
+    spawns(s3.exists("b", "k"));
+    spawns(s3.delete("b", "k"));
+    spawns(s3.upload_file("f", "b", "k"));
+    spawns(s3.download_file("b", "k", "f"));
+    spawns(s3.health_check());
+}

@@ -1,0 +1,92 @@
+//! Files into objects.
+
+use crate::{MIB, bytes, client, eventually};
+use mainstay_policy::report;
+use mainstay_test_support::{
+    S3,
+    s3::{Answer, BUCKET},
+};
+use std::{
+    fs,
+    sync::atomic::{AtomicUsize, Ordering},
+};
+use tempfile::TempDir;
+
+#[tokio::test]
+async fn a_part_is_repeated_alone() {
+    let store = S3::start().await;
+    let (s3, dir) = (client(&store), TempDir::new().unwrap());
+    let (file, back) = (dir.path().join("file"), dir.path().join("back"));
+    let data = bytes(20 * MIB);
+    fs::write(&file, &data).unwrap();
+    let (up, down) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    store.front(move |request| {
+        let first = |n: &AtomicUsize| n.fetch_add(1, Ordering::Relaxed) == 0;
+        if request.contains("partNumber=2") && first(&up) {
+            return Answer::Status(500, "InternalError");
+        }
+        if request.contains("bytes=8388608-") && first(&down) {
+            return Answer::Close;
+        }
+        Answer::Pass
+    });
+    s3.upload_file(&file, BUCKET, "k").await.unwrap();
+    s3.download_file(BUCKET, "k", &back).await.unwrap();
+    assert!(fs::read(&back).unwrap() == data);
+    assert_eq!(store.seen(|r| r.contains("partNumber=")), 4);
+    assert_eq!(store.seen(|r| r.starts_with("GET")), 4);
+}
+
+#[tokio::test]
+async fn a_failed_upload_is_aborted() {
+    let store = S3::start().await;
+    let (s3, dir) = (client(&store), TempDir::new().unwrap());
+    let file = dir.path().join("file");
+    fs::write(&file, bytes(20 * MIB)).unwrap();
+    store.front(|request| match request.contains("partNumber=2") {
+        true => Answer::Status(403, "AccessDenied"),
+        false => Answer::Pass,
+    });
+    let error = s3.upload_file(&file, BUCKET, "k").await.unwrap_err();
+    let told = report(&error).to_string();
+    assert!(told.contains("upload_part") && told.contains("AccessDenied"), "{told}");
+    assert_eq!(store.seen(|r| r.starts_with("DELETE") && r.contains("uploadId=")), 1);
+    assert!(!s3.exists(BUCKET, "k").await.unwrap());
+}
+
+#[tokio::test]
+async fn a_dropped_upload_is_aborted() {
+    let store = S3::start().await;
+    let (s3, dir) = (client(&store), TempDir::new().unwrap());
+    let file = dir.path().join("file");
+    fs::write(&file, bytes(20 * MIB)).unwrap();
+    store.front(|request| match request.contains("partNumber=3") {
+        true => Answer::Hang,
+        false => Answer::Pass,
+    });
+    let upload = tokio::spawn(async move { s3.upload_file(&file, BUCKET, "k").await });
+    eventually("part 3 was sent", || store.seen(|r| r.contains("partNumber=3")) == 1).await;
+    upload.abort();
+    let aborted = |r: &str| r.starts_with("DELETE") && r.contains("uploadId=");
+    eventually("the upload was aborted", || store.seen(aborted) == 1).await;
+}
+
+#[tokio::test]
+async fn a_completion_that_was_not_acknowledged_is_looked_into() {
+    let store = S3::start().await;
+    let (s3, dir) = (client(&store), TempDir::new().unwrap());
+    let file = dir.path().join("file");
+    let data = bytes(17 * MIB);
+    fs::write(&file, &data).unwrap();
+    let completions = AtomicUsize::new(0);
+    store.front(move |request| {
+        let completes = request.starts_with("POST") && request.contains("uploadId=");
+        match completes && completions.fetch_add(1, Ordering::Relaxed) == 0 {
+            true => Answer::ApplyThenClose,
+            false => Answer::Pass,
+        }
+    });
+    s3.upload_file(&file, BUCKET, "k").await.unwrap();
+    assert!(s3.get(BUCKET, "k").await.unwrap() == data);
+    assert_eq!(store.seen(|r| r.starts_with("DELETE")), 0);
+}
