@@ -26,6 +26,10 @@
 //! # Ok(()) }
 //! ```
 
+// Their examples use every feature.
+#[cfg(all(doc, feature = "full", feature = "chaos", feature = "test-util"))]
+pub mod guides;
+
 #[cfg(feature = "mysql")]
 pub use mainstay_database::MySqlDatabase;
 #[cfg(feature = "postgres")]
