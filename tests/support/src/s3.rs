@@ -1,16 +1,27 @@
 //! An S3 store: s3s-fs in this process, behind a front that knows which buckets exist (s3s-fs does not always
-//! say), records a line per request, and answers in its place when told to.
+//! say), records a line per request, and answers in its place when told to; or [`Memory`], which is nearer to S3
+//! where transfers are concerned.
+
+mod memory;
+
+pub use memory::{Memory, Sums};
 
 use crate::{Port, directory};
-use hyper::{Request, Response, body::Incoming, service::service_fn};
+use futures_util::{Stream, StreamExt, stream};
+use hyper::{
+    Request, Response,
+    body::{Bytes, Incoming},
+    service::service_fn,
+};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo},
     server::conn::auto::Builder,
 };
-use s3s::{Body, auth::SimpleAuth, service::S3ServiceBuilder};
+use s3s::{Body, auth::SimpleAuth, dto::StreamingBlob, service::S3ServiceBuilder};
 use std::{
     fmt, fs, io,
     path::PathBuf,
+    pin::Pin,
     sync::{Arc, Mutex},
 };
 use tempfile::TempDir;
@@ -39,6 +50,14 @@ pub enum Answer {
     ApplyThenClose,
     /// Nothing, for ever.
     Hang,
+    /// The store answers, and the connection is closed after so many bytes of the body.
+    Cut(usize),
+    /// The store answers, and nothing more comes after so many bytes of the body.
+    Stall(usize),
+    /// The store answers, and the byte at this place of the body is another.
+    Flip(usize),
+    /// The store gets the request with another byte at this place of its body.
+    FlipUp(usize),
 }
 
 type Front = Box<dyn Fn(&str) -> Answer + Send>;
@@ -48,6 +67,7 @@ struct Shared {
     root: PathBuf,
     seen: Arc<Mutex<Vec<String>>>,
     front: Arc<Mutex<Front>>,
+    memory: Option<Memory>,
 }
 
 impl fmt::Debug for Shared {
@@ -69,6 +89,16 @@ pub struct S3 {
 impl S3 {
     /// An empty store that answers on a port of its own.
     pub async fn start() -> Self {
+        Self::over(None).await
+    }
+
+    /// An empty store in memory, and the front before it.
+    pub async fn in_memory(sums: Sums) -> (Self, Memory) {
+        let memory = Memory::new(sums);
+        (Self::over(Some(memory.clone())).await, memory)
+    }
+
+    async fn over(memory: Option<Memory>) -> Self {
         let directory = directory::temporary();
         fs::create_dir(directory.path().join(BUCKET)).unwrap();
         let port = Port::reserve();
@@ -77,6 +107,7 @@ impl S3 {
             root: directory.path().to_owned(),
             seen: Arc::default(),
             front: Arc::new(Mutex::new(Box::new(|_| Answer::Pass))),
+            memory,
         };
         let server = Some(tokio::spawn(serve(port.listen(), shared.clone())));
         Self { directory, port, endpoint, shared, server }
@@ -136,7 +167,10 @@ impl Drop for S3 {
 }
 
 async fn serve(listener: TcpListener, shared: Shared) {
-    let mut service = S3ServiceBuilder::new(s3s_fs::FileSystem::new(&shared.root).unwrap());
+    let mut service = match &shared.memory {
+        Some(memory) => S3ServiceBuilder::new(memory.clone()),
+        None => S3ServiceBuilder::new(s3s_fs::FileSystem::new(&shared.root).unwrap()),
+    };
     service.set_auth(SimpleAuth::from_single(KEY, SECRET));
     let service = service.build();
     // Aborted with this task.
@@ -188,19 +222,64 @@ async fn answer(
         Answer::Status(status, code) => return Ok(refusal(status, code)),
         Answer::Close => return Err(io::ErrorKind::ConnectionAborted.into()),
         Answer::Hang => std::future::pending().await,
-        Answer::Pass | Answer::ApplyThenClose => {}
+        _ => {}
     }
     if !bucket.is_empty() && !shared.root.join(&bucket).exists() {
         return Ok(refusal(404, "NoSuchBucket"));
     }
-    let answered = service
-        .call(request.map(Body::from))
-        .await
-        .map_err(|e| io::Error::other(format!("{e:?}")))?;
-    match decided {
-        Answer::ApplyThenClose => Err(io::ErrorKind::ConnectionAborted.into()),
-        _ => Ok(answered),
-    }
+    let request = match decided {
+        Answer::FlipUp(at) => request.map(|body| broken(Body::from(body), at, Break::Flip)),
+        _ => request.map(Body::from),
+    };
+    let answered = service.call(request).await.map_err(|e| io::Error::other(format!("{e:?}")))?;
+    Ok(match decided {
+        Answer::ApplyThenClose => return Err(io::ErrorKind::ConnectionAborted.into()),
+        Answer::Cut(at) => answered.map(|body| broken(body, at, Break::Cut)),
+        Answer::Stall(at) => answered.map(|body| broken(body, at, Break::Stall)),
+        Answer::Flip(at) => answered.map(|body| broken(body, at, Break::Flip)),
+        _ => answered,
+    })
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Break {
+    Cut,
+    Stall,
+    Flip,
+}
+
+type Pieces = Pin<Box<dyn Stream<Item = io::Result<Bytes>> + Send + Sync>>;
+
+/// The body, with something wrong at this place of it.
+fn broken(body: Body, at: usize, how: Break) -> Body {
+    let body = StreamingBlob::from(body).map(|piece| piece.map_err(io::Error::other));
+    let body: Pieces = Box::pin(body);
+    let step = move |(body, left): (Option<Pieces>, usize)| async move {
+        let mut body = body?;
+        let piece = match body.next().await? {
+            Ok(piece) => piece,
+            Err(error) => return Some((Err(error), (None, 0))),
+        };
+        if left >= piece.len() {
+            let left = left - piece.len();
+            return Some((Ok(piece), (Some(body), left)));
+        }
+        match how {
+            Break::Flip => {
+                let mut bytes = piece.to_vec();
+                bytes[left] = !bytes[left];
+                Some((Ok(bytes.into()), (Some(body), usize::MAX)))
+            }
+            // What comes before it first.
+            _ if left > 0 => {
+                let rest: Pieces = Box::pin(stream::iter([Ok(piece.slice(left..))]).chain(body));
+                Some((Ok(piece.slice(..left)), (Some(rest), 0)))
+            }
+            Break::Cut => Some((Err(io::ErrorKind::ConnectionAborted.into()), (None, 0))),
+            Break::Stall => std::future::pending().await,
+        }
+    };
+    StreamingBlob::wrap(stream::unfold((Some(body), at), step)).into()
 }
 
 fn refusal(status: u16, code: &str) -> Response<Body> {

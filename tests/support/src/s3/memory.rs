@@ -1,0 +1,398 @@
+//! A store in memory that keeps what S3 says about parts, versions and checksums, where s3s-fs does not: part
+//! checksums, If-Match, lists of uploads and of their parts, NoSuchUpload.
+
+use base64::{Engine, engine::general_purpose::STANDARD};
+use crc_fast::{CrcAlgorithm, checksum};
+use futures_util::{StreamExt, stream};
+use hyper::body::Bytes;
+use s3s::{S3, S3Request, S3Response, S3Result, dto::*, s3_error};
+use std::{
+    collections::BTreeMap,
+    convert::Infallible,
+    sync::{Arc, Mutex, MutexGuard},
+    time::SystemTime,
+};
+
+/// What a store says about the bytes of an object.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sums {
+    /// The checksum of the whole object, where it was asked for.
+    Full,
+    /// A checksum of the parts' checksums, whatever was asked for.
+    Composite,
+    /// Nothing, as many stores that are not Amazon's.
+    Without,
+}
+
+/// The objects and unfinished uploads of one bucket; clones are the same store.
+#[derive(Debug, Clone)]
+pub struct Memory {
+    sums: Sums,
+    data: Arc<Mutex<Data>>,
+}
+
+#[derive(Debug, Default)]
+struct Data {
+    objects: BTreeMap<String, Object>,
+    uploads: BTreeMap<String, Upload>,
+    started: u32,
+}
+
+#[derive(Debug, Clone)]
+struct Object {
+    bytes: Bytes,
+    etag: ETag,
+    crc32: Option<String>,
+    full: bool,
+    /// The length of the first part, and how many there were.
+    parts: Option<(i64, i32)>,
+    metadata: Option<Metadata>,
+}
+
+#[derive(Debug)]
+struct Upload {
+    key: String,
+    full: bool,
+    metadata: Option<Metadata>,
+    initiated: Timestamp,
+    parts: BTreeMap<i32, (Bytes, ETag, String)>,
+}
+
+fn crc(bytes: &[u8]) -> [u8; 4] {
+    u32::try_from(checksum(CrcAlgorithm::Crc32IsoHdlc, bytes)).unwrap().to_be_bytes()
+}
+
+fn etag(bytes: &[u8], suffix: &str) -> ETag {
+    ETag::Strong(format!("{:016x}{suffix}", checksum(CrcAlgorithm::Crc64Nvme, bytes)))
+}
+
+impl Memory {
+    pub(super) fn new(sums: Sums) -> Self {
+        Self { sums, data: Arc::default() }
+    }
+
+    fn data(&self) -> MutexGuard<'_, Data> {
+        self.data.lock().unwrap()
+    }
+
+    /// The bytes of an object.
+    #[must_use]
+    pub fn object(&self, key: &str) -> Option<Bytes> {
+        self.data().objects.get(key).map(|object| object.bytes.clone())
+    }
+
+    /// How many uploads in parts are neither completed nor aborted.
+    #[must_use]
+    pub fn uploads(&self) -> usize {
+        self.data().uploads.len()
+    }
+
+    /// How many parts these hold.
+    #[must_use]
+    pub fn parts(&self) -> usize {
+        self.data().uploads.values().map(|upload| upload.parts.len()).sum()
+    }
+
+    /// Puts an object there as another client would.
+    pub fn put(&self, key: &str, bytes: impl Into<Bytes>) {
+        self.store(key, bytes.into(), None);
+    }
+
+    /// Puts an object there whose checksum is not that of its bytes.
+    pub fn put_damaged(&self, key: &str, bytes: impl Into<Bytes>) {
+        self.put(key, bytes);
+        if let Some(object) = self.data().objects.get_mut(key) {
+            object.crc32 = Some(STANDARD.encode([1, 2, 3, 4]));
+        }
+    }
+
+    fn store(&self, key: &str, bytes: Bytes, metadata: Option<Metadata>) -> Object {
+        let crc32 = (self.sums != Sums::Without).then(|| STANDARD.encode(crc(&bytes)));
+        let etag = etag(&bytes, "");
+        let object = Object { bytes, etag, crc32, full: true, parts: None, metadata };
+        self.data().objects.insert(key.to_owned(), object.clone());
+        object
+    }
+
+    fn find(&self, key: &str, if_match: Option<&IfMatch>) -> S3Result<Object> {
+        let data = self.data();
+        let object = data.objects.get(key).ok_or_else(|| s3_error!(NoSuchKey))?;
+        match if_match {
+            Some(ETagCondition::ETag(etag)) if *etag != object.etag => {
+                Err(s3_error!(PreconditionFailed))
+            }
+            _ => Ok(object.clone()),
+        }
+    }
+}
+
+impl Object {
+    fn sum(&self, mode: Option<&ChecksumMode>) -> (Option<String>, Option<ChecksumType>) {
+        let sum = self.crc32.clone().filter(|_| mode.is_some());
+        let name = if self.full { ChecksumType::FULL_OBJECT } else { ChecksumType::COMPOSITE };
+        let kind = sum.as_ref().map(|_| ChecksumType::from_static(name));
+        (sum, kind)
+    }
+}
+
+/// The bytes of a body, if their checksum is the one that goes with them.
+async fn read(body: Option<StreamingBlob>, announced: Option<&str>) -> S3Result<Bytes> {
+    let mut bytes = Vec::new();
+    if let Some(mut body) = body {
+        while let Some(piece) = body.next().await {
+            bytes.extend_from_slice(&piece.map_err(|_| s3_error!(IncompleteBody))?);
+        }
+    }
+    match announced {
+        Some(sum) if sum != STANDARD.encode(crc(&bytes)) => Err(s3_error!(BadDigest)),
+        _ => Ok(bytes.into()),
+    }
+}
+
+/// In pieces, as from a network.
+fn blob(bytes: Bytes) -> StreamingBlob {
+    let pieces = (0..bytes.len()).step_by(16 * 1024);
+    let pieces: Vec<_> =
+        pieces.map(|at| bytes.slice(at..bytes.len().min(at + 16 * 1024))).collect();
+    StreamingBlob::wrap(stream::iter(pieces.into_iter().map(Ok::<_, Infallible>)))
+}
+
+fn length(bytes: usize) -> i64 {
+    i64::try_from(bytes).unwrap()
+}
+
+fn done<T>(output: T) -> S3Result<S3Response<T>> {
+    Ok(S3Response::new(output))
+}
+
+#[async_trait::async_trait]
+impl S3 for Memory {
+    async fn head_bucket(
+        &self,
+        _: S3Request<HeadBucketInput>,
+    ) -> S3Result<S3Response<HeadBucketOutput>> {
+        done(HeadBucketOutput::default())
+    }
+
+    async fn put_object(
+        &self,
+        request: S3Request<PutObjectInput>,
+    ) -> S3Result<S3Response<PutObjectOutput>> {
+        let input = request.input;
+        let bytes = read(input.body, input.checksum_crc32.as_deref()).await?;
+        let object = self.store(&input.key, bytes, input.metadata);
+        done(PutObjectOutput { e_tag: Some(object.etag), ..Default::default() })
+    }
+
+    async fn delete_object(
+        &self,
+        request: S3Request<DeleteObjectInput>,
+    ) -> S3Result<S3Response<DeleteObjectOutput>> {
+        self.data().objects.remove(&request.input.key);
+        done(DeleteObjectOutput::default())
+    }
+
+    async fn get_object(
+        &self,
+        request: S3Request<GetObjectInput>,
+    ) -> S3Result<S3Response<GetObjectOutput>> {
+        let input = request.input;
+        let object = self.find(&input.key, input.if_match.as_ref())?;
+        let total = object.bytes.len();
+        // As AWS, which says nothing about the whole when asked for a range.
+        let ((checksum_crc32, checksum_type), range) = match input.range {
+            Some(range) => ((None, None), Some(range.check(total as u64)?)),
+            None => (object.sum(input.checksum_mode.as_ref()), None),
+        };
+        let (bytes, content_range) = match range {
+            Some(range) => {
+                let part =
+                    usize::try_from(range.start).unwrap()..usize::try_from(range.end).unwrap();
+                let told = format!("bytes {}-{}/{total}", range.start, range.end - 1);
+                (object.bytes.slice(part), Some(told))
+            }
+            None => (object.bytes, None),
+        };
+        done(GetObjectOutput {
+            content_length: Some(length(bytes.len())),
+            body: Some(blob(bytes)),
+            content_range,
+            e_tag: Some(object.etag),
+            checksum_crc32,
+            checksum_type,
+            metadata: object.metadata,
+            ..Default::default()
+        })
+    }
+
+    async fn head_object(
+        &self,
+        request: S3Request<HeadObjectInput>,
+    ) -> S3Result<S3Response<HeadObjectOutput>> {
+        let input = request.input;
+        let object = self.find(&input.key, input.if_match.as_ref())?;
+        let (checksum_crc32, checksum_type) = object.sum(input.checksum_mode.as_ref());
+        let (content_length, parts_count) = match (input.part_number, object.parts) {
+            (Some(_), Some((first, parts))) => (first, Some(parts)),
+            _ => (length(object.bytes.len()), None),
+        };
+        done(HeadObjectOutput {
+            content_length: Some(content_length),
+            parts_count,
+            e_tag: Some(object.etag),
+            checksum_crc32,
+            checksum_type,
+            metadata: object.metadata,
+            ..Default::default()
+        })
+    }
+
+    async fn create_multipart_upload(
+        &self,
+        request: S3Request<CreateMultipartUploadInput>,
+    ) -> S3Result<S3Response<CreateMultipartUploadOutput>> {
+        let input = request.input;
+        let asked = input.checksum_type.as_ref().map(ChecksumType::as_str);
+        let full = self.sums == Sums::Full && asked == Some(ChecksumType::FULL_OBJECT);
+        let mut data = self.data();
+        data.started += 1;
+        let id = format!("upload-{:06}", data.started);
+        let upload = Upload {
+            key: input.key.clone(),
+            full,
+            metadata: input.metadata,
+            initiated: SystemTime::now().into(),
+            parts: BTreeMap::new(),
+        };
+        data.uploads.insert(id.clone(), upload);
+        let kind = if full { ChecksumType::FULL_OBJECT } else { ChecksumType::COMPOSITE };
+        let told = self.sums != Sums::Without;
+        done(CreateMultipartUploadOutput {
+            upload_id: Some(id),
+            bucket: Some(input.bucket),
+            key: Some(input.key),
+            checksum_type: told.then(|| ChecksumType::from_static(kind)),
+            ..Default::default()
+        })
+    }
+
+    async fn upload_part(
+        &self,
+        request: S3Request<UploadPartInput>,
+    ) -> S3Result<S3Response<UploadPartOutput>> {
+        let input = request.input;
+        let bytes = read(input.body, input.checksum_crc32.as_deref()).await?;
+        let (etag, crc32) = (etag(&bytes, ""), STANDARD.encode(crc(&bytes)));
+        let mut data = self.data();
+        let upload =
+            data.uploads.get_mut(&input.upload_id).ok_or_else(|| s3_error!(NoSuchUpload))?;
+        upload.parts.insert(input.part_number, (bytes, etag.clone(), crc32.clone()));
+        let checksum_crc32 = (self.sums != Sums::Without).then_some(crc32);
+        done(UploadPartOutput { e_tag: Some(etag), checksum_crc32, ..Default::default() })
+    }
+
+    async fn complete_multipart_upload(
+        &self,
+        request: S3Request<CompleteMultipartUploadInput>,
+    ) -> S3Result<S3Response<CompleteMultipartUploadOutput>> {
+        let input = request.input;
+        let mut data = self.data();
+        let upload = data.uploads.get(&input.upload_id).ok_or_else(|| s3_error!(NoSuchUpload))?;
+        let mut whole = Vec::new();
+        let mut sums = Vec::new();
+        let mut first = 0;
+        let named = input.multipart_upload.and_then(|upload| upload.parts).unwrap_or_default();
+        let count = i32::try_from(named.len()).unwrap();
+        for part in named {
+            let number = part.part_number.unwrap_or_default();
+            let (bytes, etag, crc32) =
+                upload.parts.get(&number).ok_or_else(|| s3_error!(InvalidPart))?;
+            if part.e_tag.as_ref() != Some(etag) || part.checksum_crc32.is_some_and(|s| s != *crc32)
+            {
+                return Err(s3_error!(InvalidPart));
+            }
+            first = if whole.is_empty() { length(bytes.len()) } else { first };
+            whole.extend_from_slice(bytes);
+            sums.extend_from_slice(&crc(bytes));
+        }
+        let sum = match upload.full {
+            true => STANDARD.encode(crc(&whole)),
+            false => format!("{}-{count}", STANDARD.encode(crc(&sums))),
+        };
+        if input.checksum_crc32.is_some_and(|told| told != sum) {
+            return Err(s3_error!(BadDigest));
+        }
+        if input.mpu_object_size.is_some_and(|size| size != length(whole.len())) {
+            return Err(s3_error!(InvalidRequest));
+        }
+        let object = Object {
+            etag: etag(&whole, &format!("-{count}")),
+            bytes: whole.into(),
+            crc32: (self.sums != Sums::Without).then_some(sum),
+            full: upload.full,
+            parts: Some((first, count)),
+            metadata: upload.metadata.clone(),
+        };
+        let key = upload.key.clone();
+        let (checksum_crc32, e_tag) = (object.crc32.clone(), Some(object.etag.clone()));
+        data.objects.insert(key, object);
+        data.uploads.remove(&input.upload_id);
+        done(CompleteMultipartUploadOutput { checksum_crc32, e_tag, ..Default::default() })
+    }
+
+    async fn abort_multipart_upload(
+        &self,
+        request: S3Request<AbortMultipartUploadInput>,
+    ) -> S3Result<S3Response<AbortMultipartUploadOutput>> {
+        let gone = self.data().uploads.remove(&request.input.upload_id);
+        gone.ok_or_else(|| s3_error!(NoSuchUpload))?;
+        done(AbortMultipartUploadOutput::default())
+    }
+
+    async fn list_multipart_uploads(
+        &self,
+        request: S3Request<ListMultipartUploadsInput>,
+    ) -> S3Result<S3Response<ListMultipartUploadsOutput>> {
+        let prefix = request.input.prefix.unwrap_or_default();
+        let data = self.data();
+        let uploads = data.uploads.iter().filter(|(_, upload)| upload.key.starts_with(&prefix));
+        let uploads = uploads.map(|(id, upload)| MultipartUpload {
+            upload_id: Some(id.clone()),
+            key: Some(upload.key.clone()),
+            initiated: Some(upload.initiated.clone()),
+            ..Default::default()
+        });
+        let uploads = Some(uploads.collect());
+        done(ListMultipartUploadsOutput { uploads, ..Default::default() })
+    }
+
+    /// Pages of four, so that somebody has to ask for the next.
+    async fn list_parts(
+        &self,
+        request: S3Request<ListPartsInput>,
+    ) -> S3Result<S3Response<ListPartsOutput>> {
+        let input = request.input;
+        let after: i32 =
+            input.part_number_marker.map_or(0, |text| text.to_string().parse().unwrap());
+        let data = self.data();
+        let upload = data.uploads.get(&input.upload_id).ok_or_else(|| s3_error!(NoSuchUpload))?;
+        let all: Vec<_> = upload.parts.range(after + 1..).collect();
+        let parts = all.iter().take(4).map(|&(&number, (bytes, etag, crc32))| Part {
+            part_number: Some(number),
+            size: Some(length(bytes.len())),
+            e_tag: Some(etag.clone()),
+            checksum_crc32: (self.sums != Sums::Without).then(|| crc32.clone()),
+            ..Default::default()
+        });
+        let parts: Vec<_> = parts.collect();
+        let last = parts.last().and_then(|part| part.part_number);
+        let kind = if upload.full { ChecksumType::FULL_OBJECT } else { ChecksumType::COMPOSITE };
+        done(ListPartsOutput {
+            is_truncated: Some(all.len() > parts.len()),
+            next_part_number_marker: last,
+            parts: Some(parts),
+            checksum_type: (self.sums != Sums::Without).then(|| ChecksumType::from_static(kind)),
+            ..Default::default()
+        })
+    }
+}
