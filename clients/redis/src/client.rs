@@ -2,10 +2,11 @@
 
 use crate::{
     classify::RedisFailure,
-    command::{self, Change, Command, FromValue, Reply, Slot, ToValue},
+    command::{self, Change, Command, Slot},
     config::{FallbackConfig, RedisClientBuilder},
     fallback::{BeginRead, BeginWrite, Fallback, Refusal},
     link::{Gate, Line, Link, Target},
+    value::{FromValue, ToValue, Value},
 };
 use bytes::Bytes;
 use mainstay_policy::{BreakerState, CallError, Effect, Error, Operation, PerRuntime, Policy};
@@ -176,7 +177,7 @@ impl RedisClient {
         };
         let Some(fallback) = &self.0.fallback else {
             let reply = self.ask(&operation, Command::Read(slot)).await?;
-            return reply.map(value).map_err(|error| self.failed(&operation, error));
+            return reply.map(Value::into_bytes).map_err(|error| self.failed(&operation, error));
         };
         if !self.is_configured() {
             return local(fallback.read(&slot, Instant::now()));
@@ -187,7 +188,9 @@ impl RedisClient {
             BeginRead::Ask(ticket) => ticket,
         };
         match self.ask(&operation, Command::Read(slot.clone())).await? {
-            Ok(reply) => local(fallback.filled(&slot, ticket, value(reply), sent, Instant::now())),
+            Ok(reply) => {
+                local(fallback.filled(&slot, ticket, reply.into_bytes(), sent, Instant::now()))
+            }
             Err(error) if is_outage(&error) => local(fallback.read(&slot, Instant::now())),
             Err(error) => Err(self.failed(&operation, error)),
         }
@@ -200,7 +203,9 @@ impl RedisClient {
         };
         let Some(fallback) = &self.0.fallback else {
             let reply = self.ask(&operation, Command::Write(slot, change)).await?;
-            return reply.map(changed).map_err(|error| self.failed(&operation, error));
+            return reply
+                .map(|reply| reply.is_positive())
+                .map_err(|error| self.failed(&operation, error));
         };
         if !self.is_configured() {
             return local(fallback.write(&slot, &change, Instant::now()));
@@ -224,7 +229,7 @@ impl RedisClient {
         match self.ask(&operation, command).await? {
             Ok(reply) => {
                 fallback.landed(&slot, &change, ticket, sent);
-                Ok(changed(reply))
+                Ok(reply.is_positive())
             }
             // Also when nobody knows whether it happened: the key is dirty then, and deleted at
             // the server before it is read there again.
@@ -240,7 +245,7 @@ impl RedisClient {
         &self,
         operation: &Operation,
         command: Command,
-    ) -> Result<Result<Reply, CallError<RedisFailure>>, Error> {
+    ) -> Result<Result<Value, CallError<RedisFailure>>, Error> {
         let line = self.reachable_line()?;
         let command = Arc::new(command);
         let result = self
@@ -268,17 +273,6 @@ impl RedisClient {
         let (attempts, elapsed) = (0, Duration::ZERO);
         self.failed(operation, CallError::Backend { attempts, elapsed, effect, error })
     }
-}
-
-fn value(reply: Reply) -> Option<Bytes> {
-    match reply {
-        Reply::Value(value) => value,
-        Reply::Changed(_) => None,
-    }
-}
-
-fn changed(reply: Reply) -> bool {
-    matches!(reply, Reply::Changed(true))
 }
 
 /// Whether the server is the problem, so that the fallback answers.

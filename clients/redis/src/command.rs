@@ -1,8 +1,9 @@
 //! What is sent: the commands, their names in errors, and the values they carry.
 
+use crate::link::Node;
 use bytes::Bytes;
-use mainstay_policy::{Error, Idempotency, Operation};
-use std::time::Duration;
+use mainstay_policy::{Idempotency, Operation};
+use std::{borrow::Cow, time::Duration};
 
 /// What a command is about: a key, or one field of the hash at a key.
 #[derive(Clone)]
@@ -30,22 +31,50 @@ pub(crate) enum Change {
     Remove,
 }
 
+/// What the link is asked to send. The first two are apart because fred has calls for them that
+/// share a flush with their neighbours, and they are nearly all there is.
 #[derive(Clone)]
 pub(crate) enum Command {
+    /// GET or HGET.
     Read(Slot),
+    /// SET, DEL, HSET or HDEL.
     Write(Slot, Change),
-    /// Deletes what a client wrote while the server was away: the fields, or the key without any.
-    Forget {
-        key: Bytes,
-        fields: Vec<Bytes>,
-    },
-    Ping,
+    Raw(Raw),
 }
 
-pub(crate) enum Reply {
-    Value(Option<Bytes>),
-    /// Whether there was something to change.
-    Changed(bool),
+/// Any command, as it is sent.
+#[derive(Clone)]
+pub(crate) struct Raw {
+    pub(crate) name: Cow<'static, str>,
+    pub(crate) args: Vec<Bytes>,
+    pub(crate) route: Route,
+}
+
+/// Which server of a cluster a command is for.
+#[derive(Clone)]
+pub(crate) enum Route {
+    /// That of the key which is this argument.
+    Key(usize),
+    #[allow(dead_code, reason = "for scan, which comes next")]
+    Node(Node),
+    Any,
+}
+
+impl Raw {
+    /// A command whose first argument is its key.
+    pub(crate) fn keyed(name: &'static str, args: Vec<Bytes>) -> Self {
+        Self { name: Cow::Borrowed(name), args, route: Route::Key(0) }
+    }
+
+    pub(crate) const fn ping() -> Self {
+        Self { name: Cow::Borrowed("PING"), args: Vec::new(), route: Route::Any }
+    }
+
+    /// Deletes these fields, or the key without any.
+    pub(crate) fn forget(key: &Bytes, fields: &[Bytes]) -> Self {
+        let name = if fields.is_empty() { "DEL" } else { "HDEL" };
+        Self::keyed(name, std::iter::once(key).chain(fields).cloned().collect())
+    }
 }
 
 /// Every command here leaves the same state when it arrives twice.
@@ -65,81 +94,3 @@ pub(crate) const fn write(slot: &Slot, change: &Change) -> Operation {
 
 /// Not repeated by the policy: after a lost connection a settling pause comes first.
 pub(crate) const RECOVER: Operation = Operation::new("recover", Idempotency::Unsafe);
-
-/// A value that can be stored.
-pub trait ToValue {
-    /// The bytes to store.
-    fn to_value(self) -> Bytes;
-}
-
-impl ToValue for Bytes {
-    fn to_value(self) -> Bytes {
-        self
-    }
-}
-
-impl ToValue for String {
-    fn to_value(self) -> Bytes {
-        self.into()
-    }
-}
-
-impl ToValue for Vec<u8> {
-    fn to_value(self) -> Bytes {
-        self.into()
-    }
-}
-
-impl ToValue for &str {
-    fn to_value(self) -> Bytes {
-        Bytes::copy_from_slice(self.as_bytes())
-    }
-}
-
-impl ToValue for &String {
-    fn to_value(self) -> Bytes {
-        self.as_str().to_value()
-    }
-}
-
-impl ToValue for &[u8] {
-    fn to_value(self) -> Bytes {
-        Bytes::copy_from_slice(self)
-    }
-}
-
-impl<const N: usize> ToValue for &[u8; N] {
-    fn to_value(self) -> Bytes {
-        self.as_slice().to_value()
-    }
-}
-
-/// A type that a stored value can be read as.
-pub trait FromValue: Sized {
-    /// The value of these bytes.
-    ///
-    /// # Errors
-    /// When the bytes are no such value.
-    fn from_value(bytes: Bytes) -> Result<Self, Error>;
-}
-
-impl FromValue for Bytes {
-    fn from_value(bytes: Bytes) -> Result<Self, Error> {
-        Ok(bytes)
-    }
-}
-
-impl FromValue for Vec<u8> {
-    fn from_value(bytes: Bytes) -> Result<Self, Error> {
-        Ok(bytes.into())
-    }
-}
-
-impl FromValue for String {
-    fn from_value(bytes: Bytes) -> Result<Self, Error> {
-        let text = Self::from_utf8(bytes.into());
-        text.map_err(|_| {
-            Error::invalid("redis: the value is not UTF-8 text; read it as Vec<u8> or Bytes")
-        })
-    }
-}

@@ -2,7 +2,7 @@
 
 use crate::{
     client::{RedisClient, RedisState},
-    command::Command,
+    command::{Command, Raw},
     link::Gate,
 };
 use mainstay_policy::{Health, HealthStatus};
@@ -47,8 +47,8 @@ impl RedisClient {
             Gate::Open => {}
         }
         let left = deadline.saturating_duration_since(Instant::now());
-        let ping = tokio::time::timeout(left, line.send(&Command::Ping, Some(left)));
-        match ping.await {
+        let ping = Command::Raw(Raw::ping());
+        match tokio::time::timeout(left, line.send(&ping, Some(left))).await {
             Ok(Ok(_)) => {}
             Ok(Err(error)) => return away(error.to_string()),
             Err(_) => return away("no answer to PING within 1 s".to_owned()),

@@ -45,10 +45,11 @@ mod fallback;
 mod health;
 mod link;
 mod recovery;
+mod value;
 
 pub use classify::RedisFailure;
 pub use client::{RedisClient, RedisState, Set};
-pub use command::{FromValue, ToValue};
 pub use config::{
     FallbackConfig, RedisClientBuilder, get_redis_client, get_redis_client_named, set_redis_client,
 };
+pub use value::{FromValue, ToValue, Value};

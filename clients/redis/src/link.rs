@@ -6,23 +6,25 @@
 
 use crate::{
     classify::RedisFailure,
-    command::{Change, Command, Reply},
+    command::{Change, Command, Raw, Route, Slot},
     fallback::Fallback,
     recovery,
+    value::Value,
 };
 use bytes::Bytes;
 use fred::{
     clients::Client,
     error::{Error as Driver, ErrorKind},
-    interfaces::{ClientLike, EventInterface, HashesInterface, KeysInterface},
+    interfaces::{ClientLike, ClusterInterface, EventInterface, HashesInterface, KeysInterface},
     socket2::TcpKeepalive,
     types::{
-        Builder, ClientState, Expiration,
+        Builder, ClientState, ClusterHash, CustomCommand, Expiration, Key, Value as Driven,
         config::{
             Config, ConnectionConfig, Options, PerformanceConfig, ReconnectError, ReconnectPolicy,
-            TcpConfig, UnresponsiveConfig,
+            Server, TcpConfig, UnresponsiveConfig,
         },
     },
+    util::redis_keyslot,
 };
 use mainstay_policy::Policy;
 use std::{
@@ -217,7 +219,7 @@ impl Line {
         &self,
         command: &Command,
         timeout: Option<Duration>,
-    ) -> Result<Reply, RedisFailure> {
+    ) -> Result<Value, RedisFailure> {
         let began = Instant::now();
         let waiting = matches!(*self.state.borrow(), State::Connecting);
         if waiting {
@@ -285,40 +287,82 @@ impl Line {
         }
     }
 
-    async fn call(&self, command: &Command, timeout: Option<Duration>) -> Result<Reply, Driver> {
-        let client = self.client.with_options(&Options { timeout, ..Options::default() });
-        match command {
-            Command::Ping => client.ping::<()>(None).await.map(|()| Reply::Changed(false)),
-            Command::Read(slot) => match &slot.field {
-                None => client.get::<Option<Bytes>, _>(slot.key.clone()).await,
-                Some(field) => {
-                    client.hget::<Option<Bytes>, _, _>(slot.key.clone(), field.clone()).await
-                }
+    /// The only place where a command meets fred.
+    async fn call(&self, command: &Command, timeout: Option<Duration>) -> Result<Value, Driver> {
+        let node = match command {
+            Command::Raw(Raw { route: Route::Node(node), .. }) => node.0.clone(),
+            _ => None,
+        };
+        let options = Options { timeout, cluster_node: node, ..Options::default() };
+        let client = self.client.with_options(&options);
+        let answer: Driven = match command {
+            Command::Read(Slot { key, field: None }) => client.get(key.clone()).await?,
+            Command::Read(Slot { key, field: Some(field) }) => {
+                client.hget(key.clone(), field.clone()).await?
             }
-            .map(Reply::Value),
             Command::Write(slot, change) => {
-                let (key, field) = (slot.key.clone(), slot.field.clone());
-                match (change, field) {
+                let key = slot.key.clone();
+                match (change, slot.field.clone()) {
                     (Change::Put { value, ttl }, None) => {
                         let expire = ttl.map(|ttl| Expiration::PX(milliseconds(ttl)));
-                        let set = client.set::<(), _, _>(key, value.clone(), expire, None, false);
-                        set.await.map(|()| 1)
+                        client.set(key, value.clone(), expire, None, false).await?
                     }
                     (Change::Put { value, .. }, Some(field)) => {
-                        client.hset::<u64, _, _>(key, (field, value.clone())).await
+                        client.hset(key, (field, value.clone())).await?
                     }
-                    (Change::Remove, None) => client.del::<u64, _>(key).await,
-                    (Change::Remove, Some(field)) => client.hdel::<u64, _, _>(key, field).await,
+                    (Change::Remove, None) => client.del(key).await?,
+                    (Change::Remove, Some(field)) => client.hdel(key, field).await?,
                 }
-                .map(|changed| Reply::Changed(changed > 0))
             }
-            Command::Forget { key, fields } if fields.is_empty() => {
-                client.del::<u64, _>(key.clone()).await.map(|_| Reply::Changed(true))
+            Command::Raw(raw) => {
+                let hash = match raw.route {
+                    Route::Key(n) => ClusterHash::Offset(n),
+                    Route::Node(_) | Route::Any => ClusterHash::Random,
+                };
+                let name = CustomCommand::new(raw.name.as_ref(), hash, false);
+                client.custom(name, raw.args.clone()).await?
             }
-            Command::Forget { key, fields } => client
-                .hdel::<u64, _, _>(key.clone(), fields.clone())
-                .await
-                .map(|_| Reply::Changed(true)),
+        };
+        Ok(value(answer))
+    }
+
+    /// The servers that hold keys, to be asked one by one; a single one needs no name.
+    #[allow(dead_code, reason = "for scan, which comes next")]
+    pub(crate) fn nodes(&self) -> Vec<Node> {
+        match self.client.cached_cluster_state() {
+            Some(state) => {
+                state.unique_primary_nodes().into_iter().map(|s| Node(Some(s))).collect()
+            }
+            None => vec![Node(None)],
+        }
+    }
+
+    /// What commands on several keys can be sent together: the same number is the same place.
+    #[allow(dead_code, reason = "for mget, which comes next")]
+    pub(crate) fn place(&self, key: &[u8]) -> u16 {
+        if self.client.is_clustered() { redis_keyslot(key) } else { 0 }
+    }
+}
+
+/// A server of a cluster, or the only one there is.
+#[derive(Clone)]
+pub(crate) struct Node(Option<Server>);
+
+fn value(answer: Driven) -> Value {
+    match answer {
+        Driven::Null => Value::Nil,
+        Driven::Integer(n) => Value::Integer(n),
+        Driven::Double(n) => Value::Double(n),
+        Driven::Boolean(b) => Value::Boolean(b),
+        Driven::String(text) => Value::Bytes(text.into_inner()),
+        Driven::Bytes(bytes) => Value::Bytes(bytes),
+        Driven::Queued => Value::Bytes(Bytes::from_static(b"QUEUED")),
+        Driven::Array(items) => Value::Array(items.into_iter().map(value).collect()),
+        Driven::Map(pairs) => {
+            let pair = |(key, item): (Key, Driven)| {
+                (Value::Bytes(Bytes::copy_from_slice(key.as_bytes())), value(item))
+            };
+            Value::Map(pairs.inner().into_iter().map(pair).collect())
         }
     }
 }
@@ -329,8 +373,8 @@ fn milliseconds(ttl: Duration) -> i64 {
     i64::try_from(ms).unwrap_or(i64::MAX)
 }
 
-type Errors = broadcast::Receiver<(Driver, Option<fred::types::config::Server>)>;
-type Reconnects = broadcast::Receiver<fred::types::config::Server>;
+type Errors = broadcast::Receiver<(Driver, Option<Server>)>;
+type Reconnects = broadcast::Receiver<Server>;
 
 /// Keeps the gate: closes it on an error, opens it after a round trip.
 async fn watch(
@@ -366,9 +410,11 @@ async fn watch(
         if connected || line.client.state() == ClientState::Connected {
             // What was said of the connection before.
             while errors.try_recv().is_ok() {}
-            if let Ok(Ok(_)) =
-                tokio::time::timeout(PATIENCE, line.call(&Command::Ping, Some(PATIENCE - MARGIN)))
-                    .await
+            if let Ok(Ok(_)) = tokio::time::timeout(
+                PATIENCE,
+                line.call(&Command::Raw(Raw::ping()), Some(PATIENCE - MARGIN)),
+            )
+            .await
             {
                 line.answered();
                 let before = line.state.send_replace(State::Up);
@@ -382,9 +428,7 @@ async fn watch(
 
 /// Missed events count as a lost connection: a round trip tells.
 async fn received(
-    next: impl Future<
-        Output = Result<(Driver, Option<fred::types::config::Server>), broadcast::error::RecvError>,
-    >,
+    next: impl Future<Output = Result<(Driver, Option<Server>), broadcast::error::RecvError>>,
 ) -> Driver {
     match next.await {
         Ok((error, _)) => error,

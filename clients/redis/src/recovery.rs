@@ -3,7 +3,7 @@
 
 use crate::{
     classify::RedisFailure,
-    command::{Command, RECOVER},
+    command::{Command, RECOVER, Raw},
     fallback::Fallback,
     link::Line,
 };
@@ -41,11 +41,8 @@ async fn step(fallback: &Fallback, policy: &Policy, line: &Arc<Line>) -> Option<
     if drain.tasks.is_empty() {
         return None;
     }
-    let commands: Arc<[Command]> = drain
-        .tasks
-        .iter()
-        .map(|task| Command::Forget { key: task.key.clone(), fields: task.fields.clone() })
-        .collect();
+    let commands: Arc<[Command]> =
+        drain.tasks.iter().map(|task| Command::Raw(Raw::forget(&task.key, &task.fields))).collect();
     let result = policy
         .run(&RECOVER, |attempt| {
             let (line, commands) = (Arc::clone(line), Arc::clone(&commands));
@@ -80,8 +77,8 @@ async fn forget(
     match (line.send(command, timeout).await, command) {
         (Ok(_), _) => Ok(()),
         // Not a hash any more: somebody else's value, and the only way to be rid of our fields.
-        (Err(error), Command::Forget { key, .. }) if error.is_wrong_type() => {
-            let whole = Command::Forget { key: key.clone(), fields: Vec::new() };
+        (Err(error), Command::Raw(raw)) if error.is_wrong_type() => {
+            let whole = Command::Raw(Raw::forget(&raw.args[0], &[]));
             line.send(&whole, timeout).await.map(drop)
         }
         (Err(error), _) => Err(error),

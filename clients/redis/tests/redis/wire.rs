@@ -1,8 +1,8 @@
 //! What is sent, how often, and what a refused password is.
 
-use crate::ms;
+use crate::{ms, until};
 use mainstay_policy::HealthStatus;
-use mainstay_redis::{FallbackConfig, RedisClient, RedisFailure};
+use mainstay_redis::{FallbackConfig, RedisClient, RedisFailure, RedisState};
 use mainstay_test_support::Redis;
 use std::{
     io::{Read, Write},
@@ -27,6 +27,7 @@ async fn a_timeout_is_unknown_and_is_sent_no_more_often_than_allowed() {
         .fallback(FallbackConfig::off())
         .build()
         .unwrap();
+    until(&client, RedisState::Connected).await;
     client.del("k").await.unwrap();
     let mut sleeping = redis.tell("DEBUG SLEEP 0.6");
     while answers_within(redis.address(), ms(20)) {}
