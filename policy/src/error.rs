@@ -3,6 +3,8 @@
 //! [`CallError`] carries the operation's own error type; [`Error`] is the one type of all clients.
 //! Neither prints its source: a driver's error may hold what must not be logged.
 
+#[cfg(feature = "axum")]
+mod axum;
 #[cfg(feature = "sqlx")]
 mod sqlx;
 
