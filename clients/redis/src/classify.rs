@@ -1,5 +1,6 @@
 //! What went wrong with one attempt; the only file that looks into fred's errors.
 
+use crate::command::IfAway;
 use fred::error::{Error as Driver, ErrorKind};
 use mainstay_policy::{Classify, Outcome, Verdict};
 use std::{error::Error as StdError, fmt};
@@ -27,11 +28,11 @@ impl RedisFailure {
 
     /// The gate is closed, so nothing is sent. A refused password stays what it is: no outage.
     /// With a fallback it is not worth a wait: the verdict keeps the policy from repeating it.
-    pub(crate) fn closed(cause: Option<Driver>, fallback: bool) -> Self {
+    pub(crate) fn closed(cause: Option<Driver>, away: IfAway) -> Self {
         match cause {
             Some(error) if *error.kind() == ErrorKind::Auth => Self::driver(error),
             cause => {
-                let verdict = if fallback {
+                let verdict = if away == IfAway::FallBack {
                     Verdict::permanent().with_outcome(Outcome::Failure)
                 } else {
                     Verdict::never_sent()
@@ -43,8 +44,8 @@ impl RedisFailure {
 
     /// As [`Self::closed`], while the first connection has not taken long yet: that a caller would
     /// not wait says nothing of the server.
-    pub(crate) fn connecting(fallback: bool) -> Self {
-        let closed = Self::closed(None, fallback);
+    pub(crate) fn connecting(away: IfAway) -> Self {
+        let closed = Self::closed(None, away);
         Self { verdict: closed.verdict.with_outcome(Outcome::Neutral), ..closed }
     }
 
@@ -261,9 +262,9 @@ mod tests {
     fn a_refused_password_is_no_outage() {
         let auth = || Driver::new(ErrorKind::Auth, "WRONGPASS invalid");
         assert!(!RedisFailure::driver(auth()).is_outage());
-        assert!(!RedisFailure::closed(Some(auth()), true).is_outage());
-        assert!(RedisFailure::closed(None, true).is_outage());
-        assert!(RedisFailure::connecting(true).is_outage());
+        assert!(!RedisFailure::closed(Some(auth()), IfAway::FallBack).is_outage());
+        assert!(RedisFailure::closed(None, IfAway::FallBack).is_outage());
+        assert!(RedisFailure::connecting(IfAway::FallBack).is_outage());
         assert!(RedisFailure::silent().is_outage());
     }
 
@@ -272,7 +273,8 @@ mod tests {
         let answer = Driver::new(ErrorKind::Unknown, "ERR unknown command 'x', args: 's3cret'");
         assert_eq!(RedisFailure::driver(answer).to_string(), "the server answered with ERR");
         let refused = "Os { code: 111, kind: ConnectionRefused, message: \"Connection refused\" }";
-        let closed = RedisFailure::closed(Some(Driver::new(ErrorKind::IO, refused)), true);
+        let closed =
+            RedisFailure::closed(Some(Driver::new(ErrorKind::IO, refused)), IfAway::FallBack);
         assert!(closed.to_string().ends_with("(Connection refused)"), "{closed}");
     }
 }

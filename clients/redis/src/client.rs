@@ -2,7 +2,7 @@
 
 use crate::{
     classify::RedisFailure,
-    command::{self, Change, Command, Slot},
+    command::{self, Change, Command, IfAway, Slot},
     config::{FallbackConfig, RedisClientBuilder},
     fallback::{BeginRead, BeginWrite, Fallback, Refusal},
     link::{Gate, Line, Link, Target},
@@ -248,12 +248,13 @@ impl RedisClient {
     ) -> Result<Result<Value, CallError<RedisFailure>>, Error> {
         let line = self.reachable_line()?;
         let command = Arc::new(command);
+        let away = if self.has_fallback() { IfAway::FallBack } else { IfAway::Fail };
         let result = self
             .0
             .policy
             .run(operation, |attempt| {
                 let (line, command) = (Arc::clone(&line), Arc::clone(&command));
-                async move { line.send(&command, attempt.timeout()).await }
+                async move { line.send(&command, away, attempt.timeout()).await }
             })
             .await;
         Ok(result)

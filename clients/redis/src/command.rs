@@ -31,7 +31,16 @@ pub(crate) enum Change {
     Remove,
 }
 
-/// What the link is asked to send. The first two are apart because fred has calls for them that
+/// What becomes of a command while the server is away.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum IfAway {
+    /// The fallback answers it: a wait for the server helps nobody.
+    FallBack,
+    /// Only the server can do it: it is worth repeating.
+    Fail,
+}
+
+/// What the link is asked to send. Those beside `Raw` are apart because fred has calls for them that
 /// share a flush with their neighbours, and they are nearly all there is.
 #[derive(Clone)]
 pub(crate) enum Command {
@@ -39,6 +48,12 @@ pub(crate) enum Command {
     Read(Slot),
     /// SET, DEL, HSET or HDEL.
     Write(Slot, Change),
+    /// PEXPIRE, or PERSIST without a lifetime.
+    #[allow(dead_code, reason = "the client's part comes next")]
+    Expire(Bytes, Option<Duration>),
+    /// INCRBY or HINCRBY.
+    #[allow(dead_code, reason = "the client's part comes next")]
+    Add(Slot, i64),
     Raw(Raw),
 }
 
@@ -77,7 +92,6 @@ impl Raw {
     }
 }
 
-/// Every command here leaves the same state when it arrives twice.
 pub(crate) const fn read(slot: &Slot) -> Operation {
     Operation::new(if slot.field.is_some() { "hget" } else { "get" }, Idempotency::Safe)
 }

@@ -2,7 +2,7 @@
 
 use crate::{
     client::{RedisClient, RedisState},
-    command::{Command, Raw},
+    command::{Command, IfAway, Raw},
     link::Gate,
 };
 use mainstay_policy::{Health, HealthStatus};
@@ -48,7 +48,7 @@ impl RedisClient {
         }
         let left = deadline.saturating_duration_since(Instant::now());
         let ping = Command::Raw(Raw::ping());
-        match tokio::time::timeout(left, line.send(&ping, Some(left))).await {
+        match tokio::time::timeout(left, line.send(&ping, IfAway::Fail, Some(left))).await {
             Ok(Ok(_)) => {}
             Ok(Err(error)) => return away(error.to_string()),
             Err(_) => return away("no answer to PING within 1 s".to_owned()),

@@ -6,7 +6,7 @@
 
 use crate::{
     classify::RedisFailure,
-    command::{Change, Command, Raw, Route, Slot},
+    command::{Change, Command, IfAway, Raw, Route, Slot},
     fallback::Fallback,
     recovery,
     value::Value,
@@ -88,8 +88,6 @@ pub(crate) enum Gate {
 pub(crate) struct Line {
     client: Client,
     state: watch::Sender<State>,
-    /// Whether an outage has an answer other than an error.
-    fallback: bool,
     started: Instant,
     /// Microseconds since `started`.
     last_answer: AtomicU64,
@@ -122,7 +120,6 @@ impl Link {
         let line = Arc::new(Line {
             client,
             state: watch::Sender::new(State::Connecting),
-            fallback: fallback.is_some(),
             started: Instant::now(),
             last_answer: AtomicU64::new(0),
         });
@@ -189,12 +186,8 @@ impl Line {
         match &*self.state.borrow() {
             State::Connecting => Gate::Connecting,
             State::Up => Gate::Open,
-            State::Down(cause) => Gate::Closed(self.closed(cause.clone()).to_string()),
+            State::Down(cause) => Gate::Closed(words(cause.clone())),
         }
-    }
-
-    fn closed(&self, cause: Option<Driver>) -> RedisFailure {
-        RedisFailure::closed(cause, self.fallback)
     }
 
     /// Resolves once calls reach the server.
@@ -218,6 +211,7 @@ impl Line {
     pub(crate) async fn send(
         &self,
         command: &Command,
+        away: IfAway,
         timeout: Option<Duration>,
     ) -> Result<Value, RedisFailure> {
         let began = Instant::now();
@@ -229,10 +223,10 @@ impl Line {
         match &*self.state.borrow() {
             State::Up => {}
             State::Connecting if self.started.elapsed() < CONNECT_PATIENCE => {
-                return Err(RedisFailure::connecting(self.fallback));
+                return Err(RedisFailure::connecting(away));
             }
-            State::Connecting => return Err(self.closed(None)),
-            State::Down(cause) => return Err(self.closed(cause.clone())),
+            State::Connecting => return Err(RedisFailure::closed(None, away)),
+            State::Down(cause) => return Err(RedisFailure::closed(cause.clone(), away)),
         }
         let left = timeout.map(|t| {
             let left = t.saturating_sub(began.elapsed());
@@ -245,7 +239,7 @@ impl Line {
                 self.silent_since(began);
                 // Left behind, it may still arrive: before the PING that opens the gate and before
                 // the recovery, as fred sends in order.
-                if self.fallback {
+                if away == IfAway::FallBack {
                     return Err(RedisFailure::silent());
                 }
                 call.await
@@ -280,7 +274,7 @@ impl Line {
     }
 
     fn down(&self, error: Driver) {
-        let words = self.closed(Some(error.clone())).to_string();
+        let words = words(Some(error.clone()));
         let was_down = matches!(self.state.send_replace(State::Down(Some(error))), State::Down(_));
         if !was_down {
             tracing::warn!(db.system.name = "redis", cause = words, "link down");
@@ -314,6 +308,14 @@ impl Line {
                     (Change::Remove, Some(field)) => client.hdel(key, field).await?,
                 }
             }
+            Command::Expire(key, Some(ttl)) => {
+                client.pexpire(key.clone(), milliseconds(*ttl), None).await?
+            }
+            Command::Expire(key, None) => client.persist(key.clone()).await?,
+            Command::Add(Slot { key, field: None }, n) => client.incr_by(key.clone(), *n).await?,
+            Command::Add(Slot { key, field: Some(field) }, n) => {
+                client.hincrby(key.clone(), field.clone(), *n).await?
+            }
             Command::Raw(raw) => {
                 let hash = match raw.route {
                     Route::Key(n) => ClusterHash::Offset(n),
@@ -342,6 +344,11 @@ impl Line {
     pub(crate) fn place(&self, key: &[u8]) -> u16 {
         if self.client.is_clustered() { redis_keyslot(key) } else { 0 }
     }
+}
+
+/// Why the gate is closed.
+fn words(cause: Option<Driver>) -> String {
+    RedisFailure::closed(cause, IfAway::Fail).to_string()
 }
 
 /// A server of a cluster, or the only one there is.

@@ -3,7 +3,7 @@
 
 use crate::{
     classify::RedisFailure,
-    command::{Command, RECOVER, Raw},
+    command::{Command, IfAway, RECOVER, Raw},
     fallback::Fallback,
     link::Line,
 };
@@ -74,12 +74,12 @@ async fn forget(
     command: &Command,
     timeout: Option<Duration>,
 ) -> Result<(), RedisFailure> {
-    match (line.send(command, timeout).await, command) {
+    match (line.send(command, IfAway::FallBack, timeout).await, command) {
         (Ok(_), _) => Ok(()),
         // Not a hash any more: somebody else's value, and the only way to be rid of our fields.
         (Err(error), Command::Raw(raw)) if error.is_wrong_type() => {
             let whole = Command::Raw(Raw::forget(&raw.args[0], &[]));
-            line.send(&whole, timeout).await.map(drop)
+            line.send(&whole, IfAway::FallBack, timeout).await.map(drop)
         }
         (Err(error), _) => Err(error),
     }
