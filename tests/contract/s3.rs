@@ -60,7 +60,7 @@ impl Client for S3Client {
         Box::pin(async move {
             match door {
                 "get" => drop(s3.get(BUCKET, "object").await?),
-                "put" => s3.put(BUCKET, "new", "bytes").await?,
+                "put" => drop(s3.put(BUCKET, "new", "bytes").await?),
                 "delete" => s3.delete(BUCKET, "old").await?,
                 "head" => drop(s3.head(BUCKET, "object").await?),
                 "exists" => drop(s3.exists(BUCKET, "object").await?),

@@ -239,7 +239,7 @@ async fn stay_in_s3() {
             let client = s3.clone();
             Box::pin(async move {
                 match door {
-                    "put" => client.put(BUCKET, key, "body-s3cr3t-s3").await?,
+                    "put" => drop(client.put(BUCKET, key, "body-s3cr3t-s3").await?),
                     "get" => drop(client.get(BUCKET, none).await?),
                     "head" => drop(client.head(BUCKET, none).await?),
                     "delete" => client.delete(BUCKET, key).await?,

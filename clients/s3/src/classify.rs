@@ -6,7 +6,7 @@ use aws_sdk_s3::{
     error::{ProvideErrorMetadata, SdkError},
     primitives::ByteStreamError,
 };
-use mainstay_policy::{Classify, Outcome, Verdict};
+use mainstay_policy::{Classify, Effect, Outcome, Verdict};
 use std::{error::Error as StdError, fmt, io, path::PathBuf, time::Duration};
 
 type Source = Box<dyn StdError + Send + Sync>;
@@ -41,6 +41,8 @@ enum What {
     Body,
     /// The object is not the one the transfer began with.
     Changed,
+    /// The object is not the one that a write's condition names.
+    Condition,
     Local(&'static str, PathBuf),
     NoObject,
     NoBucket,
@@ -69,6 +71,22 @@ impl S3Failure {
     #[must_use]
     pub fn is_not_found(&self) -> bool {
         matches!(self.what, What::NoObject | What::NoBucket | What::NotFound)
+    }
+
+    /// The object is not the version, or not as absent, as the condition of the request says.
+    #[must_use]
+    pub fn is_precondition_failed(&self) -> bool {
+        matches!(self.what, What::Changed | What::Condition)
+    }
+
+    /// Nothing happened there, for certain.
+    pub(crate) fn is_undone(&self) -> bool {
+        self.verdict.effect != Effect::Unknown
+    }
+
+    pub(crate) fn of_the_condition(mut self) -> Self {
+        self.what = What::Condition;
+        self
     }
 
     pub(crate) fn is_changed(&self) -> bool {
@@ -287,6 +305,10 @@ impl fmt::Display for S3Failure {
             ),
             What::Body => f.write_str("the object's bytes were cut short or damaged on the way"),
             What::Changed => write!(f, "the {object} changed meanwhile; start again"),
+            What::Condition => write!(
+                f,
+                "the {object} is not as the condition of the request says; read it and decide again"
+            ),
             What::Local(doing, path) => {
                 write!(f, "local file `{}` cannot be {doing}", path.display())?;
                 match self.source.as_deref().and_then(|e| find::<io::Error>(e)) {
@@ -357,7 +379,6 @@ impl StdError for S3Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use mainstay_policy::Effect;
 
     #[test]
     fn codes_and_statuses_mean_what_the_table_says() {

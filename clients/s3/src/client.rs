@@ -2,11 +2,11 @@
 
 use crate::{
     S3Failure,
-    call::{DELETE, GET, PUT, Target},
+    call::{DELETE, GET, Target},
     config::{Connection, S3ClientBuilder},
     transfer::part,
 };
-use aws_sdk_s3::{Client, primitives::ByteStream};
+use aws_sdk_s3::Client;
 use bytes::Bytes;
 use mainstay_policy::{
     ConfigError, Error, PerRuntime, Policy, PolicyBuilder, Singletons, settings,
@@ -97,14 +97,6 @@ impl S3Client {
         .ok_or_else(|| Error::invalid("an S3 call needs a tokio runtime around it"))
     }
 
-    /// Writes an object, replacing one that is there.
-    ///
-    /// # Errors
-    /// A missing bucket, or what kept it from being written.
-    pub async fn put(&self, bucket: &str, key: &str, bytes: impl Into<Bytes>) -> Result<(), Error> {
-        self.put_as(&PUT, Target::object(bucket, key)?, bytes.into()).await
-    }
-
     /// Reads an object into memory, its checksum verified if the store sends one.
     ///
     /// # Errors
@@ -140,28 +132,6 @@ impl S3Client {
         self.call(&DELETE, Target::object(bucket, key)?, 0, |sdk, attempt| {
             let delete = sdk.delete_object().bucket(bucket).key(key).send();
             async move { delete.await.map(drop).map_err(|e| S3Failure::sdk(e, attempt)) }
-        })
-        .await
-    }
-
-    pub(crate) async fn put_as(
-        &self,
-        operation: &mainstay_policy::Operation,
-        target: Target<'_>,
-        bytes: Bytes,
-    ) -> Result<(), Error> {
-        let length = bytes.len() as u64;
-        self.call(operation, target, length, |sdk, attempt| {
-            let put = sdk
-                .put_object()
-                .bucket(target.bucket)
-                .key(target.key.unwrap_or_default())
-                .body(ByteStream::from(bytes.clone()))
-                // The SDK's CRC-32 header guards the bytes; signing them too costs a SHA-256.
-                .customize()
-                .disable_payload_signing()
-                .send();
-            async move { put.await.map(drop).map_err(|e| S3Failure::sdk(e, attempt)) }
         })
         .await
     }

@@ -1,7 +1,7 @@
 //! A file into an object: whole in one request, or in parts that are repeated one by one.
 
 use crate::{
-    S3Client, S3Failure,
+    PutOptions, S3Client, S3Failure,
     call::{ABORT_UPLOAD, COMPLETE_UPLOAD, CREATE_UPLOAD, HEAD, Target, UPLOAD, UPLOAD_PART},
     transfer::part::{self, IN_FLIGHT, Part},
 };
@@ -59,7 +59,8 @@ impl S3Client {
         }
         let bytes = source.read(self, 0, source.length).await?;
         source.unchanged(self).await?;
-        self.put_as(&UPLOAD, target, bytes).await
+        let options = PutOptions::new().with_type_of(key, Some(&source.path));
+        self.put_as(&UPLOAD, target, bytes, &options).await.map(drop)
     }
 
     async fn upload_in_parts(&self, source: &Source, target: Target<'_>) -> Result<(), Error> {

@@ -14,7 +14,7 @@ fn one_client_serves_two_runtimes() {
     let s3 = client(&store);
     for _ in 0..2 {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(s3.put(BUCKET, "k", "v")).unwrap();
+        runtime.block_on(s3.put(BUCKET, "k", "v").into_future()).unwrap();
         assert_eq!(runtime.block_on(s3.get(BUCKET, "k")).unwrap(), "v");
     }
 }
@@ -38,7 +38,7 @@ async fn an_adopted_client_repeats_nothing_by_itself() {
 fn every_call_can_be_spawned() {
     fn spawns(_: impl Send) {}
     let s3 = builder("http://localhost:1").build().unwrap();
-    spawns(s3.put("b", "k", "v"));
+    spawns(s3.put("b", "k", "v").into_future());
     spawns(s3.get("b", "k"));
     spawns(s3.list("b", "p"));
     spawns(s3.head("b", "k"));

@@ -1,0 +1,173 @@
+//! One object written from memory.
+
+use crate::{
+    S3Client, S3Failure,
+    call::{PUT, Target},
+    encryption::Encryption,
+    options::{PutOptions, put_options},
+};
+use aws_sdk_s3::{Client, primitives::ByteStream};
+use bytes::Bytes;
+use mainstay_policy::{CallError, Effect, Error, Operation};
+use std::{
+    fmt,
+    pin::Pin,
+    sync::atomic::{AtomicU32, Ordering::Relaxed},
+    time::Instant,
+};
+
+/// A conditional write's mark in the object's metadata: it tells whether a 412 that answers a
+/// repeat is about our own first attempt.
+const MARK: &str = "mainstay-write";
+
+/// What the store says of an object that it has written.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Written {
+    /// The mark of this version, for [`PutOptions::if_match`]; not a checksum.
+    pub etag: Option<String>,
+    /// The version's id, in a bucket that keeps versions.
+    pub version_id: Option<String>,
+}
+
+/// An object to be written; see [`S3Client::put`].
+#[must_use = "an object is written when this is awaited"]
+pub struct Put {
+    client: S3Client,
+    bucket: String,
+    key: String,
+    bytes: Bytes,
+    options: PutOptions,
+}
+
+put_options!(Put);
+
+impl fmt::Debug for Put {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Put")
+            .field("bucket", &self.bucket)
+            .field("length", &self.bytes.len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl IntoFuture for Put {
+    type Output = Result<Written, Error>;
+    type IntoFuture = Pin<Box<dyn Future<Output = Self::Output> + Send>>;
+
+    fn into_future(self) -> Self::IntoFuture {
+        Box::pin(async move {
+            let target = Target::object(&self.bucket, &self.key)?;
+            let options = self.options.with_type_of(&self.key, None);
+            options.check()?;
+            self.client.put_as(&PUT, target, self.bytes, &options).await
+        })
+    }
+}
+
+impl S3Client {
+    /// Writes an object, replacing one that is there unless a condition says otherwise.
+    ///
+    /// # Errors
+    /// A missing bucket, a condition that does not hold
+    /// ([`is_precondition_failed`](S3Failure::is_precondition_failed)), options that S3 does not
+    /// take, or what kept it from being written. The object is then as it was, unless the
+    /// [outcome is unknown](Error::is_outcome_unknown).
+    ///
+    /// # Cancel safety
+    /// A future that is dropped leaves the object as it was or written, never in part.
+    ///
+    /// # Examples
+    /// ```no_run
+    /// # async fn main_(s3: mainstay_s3::S3Client) -> Result<(), mainstay_policy::Error> {
+    /// s3.put("bucket", "note.txt", "hello").await?;
+    /// s3.put("bucket", "lock", "mine").if_absent().await?;
+    /// # Ok(()) }
+    /// ```
+    pub fn put(&self, bucket: &str, key: &str, bytes: impl Into<Bytes>) -> Put {
+        let (client, bucket, key) = (self.clone(), bucket.to_owned(), key.to_owned());
+        Put { client, bucket, key, bytes: bytes.into(), options: PutOptions::new() }
+    }
+
+    pub(crate) async fn put_as(
+        &self,
+        operation: &Operation,
+        target: Target<'_>,
+        bytes: Bytes,
+        options: &PutOptions,
+    ) -> Result<Written, Error> {
+        let started = Instant::now();
+        let mark = options.condition.is_some().then(|| format!("{:032x}", fastrand::u128(..)));
+        let mark = mark.as_deref();
+        // Attempts that did nothing, for certain.
+        let undone = &AtomicU32::new(0);
+        let key = target.key.unwrap_or_default();
+        let end = self
+            .call(operation, target, bytes.len() as u64, |sdk, attempt| {
+                let mut put = options.put(sdk.put_object()).bucket(target.bucket).key(key);
+                if let Some(mark) = mark {
+                    put = put.metadata(MARK, mark);
+                }
+                let body = ByteStream::from(bytes.clone());
+                // The SDK's CRC-32 header guards the bytes; signing them too costs a SHA-256.
+                let send = put.body(body).customize().disable_payload_signing().send();
+                async move {
+                    let error = match send.await {
+                        Ok(put) => {
+                            let (etag, version_id) = (put.e_tag, put.version_id);
+                            return Ok(Ok(Written { etag, version_id }));
+                        }
+                        Err(error) => S3Failure::sdk(error, attempt),
+                    };
+                    let Some(mark) = mark.filter(|_| error.is_precondition_failed()) else {
+                        undone.fetch_add(u32::from(error.is_undone()), Relaxed);
+                        return Err(error);
+                    };
+                    if undone.load(Relaxed) + 1 == attempt {
+                        return Err(error.of_the_condition());
+                    }
+                    // An earlier attempt may have written the object, and this is its echo.
+                    match landed(&sdk, target, options, mark, attempt).await? {
+                        Some(written) => Ok(Ok(written)),
+                        None => Ok(Err((attempt, error.of_the_condition()))),
+                    }
+                }
+            })
+            .await?;
+        end.map_err(|(attempts, error)| {
+            let error = error.about(target.bucket, true);
+            let (elapsed, effect) = (started.elapsed(), Effect::Unknown);
+            let end = CallError::Backend { attempts, elapsed, effect, error };
+            Error::from_call(self.policy().name(), operation.name(), end)
+        })
+    }
+}
+
+/// What was written, if the object is the one with this mark.
+async fn landed(
+    sdk: &Client,
+    target: Target<'_>,
+    options: &PutOptions,
+    mark: &str,
+    attempt: u32,
+) -> Result<Option<Written>, S3Failure> {
+    let customer = options.encryption.as_ref().and_then(Encryption::customer);
+    let head = sdk
+        .head_object()
+        .bucket(target.bucket)
+        .key(target.key.unwrap_or_default())
+        .set_sse_customer_algorithm(customer.map(|key| key.algorithm()))
+        .set_sse_customer_key(customer.map(|key| key.base64()))
+        .set_sse_customer_key_md5(customer.map(|key| key.md5()))
+        .send()
+        .await
+        .map_err(|e| S3Failure::sdk(e, attempt));
+    match head {
+        Ok(head) => {
+            let ours = head.metadata().and_then(|m| m.get(MARK)).is_some_and(|m| m == mark);
+            Ok(ours.then_some(Written { etag: head.e_tag, version_id: head.version_id }))
+        }
+        Err(error) if error.is_not_found() => Ok(None),
+        Err(error) => Err(error),
+    }
+}
