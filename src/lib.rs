@@ -9,6 +9,7 @@
 //! | `redis-tls` | `rediss://` URLs |
 //! | `s3` (default) | `S3Client` |
 //! | `macros` (default) | attributes such as `#[database_resilient]` around functions |
+//! | `blocking` | the clients for callers that are not async |
 //! | `full` | all of these |
 //! | `metrics` | durations, decisions and states for the `metrics` facade |
 //! | `chaos` | faults on purpose, for your own tests |
@@ -26,6 +27,8 @@
 //! # Ok(()) }
 //! ```
 
+#[cfg(feature = "blocking")]
+pub mod blocking;
 // Their examples use every feature.
 #[cfg(all(doc, feature = "full", feature = "chaos", feature = "test-util"))]
 pub mod guides;

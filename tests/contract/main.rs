@@ -30,6 +30,7 @@ mod s3;
 mod sqlite;
 
 mod attempts;
+mod blocking;
 mod deadline;
 mod decider;
 mod dropped;
