@@ -14,8 +14,8 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-/// How a dependency, or all of them, are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+/// How a dependency, or all of them, are; the worst is the largest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum HealthStatus {
@@ -25,6 +25,18 @@ pub enum HealthStatus {
     Degraded,
     /// It does not answer.
     Unhealthy,
+}
+
+impl HealthStatus {
+    /// A name for logs, metrics and headers.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Healthy => "healthy",
+            Self::Degraded => "degraded",
+            Self::Unhealthy => "unhealthy",
+        }
+    }
 }
 
 /// What one `health_check()` measured.
@@ -104,6 +116,10 @@ pub struct BreakerHealth {
     pub latency_p50: Option<f64>,
     /// How long 95 % of the answers of the last minutes took at most, in seconds.
     pub latency_p95: Option<f64>,
+    /// How long 99 % of the answers of the last minutes took at most, in seconds.
+    pub latency_p99: Option<f64>,
+    /// Whole tokens left for retries and hedges: 10 are given, up to 40 more earned.
+    pub retries_left: u64,
     /// What opened it last, until it closes.
     pub last_failure: Option<Arc<Cause>>,
     /// Seconds until the next probe.
@@ -122,7 +138,7 @@ pub fn get_resilience_health() -> ResilienceHealth {
     };
     let now = clock::now();
     let (mut attempts, mut failed) = (0, 0);
-    for breaker in registry::breakers() {
+    for (breaker, budget) in registry::all() {
         let name = breaker.name().to_owned();
         let state = breaker.state();
         let counts = breaker.counts(now);
@@ -134,7 +150,15 @@ pub fn get_resilience_health() -> ResilienceHealth {
             BreakerState::ForcedClosed => {}
             _ => health.degraded_breakers.push(name.clone()),
         }
-        health.circuit_breakers.insert(name, BreakerHealth::of(&breaker, state, &counts));
+        health.circuit_breakers.insert(
+            name,
+            BreakerHealth::of(
+                &breaker,
+                state,
+                &counts,
+                budget.left(breaker.meter().answers(), now),
+            ),
+        );
     }
     health.overall_failure_rate = share(failed, attempts);
     if !health.open_breakers.is_empty() {
@@ -146,7 +170,7 @@ pub fn get_resilience_health() -> ResilienceHealth {
 }
 
 impl BreakerHealth {
-    fn of(breaker: &Breaker, state: BreakerState, counts: &Counts) -> Self {
+    fn of(breaker: &Breaker, state: BreakerState, counts: &Counts, retries_left: u64) -> Self {
         let (counters, meter) = (breaker.counters(), breaker.meter());
         let failed_calls = counters.failed.load(Relaxed);
         let successful_calls = meter.answers();
@@ -165,6 +189,8 @@ impl BreakerHealth {
             fallbacks: counters.fallbacks.load(Relaxed),
             latency_p50: meter.quantile(0.5).map(|d| d.as_secs_f64()),
             latency_p95: meter.quantile(0.95).map(|d| d.as_secs_f64()),
+            latency_p99: meter.quantile(0.99).map(|d| d.as_secs_f64()),
+            retries_left,
             last_failure: breaker.cause(),
             next_attempt_in: breaker.next_attempt_in().map(|d| d.as_secs_f64()),
         }

@@ -13,6 +13,7 @@
 //! | `classify`, `error`, `event` | what an error means, what the caller gets, what observers see |
 //! | `call`, `context` | one call of a user's own operation; several under one deadline |
 //! | `registry`, `health`, `config`, `runtime` | names, views, settings, one pool per runtime |
+//! | `readiness` | whether to be sent work, without a storm of checks |
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
 #[cfg(feature = "macros")]
@@ -41,6 +42,7 @@ mod hedge;
 mod meter;
 mod policy;
 mod rate_limit;
+mod readiness;
 mod registry;
 mod retry;
 mod runtime;
@@ -70,6 +72,7 @@ pub use mainstay_macros::{
     policy_ml_resilient as ml_resilient, policy_resilient as resilient,
 };
 pub use policy::{BreakGrowth, Kind, Mode, Policy, PolicyBuilder};
+pub use readiness::{CheckReport, Phase, Readiness, ReadinessBuilder, ReadinessReport};
 pub use registry::{Singletons, breaker, reset_resilience_state};
 pub use runtime::PerRuntime;
 #[cfg(feature = "metrics")]

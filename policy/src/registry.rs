@@ -87,8 +87,8 @@ pub(crate) fn retune(settings: &Settings) -> Result<(), ConfigError> {
     Ok(())
 }
 
-pub(crate) fn breakers() -> Vec<Breaker> {
-    dependencies().values().map(|(breaker, _)| breaker.clone()).collect()
+pub(crate) fn all() -> Vec<(Breaker, Arc<Budget>)> {
+    dependencies().values().cloned().collect()
 }
 
 /// The breaker of a dependency by its name, such as `database`; `None` if no policy has that name.
@@ -113,8 +113,7 @@ pub fn breaker(name: &str) -> Option<Breaker> {
 pub fn reset_resilience_state() {
     RESETS.fetch_add(1, Ordering::SeqCst);
     config::forget();
-    let all: Vec<_> = dependencies().values().cloned().collect();
-    for (breaker, budget) in all {
+    for (breaker, budget) in all() {
         breaker.reset();
         budget.refill(breaker.meter().answers());
     }
@@ -149,6 +148,12 @@ impl<T: Clone> Singletons<T> {
         // Built outside the lock; of two first callers the first to finish wins.
         let built = build()?;
         Ok(self.with(|clients| clients.entry(name.to_owned()).or_insert(built).clone()))
+    }
+
+    /// Every client there is, to be closed.
+    #[must_use]
+    pub fn all(&self) -> Vec<T> {
+        self.with(|clients| clients.values().cloned().collect())
     }
 
     /// Installs a client under this name.
