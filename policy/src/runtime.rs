@@ -55,6 +55,14 @@ impl<T: Clone + Send + Sync + 'static> PerRuntime<T> {
     }
 }
 
+impl<T: Clone> PerRuntime<T> {
+    /// The value of the current runtime, if it was made.
+    pub fn get(&self) -> Option<T> {
+        let id = Handle::try_current().ok()?.id();
+        lock(&self.values).get(&id).cloned()
+    }
+}
+
 impl<T: Clone + Send + Sync + 'static> Default for PerRuntime<T> {
     fn default() -> Self {
         Self::new()

@@ -240,3 +240,10 @@ pub fn get_database_client_named<DB: Backend>(name: &str) -> Result<DatabaseClie
 pub fn set_database_client<DB: Backend>(client: DatabaseClient<DB>) {
     DB::default_client().set("default", client);
 }
+
+/// The clients that the getters have given so far, for a shutdown to
+/// [`close`](DatabaseClient::close).
+#[must_use]
+pub fn all_database_clients<DB: Backend>() -> Vec<DatabaseClient<DB>> {
+    [DB::default_client().all(), DB::named_clients().all()].concat()
+}

@@ -49,8 +49,8 @@ pub use client::PgDatabase;
 pub use client::SqliteDatabase;
 pub use client::{DatabaseClient, View};
 pub use config::{
-    DatabaseClientBuilder, TlsMode, get_database_client, get_database_client_named,
-    set_database_client,
+    DatabaseClientBuilder, TlsMode, all_database_clients, get_database_client,
+    get_database_client_named, set_database_client,
 };
 pub use executor::BareConnection;
 pub use mainstay_policy::Error;

@@ -164,6 +164,14 @@ impl RedisClient {
         link.flatten().map(|link| Arc::clone(link.line()))
     }
 
+    /// Ends the connection of the current runtime with QUIT, waited for no longer than this. What
+    /// comes after finds the server away: the fallback answers, or without one it is refused.
+    pub async fn close(&self, within: Duration) {
+        if let Some(link) = self.0.links.get().flatten() {
+            link.close(within).await;
+        }
+    }
+
     fn reachable_line(&self) -> Result<Arc<Line>, Error> {
         tokio::runtime::Handle::try_current()
             .map_err(|_| Error::invalid("a Redis call needs a tokio runtime around it"))?;

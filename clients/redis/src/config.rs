@@ -217,6 +217,12 @@ pub fn set_redis_client(client: RedisClient) {
     DEFAULT.set("default", client);
 }
 
+/// The clients that the getters have given so far, for a shutdown to [`close`](RedisClient::close).
+#[must_use]
+pub fn all_redis_clients() -> Vec<RedisClient> {
+    [DEFAULT.all(), NAMED.all()].concat()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

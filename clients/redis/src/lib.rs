@@ -50,6 +50,7 @@ mod value;
 pub use classify::RedisFailure;
 pub use client::{RedisClient, RedisState, Set};
 pub use config::{
-    FallbackConfig, RedisClientBuilder, get_redis_client, get_redis_client_named, set_redis_client,
+    FallbackConfig, RedisClientBuilder, all_redis_clients, get_redis_client,
+    get_redis_client_named, set_redis_client,
 };
 pub use value::{FromValue, ToValue, Value};

@@ -139,6 +139,17 @@ impl Link {
     pub(crate) fn line(&self) -> &Arc<Line> {
         &self.line
     }
+
+    /// Says QUIT, and connects no more.
+    pub(crate) async fn close(&self, within: Duration) {
+        // The watcher would take it for an outage and connect again.
+        for task in &self.tasks {
+            task.abort();
+        }
+        let closed = Driver::new(ErrorKind::Canceled, "closed by this program");
+        self.line.state.send_replace(State::Down(Some(closed)));
+        let _ = tokio::time::timeout(within, self.line.client.quit()).await;
+    }
 }
 
 fn build(config: Config, timeout: Option<Duration>) -> Result<Client, Driver> {

@@ -46,3 +46,26 @@ async fn an_answered_mistake_is_not_repeated_and_is_no_failure() {
     }
     assert_eq!(cache.policy().breaker().state(), BreakerState::Closed);
 }
+
+#[tokio::test]
+async fn a_closed_client_says_goodbye_and_connects_no_more() {
+    let redis = Redis::start();
+    let cache = client("t-close", redis.address());
+    cache.set("k", "1").await.unwrap();
+    let clients = || {
+        // One is ours, which asks.
+        redis.say("INFO clients").split_once("connected_clients:").unwrap().1[..1].to_owned()
+    };
+    assert_eq!(clients(), "2");
+    cache.close(Duration::from_secs(5)).await;
+    // A watcher left behind would have connected again by its next look.
+    let later = std::time::Instant::now() + Duration::from_millis(600);
+    while clients() != "1" || std::time::Instant::now() < later {
+        assert!(later.elapsed() < Duration::from_secs(10), "{}", clients());
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!(cache.state(), RedisState::Degraded);
+    cache.set("k", "2").await.unwrap();
+    assert_eq!(text(&cache, "k").await.as_deref(), Some("2"), "the fallback answers");
+    assert_eq!(redis.say("GET k"), "$1\r\n1\r\n");
+}
