@@ -409,8 +409,7 @@ impl Permit<'_> {
                 Gate::Isolated => Err(Instant::NEVER),
                 Gate::Shut(until) if now < until => Err(until),
                 Gate::Shut(_) | Gate::Closed => Ok(false),
-                Gate::Ramp(since) => Machine::ramp(&snapshot.config, since, now, fastrand::f64())
-                    .map(|()| state::in_ramp(&snapshot.config, since, now)),
+                Gate::Ramp(ramp) => ramp.pass(now, fastrand::f64()).map(|()| ramp.goes_on(now)),
             };
             match passes {
                 Ok(true) => Some(Ok(Admitted { generation, lease: None })),

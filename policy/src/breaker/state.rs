@@ -18,7 +18,7 @@ const FIRST_BREAK: Duration = Duration::from_secs(1);
 const BREAK_JITTER: f64 = 0.15;
 /// A ramp is for those that would flood what has just come back.
 const BUSY: u64 = 100;
-/// The shares of calls let in, each for a third of the recovery timeout.
+/// The shares of calls let in, each for a third of the break that came before.
 const RAMP: [f64; 3] = [0.10, 0.25, 0.50];
 
 #[derive(Clone, Debug, PartialEq)]
@@ -26,7 +26,7 @@ enum Phase {
     /// `breaks` counts the breaks in a row that led here; 0 once the ramp is over.
     Closed {
         failures: u32,
-        ramp: Option<Instant>,
+        ramp: Option<Ramp>,
         breaks: u32,
     },
     Open {
@@ -50,12 +50,38 @@ struct Lease {
     until: Instant,
 }
 
+/// How load comes back: in as much time as the last break took, so that a short outage does not cost
+/// a long recovery.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Ramp {
+    since: Instant,
+    stage: Duration,
+}
+
+impl Ramp {
+    /// Whether a call passes; `Err` is when the share widens.
+    pub(super) fn pass(self, now: Instant, random: f64) -> Result<(), Instant> {
+        let mut ends = self.since;
+        for share in RAMP {
+            ends = ends.after(self.stage);
+            if now < ends {
+                return if random < share { Ok(()) } else { Err(ends) };
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn goes_on(self, now: Instant) -> bool {
+        now < RAMP.iter().fold(self.since, |end, _| end.after(self.stage))
+    }
+}
+
 /// What readers without the lock need to know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Gate {
     Closed,
-    /// Since when a share of the calls passes.
-    Ramp(Instant),
+    /// A share of the calls passes.
+    Ramp(Ramp),
     /// Nobody passes before then.
     Shut(Instant),
     Isolated,
@@ -95,9 +121,7 @@ impl Machine {
 
     pub(super) fn state(&self, now: Instant) -> BreakerState {
         match self.phase {
-            Phase::Closed { ramp: Some(since), .. } if in_ramp(&self.config, since, now) => {
-                BreakerState::Ramping
-            }
+            Phase::Closed { ramp: Some(ramp), .. } if ramp.goes_on(now) => BreakerState::Ramping,
             Phase::Closed { .. } => BreakerState::Closed,
             Phase::Open { until, .. } if now < until => BreakerState::Open,
             Phase::Open { .. } | Phase::HalfOpen { .. } => BreakerState::HalfOpen,
@@ -125,7 +149,7 @@ impl Machine {
 
     pub(super) fn gate(&self) -> Gate {
         match &self.phase {
-            Phase::Closed { ramp: Some(since), .. } => Gate::Ramp(*since),
+            Phase::Closed { ramp: Some(ramp), .. } => Gate::Ramp(*ramp),
             Phase::Closed { .. } => Gate::Closed,
             Phase::Open { until, .. } => Gate::Shut(*until),
             // With a lease to give the gate is shut until now: the next caller asks for it.
@@ -151,8 +175,8 @@ impl Machine {
             Phase::ForcedClosed => return Ok(pass),
             Phase::Isolated => return Err(Instant::NEVER),
             Phase::Closed { ramp: None, .. } => return Ok(pass),
-            Phase::Closed { ramp: Some(since), .. } if in_ramp(&self.config, *since, now) => {
-                return Self::ramp(&self.config, *since, now, random).map(|()| pass);
+            Phase::Closed { ramp: Some(ramp), .. } if ramp.goes_on(now) => {
+                return ramp.pass(now, random).map(|()| pass);
             }
             Phase::Closed { ramp, breaks, .. } => {
                 // The ramp is over; calls in flight still count.
@@ -178,24 +202,6 @@ impl Machine {
             leases.push(Lease { id, until });
         }
         Ok(Admitted { generation: self.generation, lease: Some(id) })
-    }
-
-    /// Whether this share of the calls passes in a ramp; `Err` is when it widens.
-    pub(super) fn ramp(
-        config: &BreakerConfig,
-        since: Instant,
-        now: Instant,
-        random: f64,
-    ) -> Result<(), Instant> {
-        let stage = config.recovery_timeout / 3;
-        let mut ends = since;
-        for share in RAMP {
-            ends = ends.after(stage);
-            if now < ends {
-                return if random < share { Ok(()) } else { Err(ends) };
-            }
-        }
-        Ok(())
     }
 
     /// One attempt failed or was slow; `counts` holds it already.
@@ -266,8 +272,11 @@ impl Machine {
                     Outcome::Success => {
                         *succeeded = succeeded.saturating_add(1);
                         if *succeeded >= self.config.probes {
-                            let ramp = (*busy && self.config.ramp).then_some(now);
-                            let breaks = if ramp.is_some() { *breaks } else { 0 };
+                            let (busy, breaks) = (*busy, *breaks);
+                            let stage = self.length(breaks) / RAMP.len() as u32;
+                            let ramp = Ramp { since: now, stage };
+                            let ramp = (busy && self.config.ramp).then_some(ramp);
+                            let breaks = if ramp.is_some() { breaks } else { 0 };
                             self.enter(Phase::Closed { failures: 0, ramp, breaks });
                         }
                         None
@@ -300,27 +309,26 @@ impl Machine {
     }
 
     fn open_for(&mut self, breaks: u32, busy: bool, now: Instant, random: f64) {
-        let recovery = self.config.recovery_timeout;
-        let length = if self.config.grow_breaks {
-            let doubled = 1_u32.checked_shl(breaks.saturating_sub(1)).unwrap_or(u32::MAX);
-            FIRST_BREAK.saturating_mul(doubled).min(recovery)
-        } else {
-            recovery
-        };
+        let length = self.length(breaks);
         let spread = 1.0 + BREAK_JITTER * (2.0 * random - 1.0);
-        let length = Duration::try_from_secs_f64(length.as_secs_f64() * spread).unwrap_or(recovery);
+        let length = Duration::try_from_secs_f64(length.as_secs_f64() * spread).unwrap_or(length);
         self.enter(Phase::Open { until: now.after(length), breaks, busy });
+    }
+
+    /// How long the last of so many breaks in a row is, before jitter.
+    fn length(&self, breaks: u32) -> Duration {
+        let recovery = self.config.recovery_timeout;
+        if !self.config.grow_breaks {
+            return recovery;
+        }
+        let doubled = 1_u32.checked_shl(breaks.saturating_sub(1)).unwrap_or(u32::MAX);
+        FIRST_BREAK.saturating_mul(doubled).min(recovery)
     }
 
     fn enter(&mut self, phase: Phase) {
         self.phase = phase;
         self.generation = self.generation.wrapping_add(1);
     }
-}
-
-pub(super) fn in_ramp(config: &BreakerConfig, since: Instant, now: Instant) -> bool {
-    let stage = config.recovery_timeout / 3;
-    now < since.after(stage).after(stage).after(stage)
 }
 
 #[cfg(test)]

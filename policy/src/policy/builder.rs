@@ -109,8 +109,7 @@ setters! {
     /// Probes that half-open admits, and that must succeed to close it. Default: 1.
     probes: u32;
     /// Whether a busy dependency, one that saw 100 attempts in the window before it was cut off, gets
-    /// its load back in steps of 10, 25 and 50 %, each for a third of `recovery_timeout`. Default:
-    /// yes.
+    /// its load back in steps of 10, 25 and 50 %, each for a third of the break before. Default: yes.
     ramp: bool;
     /// How many attempts of this policy may be in flight. Default: no limit.
     max_concurrent: u32;

@@ -143,30 +143,35 @@ fn late_results_from_before_a_transition_decide_nothing() {
 }
 
 /// ```text
-/// busy, open | probe ok | 10 % ... 25 % ... 50 % ... | closed
-///            t0         t1       +10 s    +20 s      +30 s
+/// busy, open 3 times | probe ok | 10 % ... 25 % ... 50 % ... | closed
+///   1 s, 2 s, 4 s    t          t       +4/3 s   +8/3 s     +4 s
 /// ```
 #[test]
 fn a_busy_dependency_is_given_its_load_back_in_steps() {
-    let (mut m, t) = machine(1);
+    let (mut m, mut t) = machine(1);
     let admitted = m.admit(t, 0.5).unwrap();
     m.operation(admitted, Outcome::Failure, &BUSY_COUNTS, t, 0.5);
-    let t = t.after(S);
+    for seconds in [1, 2] {
+        t = t.after(seconds * S);
+        fail(&mut m, t);
+    }
+    let t = t.after(4 * S);
     let probe = m.admit(t, 0.5).unwrap();
     end(&mut m, probe, Outcome::Success, t);
     assert_eq!(m.state(t), BreakerState::Ramping);
-    for (seconds, passes, refused) in [(0, 0.09, 0.1), (10, 0.24, 0.25), (20, 0.49, 0.5)] {
-        let now = t.after(seconds * S);
-        assert!(m.admit(now, passes).is_ok(), "{passes} after {seconds} s");
-        assert_eq!(m.admit(now, refused), Err(t.after((seconds + 10) * S)));
+    let third = 4 * S / 3;
+    for (thirds, passes, refused) in [(0, 0.09, 0.1), (1, 0.24, 0.25), (2, 0.49, 0.5)] {
+        let now = t.after(thirds * third);
+        assert!(m.admit(now, passes).is_ok(), "{passes} after {thirds} thirds");
+        assert_eq!(m.admit(now, refused), Err(t.after((thirds + 1) * third)));
     }
     let mut trips = m.clone();
     let in_ramp = trips.admit(t, 0.0).unwrap();
     end(&mut trips, in_ramp, Outcome::Failure, t);
     let Gate::Shut(until) = trips.gate() else { panic!("open") };
-    assert_eq!(until.since(t), 2 * S, "the break before was the first");
+    assert_eq!(until.since(t), 8 * S, "the break before was the third");
 
-    let over = t.after(30 * S);
+    let over = t.after(4 * S);
     assert_eq!(m.state(over), BreakerState::Closed);
     assert!(m.admit(over, 0.99).is_ok());
     assert_eq!(m.gate(), Gate::Closed);

@@ -58,8 +58,7 @@ struct Model {
 
 impl Model {
     fn open(&mut self, breaks: u32, busy: bool, now: Instant) {
-        let seconds = 1_u64.checked_shl(breaks - 1).unwrap_or(u64::MAX).min(30);
-        let until = now.after(Duration::from_secs(seconds));
+        let until = now.after(length(breaks));
         self.enter(Naive::Open { until, breaks, busy });
     }
 
@@ -81,10 +80,11 @@ impl Model {
             Naive::Forced | Naive::Closed { reopened: None, .. } => Some(false),
             Naive::Closed { reopened, breaks, .. } => {
                 let since = reopened.map(|then| now.since(then)).unwrap_or_default();
-                let share = match since.as_secs() {
-                    0..10 => 0.10,
-                    10..20 => 0.25,
-                    20..30 => 0.50,
+                let thirds = since.as_nanos() / (length(*breaks) / 3).as_nanos();
+                let share = match thirds {
+                    0 => 0.10,
+                    1 => 0.25,
+                    2 => 0.50,
                     _ => {
                         (*reopened, *breaks) = (None, 0);
                         1.0
@@ -152,7 +152,9 @@ impl Model {
 
     fn stands(&self, now: Instant) -> BreakerState {
         match &self.state {
-            Naive::Closed { reopened: Some(then), .. } if now.since(*then) < 30 * S => {
+            Naive::Closed { reopened: Some(then), breaks, .. }
+                if now.since(*then) < 3 * (length(*breaks) / 3) =>
+            {
                 BreakerState::Ramping
             }
             Naive::Closed { .. } => BreakerState::Closed,
@@ -162,6 +164,11 @@ impl Model {
             Naive::Forced => BreakerState::ForcedClosed,
         }
     }
+}
+
+/// The last of so many breaks in a row; the ramp after it is as long.
+fn length(breaks: u32) -> Duration {
+    Duration::from_secs(1_u64.checked_shl(breaks - 1).unwrap_or(u64::MAX).min(30))
 }
 
 proptest! {
