@@ -3,7 +3,10 @@
 use crate::{S3Client, S3Failure};
 use aws_sdk_s3::Client;
 use mainstay_policy::{CallError, Effect, Error, Idempotency, Operation, Policy};
-use std::time::Duration;
+use std::{
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
+    time::{Duration, Instant},
+};
 
 /// Everything here may be sent twice: S3 writes whole objects. A repeated `create_upload` leaves an
 /// upload without parts, which holds no data, and a repeated completion is looked into afterwards.
@@ -35,22 +38,63 @@ pub(crate) struct Target<'a> {
     pub(crate) key: Option<&'a str>,
 }
 
+/// S3's own limit; most stores have it too.
+const LONGEST_KEY: usize = 1024;
+/// Names of old are longer than the 63 characters of today.
+const LONGEST_BUCKET: usize = 255;
+
 impl<'a> Target<'a> {
     /// # Errors
-    /// An empty name, which would address something else.
+    /// A name that no bucket has.
     pub(crate) fn bucket(bucket: &'a str) -> Result<Self, Error> {
-        if bucket.is_empty() {
-            return Err(Error::invalid("the bucket's name is empty; give the name of a bucket"));
+        let refuse = |why: &str| {
+            Err(Error::invalid(format!("the bucket's name {why}; give the name of a bucket")))
+        };
+        // An access point's ARN stands for a bucket.
+        let allowed =
+            |b: u8| b.is_ascii_alphanumeric() || b".-_".contains(&b) || b":/".contains(&b);
+        match bucket {
+            "" => refuse("is empty"),
+            "." | ".." => refuse("is a path"),
+            _ if !bucket.bytes().all(allowed) => {
+                refuse("holds other than letters, digits, `-`, `_` and `.`")
+            }
+            _ if bucket.contains([':', '/']) && !bucket.starts_with("arn:") => {
+                refuse("holds `/` or `:`, and is no ARN")
+            }
+            _ if bucket.len() > LONGEST_BUCKET && !bucket.starts_with("arn:") => {
+                refuse(&format!("has {} characters, and S3 takes 63", bucket.len()))
+            }
+            _ => Ok(Self { bucket, key: None }),
         }
-        Ok(Self { bucket, key: None })
     }
 
+    /// # Errors
+    /// A name that no bucket has, or a key that no object can have.
     pub(crate) fn object(bucket: &'a str, key: &'a str) -> Result<Self, Error> {
-        if key.is_empty() {
-            return Err(Error::invalid("the object's key is empty; give the key of an object"));
-        }
-        Ok(Self { key: Some(key), ..Self::bucket(bucket)? })
+        let target = Self { key: Some(key), ..Self::bucket(bucket)? };
+        check_key(key)?;
+        Ok(target)
     }
+}
+
+pub(crate) fn check_key(key: &str) -> Result<(), Error> {
+    if key.is_empty() {
+        return Err(Error::invalid("the object's key is empty; give the key of an object"));
+    }
+    if key.len() > LONGEST_KEY {
+        return Err(Error::invalid(format!(
+            "the object's key has {} bytes, and S3 takes {LONGEST_KEY}; give a shorter one",
+            key.len()
+        )));
+    }
+    // Listings are XML, which cannot hold them.
+    if key.chars().any(char::is_control) {
+        return Err(Error::invalid(
+            "the object's key holds a control character, such as a line break; give a key without",
+        ));
+    }
+    Ok(())
 }
 
 impl S3Client {
@@ -67,9 +111,27 @@ impl S3Client {
         F: FnMut(Client, u32) -> Fut,
         Fut: Future<Output = Result<T, S3Failure>>,
     {
-        let sdk = self.sdk()?;
+        let link = self.link()?;
         let policy = self.policy_for(length);
-        let end = policy.run(operation, |a| attempt(sdk.clone(), a.number())).await;
+        let credentials = link.credentials.as_ref();
+        // New credentials are asked for once: those that are refused again are all there are.
+        let renewed = &AtomicBool::new(false);
+        let run = policy.run(operation, |a| {
+            let (began, work) = (Instant::now(), attempt(link.sdk.clone(), a.number()));
+            async move {
+                let end = work.await;
+                match (end, credentials) {
+                    (Err(e), Some(credentials))
+                        if e.may_be_expired() && !renewed.swap(true, Relaxed) =>
+                    {
+                        credentials.forget(began);
+                        Err(e.repeatable())
+                    }
+                    (end, _) => end,
+                }
+            }
+        });
+        let end = run.await;
         end.map_err(|error| {
             let error = error.map(|e| e.about(target.bucket, target.key.is_some()));
             Error::from_call(policy.name(), operation.name(), error)

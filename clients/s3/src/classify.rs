@@ -1,13 +1,19 @@
 //! What went wrong with one attempt; the only file that looks into the SDK's errors.
 
+use crate::credentials::Tried;
 use aws_credential_types::provider::error::CredentialsError;
 use aws_sdk_s3::{
     config::http::HttpResponse,
     error::{ProvideErrorMetadata, SdkError},
-    primitives::ByteStreamError,
+    primitives::{ByteStreamError, DateTime, DateTimeFormat},
 };
 use mainstay_policy::{Classify, Effect, Outcome, Verdict};
-use std::{error::Error as StdError, fmt, io, path::PathBuf, time::Duration};
+use std::{
+    error::Error as StdError,
+    fmt, io,
+    path::PathBuf,
+    time::{Duration, SystemTime},
+};
 
 type Source = Box<dyn StdError + Send + Sync>;
 
@@ -50,6 +56,8 @@ enum What {
     Denied,
     WrongCredentials,
     WrongRegion(Option<String>),
+    /// This machine's clock is off.
+    Skewed,
     Throttled,
     Answer,
 }
@@ -82,6 +90,19 @@ impl S3Failure {
     /// Nothing happened there, for certain.
     pub(crate) fn is_undone(&self) -> bool {
         self.verdict.effect != Effect::Unknown
+    }
+
+    /// New credentials may help. HEAD gives no code, and answers an expired token with 400.
+    pub(crate) fn may_be_expired(&self) -> bool {
+        match self.code() {
+            Some(code) => matches!(code, "ExpiredToken" | "InvalidToken" | "TokenRefreshRequired"),
+            None => self.status == Some(400),
+        }
+    }
+
+    pub(crate) fn repeatable(mut self) -> Self {
+        self.verdict = Verdict::transient().with_outcome(Outcome::Neutral);
+        self
     }
 
     pub(crate) fn of_the_condition(mut self) -> Self {
@@ -181,10 +202,15 @@ impl S3Failure {
         let status = raw.status().as_u16();
         let header = |name| raw.headers().get(name);
         let wait = retry_after(header("retry-after"), header("x-amz-retry-after"));
-        let (what, verdict) = judge(code.as_deref(), status, wait, attempt);
+        // HEAD gives no code: a clock that is off looks like a lack of rights.
+        let skewed = code.is_none() && status == 403 && attempt <= 1 && is_off(header("date"));
+        let known = if skewed { Some("RequestTimeTooSkewed") } else { code.as_deref() };
+        let (what, verdict) = judge(known, status, wait, attempt);
         let what = match what {
             What::WrongRegion(_) => {
-                What::WrongRegion(header("x-amz-bucket-region").map(str::to_owned))
+                let named = || region_in(raw.body().bytes()?);
+                let region = header("x-amz-bucket-region").map(str::to_owned).or_else(named);
+                What::WrongRegion(region.filter(|region| is_region(region)))
             }
             what => what,
         };
@@ -208,9 +234,8 @@ fn judge(code: Option<&str>, status: u16, wait: Option<Duration>, attempt: u32) 
         ("RequestTimeout" | "OperationAborted" | "ConditionalRequestConflict", _) | (_, 408) => {
             (What::Answer, neutral)
         }
-        ("RequestTimeTooSkewed" | "BadDigest" | "XAmzContentChecksumMismatch", _) => {
-            (What::Answer, once)
-        }
+        ("RequestTimeTooSkewed", _) => (What::Skewed, once),
+        ("BadDigest" | "XAmzContentChecksumMismatch", _) => (What::Answer, once),
         ("NoSuchKey", _) => (What::NoObject, Verdict::permanent()),
         ("NoSuchBucket", _) => (What::NoBucket, Verdict::permanent()),
         ("PreconditionFailed", _) | (_, 412) => (What::Changed, Verdict::permanent()),
@@ -220,6 +245,7 @@ fn judge(code: Option<&str>, status: u16, wait: Option<Duration>, attempt: u32) 
             | "NotSignedUp"
             | "ExpiredToken"
             | "InvalidToken"
+            | "TokenRefreshRequired"
             | "InvalidSecurity",
             _,
         ) => {
@@ -241,6 +267,30 @@ fn judge(code: Option<&str>, status: u16, wait: Option<Duration>, attempt: u32) 
     }
 }
 
+/// Whether the server's clock is so far from ours that S3, which allows 15 minutes, refuses us.
+fn is_off(date: Option<&str>) -> bool {
+    let theirs = date.and_then(|date| DateTime::from_str(date, DateTimeFormat::HttpDate).ok());
+    let Some(theirs) = theirs.and_then(|date| SystemTime::try_from(date).ok()) else {
+        return false;
+    };
+    let ours = SystemTime::now();
+    let apart = ours.duration_since(theirs).or_else(|_| theirs.duration_since(ours));
+    apart.is_ok_and(|apart| apart > Duration::from_secs(14 * 60))
+}
+
+/// The region that an answer's XML names.
+fn region_in(body: &[u8]) -> Option<String> {
+    let text = str::from_utf8(body).ok()?;
+    let (_, rest) = text.split_once("<Region>")?;
+    Some(rest.split_once("</Region>")?.0.to_owned())
+}
+
+/// Only what a region looks like is repeated in our words.
+fn is_region(text: &str) -> bool {
+    let allowed = |b: u8| b.is_ascii_alphanumeric() || b == b'-';
+    (1..=40).contains(&text.len()) && text.bytes().all(allowed)
+}
+
 /// Seconds, or milliseconds in Amazon's own header; dates are left to the normal backoff.
 fn retry_after(seconds: Option<&str>, milliseconds: Option<&str>) -> Option<Duration> {
     let milliseconds = milliseconds.and_then(|text| text.parse().ok()).map(Duration::from_millis);
@@ -248,7 +298,9 @@ fn retry_after(seconds: Option<&str>, milliseconds: Option<&str>) -> Option<Dura
 }
 
 /// The first error of this type; at an `io::Error` its payload is next, which `source()` skips.
-fn find<'a, T: StdError + 'static>(error: &'a (dyn StdError + 'static)) -> Option<&'a T> {
+pub(crate) fn find<'a, T: StdError + 'static>(
+    error: &'a (dyn StdError + 'static),
+) -> Option<&'a T> {
     let mut next = Some(error);
     while let Some(error) = next {
         if let Some(found) = error.downcast_ref() {
@@ -284,10 +336,16 @@ impl fmt::Display for S3Failure {
             None => "object".to_owned(),
         };
         match &self.what {
-            What::Credentials => f.write_str(
-                "no credentials were found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, give \
-                 them to the builder, or choose anonymous()",
-            ),
+            What::Credentials => {
+                f.write_str("no credentials were found")?;
+                if let Some(tried) = self.source.as_deref().and_then(|e| find::<Tried>(e)) {
+                    write!(f, ", having asked {tried}")?;
+                }
+                f.write_str(
+                    "; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, give them to the builder, or \
+                     choose anonymous()",
+                )
+            }
             What::Setup => f.write_str("the request cannot be built or signed; nothing was sent"),
             What::Connect => {
                 let hint = "the server could not be reached; check that it runs and the endpoint";
@@ -332,15 +390,27 @@ impl fmt::Display for S3Failure {
                 f.write_str("; check access key, secret and session token")
             }
             What::WrongRegion(Some(region)) => {
-                write!(f, "the {bucket} is in region {region}; set MAINSTAY_S3_REGION to it")
+                write!(
+                    f,
+                    "the {bucket} is in region {region}; set MAINSTAY_S3_REGION or the builder's \
+                     region() to it"
+                )
             }
             What::WrongRegion(None) => {
                 write!(f, "the {bucket} is in another region; check MAINSTAY_S3_REGION")
             }
+            What::Skewed => f.write_str(
+                "this machine's clock and the server's differ too much; set this one right",
+            ),
             What::Throttled => {
                 f.write_str("the server asks for less load")?;
                 self.coded(f)
             }
+            // HEAD has no words for it.
+            What::Answer if self.code.is_none() && self.status == Some(400) => f.write_str(
+                "the server answered with status 400 and no reason, as it does for expired \
+                 credentials and for a bucket in another region; check both",
+            ),
             What::Answer => {
                 write!(f, "the server answered with status {}", self.status.unwrap_or_default())?;
                 self.coded(f)

@@ -4,6 +4,7 @@ use crate::{
     S3Failure,
     call::{DELETE, GET, Target},
     config::{Connection, S3ClientBuilder},
+    credentials::Remembered,
     transfer::part,
 };
 use aws_sdk_s3::Client;
@@ -25,13 +26,21 @@ struct Inner {
 pub(crate) struct Driver(Kind);
 
 enum Kind {
-    Own { connection: Connection, clients: PerRuntime<Client> },
+    Own { connection: Connection, links: PerRuntime<Link> },
     Given(Client),
+}
+
+/// What one runtime sends through.
+#[derive(Clone)]
+pub(crate) struct Link {
+    pub(crate) sdk: Client,
+    /// Where new credentials come from when these are refused as expired.
+    pub(crate) credentials: Option<Remembered>,
 }
 
 impl Driver {
     pub(crate) fn own(connection: Connection) -> Self {
-        Self(Kind::Own { connection, clients: PerRuntime::new() })
+        Self(Kind::Own { connection, links: PerRuntime::new() })
     }
 
     pub(crate) fn given(client: Client) -> Self {
@@ -90,9 +99,13 @@ impl S3Client {
     /// # Errors
     /// When called outside a tokio runtime.
     pub fn sdk(&self) -> Result<Client, Error> {
+        self.link().map(|link| link.sdk)
+    }
+
+    pub(crate) fn link(&self) -> Result<Link, Error> {
         match &self.0.driver.0 {
-            Kind::Given(client) => Some(client.clone()),
-            Kind::Own { connection, clients } => clients.get_or_init(|| connection.connect()),
+            Kind::Given(sdk) => Some(Link { sdk: sdk.clone(), credentials: None }),
+            Kind::Own { connection, links } => links.get_or_init(|| connection.connect()),
         }
         .ok_or_else(|| Error::invalid("an S3 call needs a tokio runtime around it"))
     }

@@ -1,11 +1,16 @@
 //! The builder, and the SDK's settings: one attempt per attempt, one pool per runtime.
 
-use crate::{S3Client, client::Driver, credentials};
+use crate::{
+    S3Client,
+    client::{Driver, Link},
+    credentials::Remembered,
+};
+use aws_credential_types::provider::{ProvideCredentials, SharedCredentialsProvider};
 use aws_sdk_s3::{
     Client,
     config::{
-        BehaviorVersion, Config, Credentials, IdentityCache, Region, SharedCredentialsProvider,
-        SharedHttpClient, StalledStreamProtectionConfig,
+        BehaviorVersion, Config, Credentials, IdentityCache, Region, SharedHttpClient,
+        StalledStreamProtectionConfig,
         retry::{ReconnectMode, RetryConfig},
         timeout::TimeoutConfig,
     },
@@ -36,16 +41,32 @@ pub struct S3ClientBuilder {
     region: Option<String>,
     bucket: Option<String>,
     signing: Signing,
+    session_token: Option<String>,
+    addressing: Option<Addressing>,
     sdk: Option<Client>,
     tune: Option<Tune>,
 }
 
 #[derive(Clone, Default)]
-pub(crate) enum Signing {
+enum Signing {
     #[default]
     Chain,
-    Keys(Credentials),
+    Keys {
+        access: String,
+        secret: String,
+    },
+    Provider(SharedCredentialsProvider),
     Anonymous,
+}
+
+/// Where a bucket's name goes in a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Addressing {
+    /// Into the path: `https://host/bucket/key`.
+    Path,
+    /// Into the host's name: `https://bucket.host/key`. The store's name has to resolve with it.
+    VirtualHost,
 }
 
 impl fmt::Debug for S3ClientBuilder {
@@ -55,10 +76,17 @@ impl fmt::Debug for S3ClientBuilder {
 }
 
 impl S3ClientBuilder {
-    /// A store other than AWS, such as `http://127.0.0.1:9000`; it is addressed by path, not by
-    /// host names. Default: `AWS_ENDPOINT_URL_S3`, `AWS_ENDPOINT_URL`, else AWS itself.
+    /// A store other than AWS, such as `http://127.0.0.1:9000`. Default: `AWS_ENDPOINT_URL_S3`,
+    /// `AWS_ENDPOINT_URL`, else AWS itself.
     pub fn endpoint_url(mut self, url: impl Into<String>) -> Self {
         self.endpoint_url = Some(url.into());
+        self
+    }
+
+    /// Where the bucket's name goes. Default: into the path of a store with an endpoint URL, into
+    /// the host's name of AWS.
+    pub fn addressing(mut self, addressing: Addressing) -> Self {
+        self.addressing = Some(addressing);
         self
     }
 
@@ -69,11 +97,25 @@ impl S3ClientBuilder {
         self
     }
 
-    /// Access key and secret. Default: the SDK's chain (environment, profile, web identity, ECS,
-    /// EC2), searched on first use for at most 5 s.
+    /// Access key and secret. Default: the SDK's chain (environment, profile, web identity,
+    /// container, EC2), searched on first use for at most 5 s; a failed search is remembered for
+    /// 10 s.
     pub fn credentials(mut self, access: impl Into<String>, secret: impl Into<String>) -> Self {
-        let keys = Credentials::new(access, secret, None, None, "mainstay");
-        self.signing = Signing::Keys(keys);
+        self.signing = Signing::Keys { access: access.into(), secret: secret.into() };
+        self
+    }
+
+    /// The session token that goes with temporary [`Self::credentials`]. They end with the session:
+    /// use [`Self::credentials_provider`] for those that are renewed.
+    pub fn session_token(mut self, token: impl Into<String>) -> Self {
+        self.session_token = Some(token.into());
+        self
+    }
+
+    /// Where credentials come from, in place of the chain: asked on first use and when they expire,
+    /// or when the store says that they have.
+    pub fn credentials_provider(mut self, provider: impl ProvideCredentials + 'static) -> Self {
+        self.signing = Signing::Provider(SharedCredentialsProvider::new(provider));
         self
     }
 
@@ -127,6 +169,13 @@ impl S3ClientBuilder {
                     .to_owned(),
             ])));
         };
+        let valid = |b: u8| b.is_ascii_alphanumeric() || b == b'-';
+        if region.as_ref().is_empty() || !region.as_ref().bytes().all(valid) {
+            return Err(Error::invalid(
+                "the S3 region holds other than letters, digits and `-`; write it as eu-central-1",
+            ));
+        }
+        let signing = self.signing.with(self.session_token)?;
         let name = match &endpoint {
             Some(url) => format!("s3:{}", origin(url)?),
             None => format!("s3:https://s3.{region}.amazonaws.com"),
@@ -141,9 +190,43 @@ impl S3ClientBuilder {
                 let config = sdk.config().to_builder().retry_config(retries()).build();
                 Driver::given(Client::from_conf(config))
             }
-            None => Driver::own(Connection { endpoint, region, signing: self.signing }),
+            None => {
+                let addressing = self.addressing;
+                Driver::own(Connection { endpoint, region, signing, addressing })
+            }
         };
         S3Client::new(driver, self.bucket, policy)
+    }
+}
+
+impl Signing {
+    /// # Errors
+    /// Credentials that no store can accept.
+    fn with(self, session_token: Option<String>) -> Result<Signature, Error> {
+        let (access, secret) = match self {
+            Self::Keys { access, secret } => (access, secret),
+            _ if session_token.is_some() => {
+                return Err(Error::invalid(
+                    "a session token was given without credentials; give access key and secret too",
+                ));
+            }
+            Self::Chain => return Ok(Signature::Chain),
+            Self::Provider(provider) => return Ok(Signature::Provider(provider)),
+            Self::Anonymous => return Ok(Signature::None),
+        };
+        for (what, value) in [
+            ("access key", Some(&access)),
+            ("secret", Some(&secret)),
+            ("session token", session_token.as_ref()),
+        ] {
+            // They become headers; a line break comes from a file that was read whole.
+            if value.is_some_and(|v| v.is_empty() || !v.bytes().all(|b| b.is_ascii_graphic())) {
+                return Err(Error::invalid(format!(
+                    "the S3 {what} is empty or holds spaces or line breaks; give it as it was issued"
+                )));
+            }
+        }
+        Ok(Signature::Keys(Credentials::new(access, secret, session_token, None, "mainstay")))
     }
 }
 
@@ -180,19 +263,26 @@ fn retries() -> RetryConfig {
 pub(crate) struct Connection {
     endpoint: Option<String>,
     region: Region,
-    signing: Signing,
+    signing: Signature,
+    addressing: Option<Addressing>,
+}
+
+#[derive(Clone)]
+enum Signature {
+    Chain,
+    Provider(SharedCredentialsProvider),
+    Keys(Credentials),
+    None,
 }
 
 impl Connection {
-    pub(crate) fn connect(&self) -> Client {
+    pub(crate) fn connect(&self) -> Link {
         let timeouts = TimeoutConfig::builder()
             .connect_timeout(CONNECT_TIMEOUT)
             .disable_read_timeout()
             .disable_operation_timeout()
             .disable_operation_attempt_timeout()
             .build();
-        // A little over our own limit, which remembers a failure.
-        let load_timeout = credentials::LIMIT + Duration::from_secs(1);
         let mut config = Config::builder()
             .behavior_version(BehaviorVersion::v2026_01_12())
             .region(self.region.clone())
@@ -201,19 +291,27 @@ impl Connection {
             .stalled_stream_protection(
                 StalledStreamProtectionConfig::enabled().grace_period(STALL_GRACE).build(),
             )
-            .identity_cache(IdentityCache::lazy().load_timeout(load_timeout).build())
+            .identity_cache(IdentityCache::no_cache())
             .http_client(http_client());
         if let Some(endpoint) = &self.endpoint {
-            config = config.endpoint_url(endpoint).force_path_style(true);
+            config = config.endpoint_url(endpoint);
         }
-        let config = match &self.signing {
-            Signing::Anonymous => config.allow_no_auth(),
-            Signing::Keys(keys) => config.credentials_provider(keys.clone()),
-            Signing::Chain => config.credentials_provider(SharedCredentialsProvider::new(
-                credentials::Chain::new(self.region.clone()),
-            )),
+        let by_path = match self.addressing {
+            Some(addressing) => addressing == Addressing::Path,
+            None => self.endpoint.is_some(),
         };
-        Client::from_conf(config.build())
+        config = config.force_path_style(by_path);
+        let credentials = match &self.signing {
+            Signature::Chain => Some(Remembered::chain(self.region.clone())),
+            Signature::Provider(provider) => Some(Remembered::given(provider.clone())),
+            Signature::Keys(_) | Signature::None => None,
+        };
+        let config = match (&self.signing, &credentials) {
+            (Signature::Keys(keys), _) => config.credentials_provider(keys.clone()),
+            (_, Some(credentials)) => config.credentials_provider(credentials.clone()),
+            (_, None) => config.allow_no_auth(),
+        };
+        Link { sdk: Client::from_conf(config.build()), credentials }
     }
 }
 

@@ -33,7 +33,7 @@ mod transfer;
 
 pub use classify::S3Failure;
 pub use client::{S3Client, get_s3_client, get_s3_client_named, set_s3_client};
-pub use config::S3ClientBuilder;
+pub use config::{Addressing, S3ClientBuilder};
 pub use encryption::{CustomerKey, Encryption};
 pub use list::ObjectSummary;
 pub use options::PutOptions;
