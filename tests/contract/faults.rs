@@ -46,6 +46,9 @@ pub(crate) const ALL: &[Fault] = &[
         faults.replies.rate = Some(20);
         faults.replies.slice = Some(1);
     }),
+    warm("half-closed", |f| f.replies.after = Some((0, End::HalfClose))),
+    cold("half-closed within the reply", |f| f.replies.after = Some((20, End::HalfClose))),
+    cold("half-closed within the request", |f| f.requests.after = Some((20, End::HalfClose))),
     cold("closed within the reply", |f| f.replies.after = Some((20, End::Close))),
     cold("reset within the reply", |f| f.replies.after = Some((20, End::Reset))),
     cold("hung within the reply", |f| f.replies.after = Some((20, End::Hang))),

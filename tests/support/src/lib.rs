@@ -3,9 +3,10 @@
 //!
 //! [`Postgres`], [`Mariadb`] and [`Redis`] are real servers, private to a test. [`Proxy`] stands before
 //! any of them and is the network's faults. [`Port`] reserves an address, so that one where nobody
-//! listens stays one. With feature `s3`, `S3` is a store in this process.
+//! listens stays one. [`Authority`] signs certificates. With feature `s3`, `S3` is a store in this process.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::missing_panics_doc)]
 
+mod authority;
 mod directory;
 mod port;
 mod process;
@@ -14,6 +15,7 @@ pub mod proxy;
 pub mod s3;
 pub mod servers;
 
+pub use authority::Authority;
 pub use port::Port;
 pub use proxy::Proxy;
 #[cfg(feature = "s3")]

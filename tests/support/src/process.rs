@@ -33,18 +33,33 @@ pub(crate) fn command(program: &Path, dir: &Path) -> Command {
     let mut command = Command::new(find("setpriv", "util-linux", &[]));
     command.args(["--pdeathsig", "KILL", "--"]).arg(program);
     command.current_dir(dir).stdin(Stdio::null());
+    give(dir);
     if geteuid().is_root() {
-        chown(dir, Some(NOBODY), Some(NOBODY)).unwrap();
         command.uid(NOBODY).gid(NOBODY);
     }
     command
 }
 
+/// Makes them owners of this who run our commands.
+pub(crate) fn give(path: &Path) {
+    if geteuid().is_root() {
+        chown(path, Some(NOBODY), Some(NOBODY)).unwrap();
+    }
+}
+
 /// Runs a command to its end.
 pub(crate) fn run(command: &mut Command) {
+    try_run(command).unwrap_or_else(|told| panic!("{told}"));
+}
+
+/// As [`run`]; an error is what it said.
+pub(crate) fn try_run(command: &mut Command) -> Result<(), String> {
     let output = command.output().unwrap();
-    let told = || [output.stdout.clone(), output.stderr.clone()].concat();
-    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&told()));
+    if output.status.success() {
+        return Ok(());
+    }
+    let told = [output.stdout, output.stderr].concat();
+    Err(format!("{command:?}: {}: {}", output.status, String::from_utf8_lossy(&told)))
 }
 
 type Order = (Command, mpsc::Sender<io::Result<Child>>);

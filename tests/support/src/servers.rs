@@ -11,7 +11,7 @@ mod postgres;
 mod redis;
 
 use crate::{
-    Port, directory,
+    Authority, Port, directory,
     process::{LIMIT, POLL, Process},
 };
 use rustix::process::Signal;
@@ -60,6 +60,12 @@ pub trait Program: Debug {
     fn url(address: SocketAddr) -> String;
 }
 
+/// A program that can speak TLS.
+pub trait Encrypted: Program {
+    /// What its command line says of `tls.pem` and `tls.key` in its directory.
+    fn arguments(dir: &Path) -> Vec<String>;
+}
+
 /// A server that this process started.
 #[derive(Debug)]
 pub struct Server<P: Program> {
@@ -84,6 +90,19 @@ impl<P: Program> Server<P> {
         let dir = directory::temporary();
         P::prepare(dir.path());
         Self::start_in(dir, arguments)
+    }
+
+    /// One that speaks TLS to those who ask for it, with a certificate for this name or address.
+    #[must_use]
+    pub fn start_with_tls(authority: &Authority, name: &str) -> Self
+    where
+        P: Encrypted,
+    {
+        let dir = directory::temporary();
+        P::prepare(dir.path());
+        authority.sign(name, dir.path());
+        let arguments = <P as Encrypted>::arguments(dir.path());
+        Self::start_in(dir, &arguments.iter().map(String::as_str).collect::<Vec<_>>())
     }
 
     /// In a directory that has all it needs.

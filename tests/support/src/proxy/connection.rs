@@ -126,6 +126,21 @@ impl Lane<'_> {
         mut to: WriteHalf<'_>,
         mut chunks: mpsc::Receiver<Chunk>,
     ) -> Result<(), End> {
+        match self.forward(&mut to, &mut chunks).await {
+            Err(End::HalfClose) => {}
+            end => end?,
+        }
+        to.shutdown().await.map_err(|_| End::Reset)?;
+        // What comes after a half is closed goes nowhere.
+        while chunks.recv().await.is_some() {}
+        Ok(())
+    }
+
+    async fn forward(
+        &self,
+        to: &mut WriteHalf<'_>,
+        chunks: &mut mpsc::Receiver<Chunk>,
+    ) -> Result<(), End> {
         let mut sent = 0;
         let mut next = Instant::now();
         while let Some(mut chunk) = chunks.recv().await {
@@ -150,9 +165,8 @@ impl Lane<'_> {
                 sent += piece.len() as u64;
                 self.count(&self.shared.forwarded, piece.len());
                 match flow.after {
-                    Some((limit, end @ (End::Reset | End::Close))) if sent >= limit => {
-                        return Err(end);
-                    }
+                    Some((limit, End::Hang)) if sent >= limit => {}
+                    Some((limit, end)) if sent >= limit => return Err(end),
                     _ => {}
                 }
                 if let Some(rate) = flow.rate {
@@ -165,8 +179,7 @@ impl Lane<'_> {
                 }
             }
         }
-        self.passable(sent).await?;
-        to.shutdown().await.map_err(|_| End::Reset)
+        self.passable(sent).await.map(drop)
     }
 
     /// Waits until something may go through.
@@ -176,8 +189,8 @@ impl Lane<'_> {
             let flow = faults.borrow_and_update().flow(self.direction).clone();
             match flow.after {
                 Some((limit, end)) if sent >= limit => match end {
-                    End::Reset | End::Close => return Err(end),
                     End::Hang => {}
+                    end => return Err(end),
                 },
                 _ if flow.hold => {}
                 _ => return Ok(flow),

@@ -101,6 +101,9 @@ pub enum End {
     Reset,
     /// Both sides are closed.
     Close,
+    /// This direction is closed, as by a peer that has said all it will say: what comes later is lost,
+    /// and the other direction goes on.
+    HalfClose,
     /// Nothing more moves in this direction, until the fault is taken back.
     Hang,
 }

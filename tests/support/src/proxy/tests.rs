@@ -213,6 +213,21 @@ async fn after_so_many_bytes_it_is_reset_closed_or_hangs() {
     assert_eq!(&read(&mut stream), b"def");
 }
 
+#[tokio::test]
+async fn a_half_that_is_closed_leaves_the_other_open() {
+    let proxy = Proxy::in_front_of(echo());
+    proxy.set(|faults| faults.replies.after = Some((3, End::HalfClose)));
+    let mut stream = asked(&proxy, b"abcdef");
+    // The end comes after what went through, and is no reset.
+    assert_eq!(rest(stream.try_clone().unwrap()), (b"abc".to_vec(), None));
+    let through = proxy.bytes(Direction::Requests);
+    stream.write_all(b"more").unwrap();
+    proxy.until("requests still go", |p| p.bytes(Direction::Requests) == through + 4).await;
+    assert_eq!(proxy.live(), 1);
+    drop(stream);
+    proxy.until("it ended", |proxy| proxy.live() == 0).await;
+}
+
 #[test]
 fn one_byte_is_flipped() {
     let proxy = Proxy::in_front_of(echo());

@@ -1,5 +1,8 @@
-use super::Program;
-use crate::process::{command, find, run};
+use super::{Encrypted, Program};
+use crate::{
+    directory::Template,
+    process::{command, find},
+};
 use rustix::process::Signal;
 use std::{
     io::{self, Read},
@@ -21,10 +24,13 @@ impl Program for Mariadb {
     const STOP: Signal = Signal::TERM;
 
     fn prepare(dir: &Path) {
-        run(command(&find("mariadb-install-db", PACKAGES, &[]), dir)
-            .args(["--no-defaults", &datadir(dir), "--skip-test-db"])
-            .arg("--auth-root-authentication-method=normal")
-            .args(SMALL));
+        static TEMPLATE: Template = Template::new();
+        TEMPLATE.copy(dir, |dir| {
+            let mut install = command(&find("mariadb-install-db", PACKAGES, &[]), dir);
+            install.args(["--no-defaults", &datadir(dir), "--skip-test-db"]);
+            install.arg("--auth-root-authentication-method=normal").args(SMALL);
+            install
+        });
     }
 
     fn command(dir: &Path, port: u16) -> Command {
@@ -47,6 +53,13 @@ impl Program for Mariadb {
 
     fn url(address: SocketAddr) -> String {
         format!("mysql://root@{address}/mysql?ssl-mode=disabled")
+    }
+}
+
+impl Encrypted for Mariadb {
+    fn arguments(dir: &Path) -> Vec<String> {
+        let file = |option, name| format!("--{option}={}", dir.join(name).display());
+        vec![file("ssl-cert", "tls.pem"), file("ssl-key", "tls.key")]
     }
 }
 

@@ -1,6 +1,6 @@
-use super::{Program, Server};
+use super::{Encrypted, Program, Server};
 use crate::{
-    directory,
+    directory::{self, Template},
     process::{command, find, run},
 };
 use rustix::process::Signal;
@@ -22,9 +22,13 @@ impl Program for Postgres {
     const STOP: Signal = Signal::INT;
 
     fn prepare(dir: &Path) {
-        run(command(&program("initdb"), dir)
-            .args(["-D", "data", "-A", "trust", "-U", "postgres", "-E", "UTF8", "--locale=C"])
-            .args(["--no-sync", "--no-instructions"]));
+        static TEMPLATE: Template = Template::new();
+        TEMPLATE.copy(dir, |dir| {
+            let mut init = command(&program("initdb"), dir);
+            init.args(["-D", "data", "-A", "trust", "-U", "postgres", "-E", "UTF8", "--locale=C"]);
+            init.args(["--no-sync", "--no-instructions"]);
+            init
+        });
     }
 
     fn command(dir: &Path, port: u16) -> Command {
@@ -58,6 +62,13 @@ impl Program for Postgres {
 
     fn url(address: SocketAddr) -> String {
         format!("postgres://postgres@{address}/postgres")
+    }
+}
+
+impl Encrypted for Postgres {
+    fn arguments(dir: &Path) -> Vec<String> {
+        let file = |option, name| format!("--{option}={}", dir.join(name).display());
+        vec!["--ssl=on".into(), file("ssl_cert_file", "tls.pem"), file("ssl_key_file", "tls.key")]
     }
 }
 
