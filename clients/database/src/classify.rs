@@ -336,6 +336,7 @@ pub(crate) const fn verdict(class: Class, phase: Phase) -> Verdict {
 
 fn read<DB: Sealed>(error: &sqlx::Error, phase: Phase) -> (Verdict, String) {
     use sqlx::Error as E;
+    use std::io::ErrorKind as K;
     let neutral = Verdict::permanent().with_outcome(Outcome::Neutral);
     let failure = Verdict::permanent().with_outcome(Outcome::Failure);
     let (verdict, words) = match error {
@@ -350,19 +351,31 @@ fn read<DB: Sealed>(error: &sqlx::Error, phase: Phase) -> (Verdict, String) {
             return (self::verdict(class, phase), words);
         }
         E::Io(e) => {
+            if let Some(tls) = e.get_ref().and_then(|e| e.downcast_ref::<rustls::Error>()) {
+                let (is_certificate, words) = tls_words(tls);
+                // Another attempt meets the same certificate.
+                let verdict = if is_certificate { failure } else { lost(phase) };
+                return (verdict, words.to_owned());
+            }
             let words = if phase == Phase::Acquire {
-                format!("cannot connect ({}); check host, port and that it is up", io(e))
+                let check = match e.kind() {
+                    K::NotFound | K::PermissionDenied | K::IsADirectory => {
+                        "check the file of tls_ca, or the socket's path"
+                    }
+                    _ => "check host, port and that it is up",
+                };
+                format!("cannot connect ({}); {check}", io(e))
             } else {
                 format!("the connection was lost ({})", io(e))
             };
             return (lost(phase), words);
         }
-        E::Tls(e) => {
-            // Another attempt meets the same certificate.
-            let certificate = e.to_string().to_lowercase().contains("certificate");
-            let verdict = if certificate { failure } else { lost(phase) };
-            (verdict, "TLS failed; check the server's certificate and the URL's sslmode")
-        }
+        // The driver's own refusal; what goes wrong in the handshake is an `Io`.
+        E::Tls(_) => (
+            failure,
+            "no TLS with this server: it offers none, or the file of tls_ca holds no certificate; \
+             check both, or set tls to disable",
+        ),
         E::Protocol(_) => {
             (lost(phase), "the server's answer makes no sense; the connection is cut")
         }
@@ -383,6 +396,34 @@ fn read<DB: Sealed>(error: &sqlx::Error, phase: Phase) -> (Verdict, String) {
         _ => (neutral, "the driver refused"),
     };
     (verdict, words.to_owned())
+}
+
+/// A failed handshake in words, and whether the server's certificate is why.
+const fn tls_words(error: &rustls::Error) -> (bool, &'static str) {
+    use rustls::{CertificateError as C, Error as E};
+    match error {
+        // A bad signature: another authority of the same name.
+        E::InvalidCertificate(C::UnknownIssuer | C::BadSignature) => (
+            true,
+            "the server's certificate is from an authority that is not trusted; name its file in \
+             tls_ca, if this is the right server",
+        ),
+        E::InvalidCertificate(C::NotValidForName | C::NotValidForNameContext { .. }) => (
+            true,
+            "the server's certificate is for another name than the URL's host; use the name that \
+             it is for, or tls = verify-ca",
+        ),
+        E::InvalidCertificate(C::Expired | C::ExpiredContext { .. }) => {
+            (true, "the server's certificate has expired; renew it there")
+        }
+        E::InvalidCertificate(C::NotValidYet | C::NotValidYetContext { .. }) => {
+            (true, "the server's certificate is not valid yet; check the clocks")
+        }
+        E::InvalidCertificate(_) | E::NoCertificatesPresented => {
+            (true, "the server's certificate cannot be accepted; look at the cause")
+        }
+        _ => (false, "the TLS handshake failed; look at the cause and at the server's log"),
+    }
 }
 
 /// An I/O error in words that hold no host name and no path.

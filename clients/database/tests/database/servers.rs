@@ -8,6 +8,7 @@ mod plain_sqlx;
 mod pool;
 mod pooler;
 mod session;
+mod tls;
 
 use mainstay_database::{Backend, DatabaseClient, Error, MySqlDatabase, PgDatabase};
 use mainstay_test_support::{Mariadb, Postgres};
