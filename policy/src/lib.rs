@@ -12,6 +12,7 @@
 //! | `deadline`, `timeout`, `hedge`, `bulkhead`, `rate_limit` | one limit each |
 //! | `classify`, `error`, `event` | what an error means, what the caller gets, what observers see |
 //! | `call`, `context` | one call of a user's own operation; several under one deadline |
+//! | `watch` | work that the breaker learns from and does not gate |
 //! | `registry`, `health`, `config`, `runtime` | names, views, settings, one pool per runtime |
 //! | `readiness` | whether to be sent work, without a storm of checks |
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
@@ -49,6 +50,7 @@ mod runtime;
 mod sync;
 mod telemetry;
 mod timeout;
+mod watch;
 
 pub use attempt::Attempt;
 pub use backoff::Jitter;
@@ -77,3 +79,4 @@ pub use registry::{Singletons, breaker, reset_resilience_state};
 pub use runtime::PerRuntime;
 #[cfg(feature = "metrics")]
 pub use telemetry::numbers::describe_metrics;
+pub use watch::Watch;

@@ -471,7 +471,12 @@ impl Failed {
     }
 }
 
-fn cause(operation: &Operation, trip: Trip, effect: Effect, code: Option<String>) -> Cause {
+pub(crate) fn cause(
+    operation: &Operation,
+    trip: Trip,
+    effect: Effect,
+    code: Option<String>,
+) -> Cause {
     Cause {
         reason: trip.words(),
         operation: operation.name(),
