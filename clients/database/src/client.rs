@@ -95,9 +95,9 @@ impl<DB: Backend> DatabaseClient<DB> {
     /// A client over a pool that exists, with the policy that the settings give; the builder's
     /// [`pool`](DatabaseClientBuilder::pool) allows more.
     ///
-    /// The pool's own settings stay, its ping at every acquire too. Statements that are given up
-    /// are not cancelled on its server: their connection is closed, and the server's own limits end
-    /// them.
+    /// The pool's own settings stay, its ping at every acquire too. Each acquire costs one more round
+    /// trip than with a URL: it asks the server which connection this is, so that what is given up on
+    /// it can be cancelled there. On SQLite the connection's progress handler becomes ours.
     ///
     /// # Errors
     /// When the settings cannot be used.
@@ -145,7 +145,10 @@ impl<DB: Backend> DatabaseClient<DB> {
 
     pub(crate) fn own_pool(&self) -> Option<Pool<DB>> {
         let inner = &*self.0;
-        let make = || Pool::new(Arc::clone(&inner.hosts), inner.limits, inner.adopted.clone());
+        let make = || {
+            let (name, hosts) = (inner.policy.name(), Arc::clone(&inner.hosts));
+            Pool::new(name, hosts, inner.limits, inner.adopted.clone())
+        };
         inner.pools.get_or_init(make)
     }
 
@@ -195,7 +198,8 @@ impl<DB: Backend> DatabaseClient<DB> {
         let (policy, options) = (self.policy(), &options);
         let begun = policy.run(&BEGIN, |attempt| async move {
             let (clock, pool) = (Clock::start(policy, attempt), self.require_pool()?);
-            clock.judge(Session::begin(&pool, policy, shorter(attempt), options).await).await
+            let begun = Session::begin(&pool, policy, shorter(attempt), options).await;
+            clock.judge(begun.map(Session::watched)).await
         });
         begun.await.map_err(|error| Error::from_call(policy.name(), "begin", decided(error)))
     }
@@ -211,7 +215,7 @@ impl<DB: Backend> DatabaseClient<DB> {
             let (clock, pool) = (Clock::start(policy, attempt), self.require_pool()?);
             let want = Want { read_only: false, first: First::Once };
             let wire = Wire::acquire(&pool, policy, shorter(attempt), want).await;
-            clock.judge(wire.map(DatabaseConnection::new)).await
+            clock.judge(wire.map(|wire| DatabaseConnection::new(wire.watched()))).await
         });
         acquired.await.map_err(|error| Error::from_call(policy.name(), "acquire", decided(error)))
     }

@@ -10,6 +10,8 @@ mod adopted;
 mod cancel;
 mod lease;
 mod link;
+#[cfg(feature = "metrics")]
+mod numbers;
 mod upkeep;
 
 pub(crate) use lease::{Lease, Marks};
@@ -124,6 +126,8 @@ struct Inner<DB: Backend> {
     /// sqlx's own, for code that wants one.
     escape: OnceLock<sqlx::Pool<DB>>,
     upkeep: OnceLock<upkeep::Upkeep>,
+    #[cfg(feature = "metrics")]
+    numbers: numbers::Numbers,
 }
 
 pub(crate) struct Pool<DB: Backend>(Arc<Inner<DB>>);
@@ -139,8 +143,9 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl<DB: Backend> Pool<DB> {
-    /// No I/O; needs a runtime.
+    /// No I/O; needs a runtime. The name is for metrics.
     pub(crate) fn new(
+        #[cfg_attr(not(feature = "metrics"), allow(unused))] name: &str,
         hosts: Arc<Hosts<DB>>,
         limits: Limits,
         adopted: Option<sqlx::Pool<DB>>,
@@ -164,6 +169,8 @@ impl<DB: Backend> Pool<DB> {
             returned: Notify::new(),
             escape: OnceLock::new(),
             upkeep: OnceLock::new(),
+            #[cfg(feature = "metrics")]
+            numbers: numbers::Numbers::of(name),
         }));
         upkeep::start(&pool);
         pool
@@ -220,6 +227,15 @@ impl<DB: Backend> Pool<DB> {
         limit: Option<Duration>,
         want: Want,
     ) -> Result<Lease<DB>, DatabaseFailure> {
+        #[cfg(feature = "metrics")]
+        let started = Instant::now();
+        let lease = self.get(limit, want).await;
+        #[cfg(feature = "metrics")]
+        self.0.numbers.acquired(started.elapsed(), lease.is_ok());
+        lease
+    }
+
+    async fn get(&self, limit: Option<Duration>, want: Want) -> Result<Lease<DB>, DatabaseFailure> {
         if let Some(lease) = self.at_once(want) {
             return Ok(lease);
         }

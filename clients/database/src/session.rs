@@ -66,6 +66,11 @@ impl<DB: Backend> Session<DB> {
         Wire::begin(pool, policy, limit, options).await.map(Self)
     }
 
+    /// The breaker learns from each of its statements.
+    pub(crate) fn watched(self) -> Self {
+        Self(self.0.watched())
+    }
+
     const fn wire(&mut self) -> &mut Wire<DB> {
         &mut self.0
     }

@@ -15,7 +15,10 @@ use crate::{
 use async_stream::try_stream;
 use futures_core::{future::BoxFuture, stream::BoxStream};
 use futures_util::StreamExt;
-use mainstay_policy::{CallError, Classify, Decider, Effect, Error, Policy, Verdict};
+use mainstay_policy::{
+    CallError, Classify, Decider, Effect, Error, Idempotency, Operation, Outcome, Policy, Verdict,
+    Watch,
+};
 use sqlx::Execute;
 use sqlx_core::transaction::TransactionManager;
 use std::{
@@ -25,6 +28,10 @@ use std::{
 
 /// A BEGIN on a connection that was idle takes no longer, or the connection is dead.
 const LONGEST_BEGIN: Duration = Duration::from_secs(1);
+
+/// Of a connection that callers hold, to the breaker.
+const STATEMENT: Operation = Operation::new("statement", Idempotency::Unsafe);
+const COMMIT: Operation = Operation::new("commit", Idempotency::Unsafe);
 
 /// What a statement's failure means for the rest of the session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,6 +54,8 @@ pub(crate) struct Wire<DB: Backend> {
     read_only: bool,
     /// Statements on it stand for themselves: BEGIN is the caller's own.
     autocommit: bool,
+    /// The breaker learns from each statement; elsewhere the whole call tells it.
+    watched: bool,
     state: State,
     seen: Seen,
 }
@@ -66,6 +75,7 @@ impl<DB: Backend> Wire<DB> {
             phase: Phase::Statement,
             read_only: want.read_only,
             autocommit: true,
+            watched: false,
             state: State::Clean,
             seen: None,
         })
@@ -139,6 +149,12 @@ impl<DB: Backend> Wire<DB> {
         Ok(())
     }
 
+    /// A caller holds it, after the call that got it for him has ended.
+    pub(crate) const fn watched(mut self) -> Self {
+        self.watched = true;
+        self
+    }
+
     pub(crate) const fn policy(&self) -> &Policy {
         &self.policy
     }
@@ -191,21 +207,27 @@ impl<DB: Backend> Wire<DB> {
     {
         let limit = self.policy.time_for_attempt();
         let (phase, read_only) = (self.phase, self.read_only);
-        let Self { lease, state, seen, .. } = self;
+        let Self { lease, policy, watched, state, seen, .. } = self;
         let (connection, marks, pool) = lease.parts();
         let usable = *state != State::Over && !marks.unfinished;
         let connection = connection.filter(|_| usable).ok_or_else(DatabaseFailure::unusable)?;
         marks.unfinished = true;
-        match within(limit, call(connection)).await {
+        let watch = watched.then(|| policy.watch(STATEMENT));
+        let failure = match within(limit, call(connection)).await {
             Some(Ok(value)) => {
                 marks.unfinished = false;
                 // What was seen before did not matter to the caller.
                 *seen = None;
-                Ok(value)
+                if let Some(watch) = watch {
+                    watch.succeeded();
+                }
+                return Ok(value);
             }
-            Some(Err(error)) => Err(note::<DB>(error, phase, read_only, marks, state, seen, pool)),
-            None => Err(late(limit, phase, state, seen)),
-        }
+            Some(Err(error)) => note::<DB>(error, phase, read_only, marks, state, seen, pool),
+            None => late(policy, limit, phase, state, seen),
+        };
+        tell(watch, &failure);
+        Err(failure)
     }
 
     /// After a failure: what the server may still be at is cancelled now, not when its owner lets go.
@@ -279,18 +301,23 @@ impl<DB: Backend> Wire<DB> {
             let limit = self.policy.time_for_attempt();
             let phase = self.phase;
             let ended = {
-                let Self { lease, state, seen, read_only, .. } = &mut *self;
+                let Self { lease, policy, watched, state, seen, read_only, .. } = &mut *self;
                 let (connection, marks, pool) = lease.parts();
                 let usable = *state != State::Over && !marks.unfinished;
                 let connection =
                     connection.filter(|_| usable).ok_or_else(DatabaseFailure::unusable)?;
                 let mut steps = DB::fetch_many(connection, statement);
-                loop {
+                // Its first row is its answer.
+                let mut watch = watched.then(|| policy.watch(STATEMENT));
+                let failure = loop {
                     marks.unfinished = true;
                     match within(limit, steps.next()).await {
                         Some(Some(Ok(step))) => {
                             // Dropped here, the driver reads the rest away before the next statement.
                             marks.unfinished = false;
+                            if let Some(watch) = watch.take() {
+                                watch.succeeded();
+                            }
                             yield step;
                         }
                         Some(Some(Err(error))) => {
@@ -301,11 +328,19 @@ impl<DB: Backend> Wire<DB> {
                         Some(None) => {
                             marks.unfinished = false;
                             *seen = None;
+                            if let Some(watch) = watch.take() {
+                                watch.succeeded();
+                            }
                             break None;
                         }
-                        None => break Some(late(limit, phase, state, seen)),
+                        None => break Some(late(policy, limit, phase, state, seen)),
                     }
+                };
+                if let Some(failure) = &failure {
+                    let of_a_later_row = || watched.then(|| policy.watch(STATEMENT));
+                    tell(watch.take().or_else(of_a_later_row), failure);
                 }
+                failure
             };
             if let Some(failure) = ended {
                 self.let_go();
@@ -348,9 +383,10 @@ impl<DB: Backend> Wire<DB> {
         self.lease.marks.open = false;
         self.lease.marks.unfinished = true;
         self.lease.marks.quiet = true;
-        let Some(connection) = self.lease.connection() else {
-            return Err(DatabaseFailure::unusable());
-        };
+        let Self { lease, policy, watched, .. } = self;
+        let (connection, marks, pool) = lease.parts();
+        let Some(connection) = connection else { return Err(DatabaseFailure::unusable()) };
+        let watch = watched.then(|| policy.watch(COMMIT));
         let commit = async {
             // The driver would release a savepoint that was forgotten, and call that done.
             while DB::TransactionManager::get_transaction_depth(connection) > 1 {
@@ -358,21 +394,30 @@ impl<DB: Backend> Wire<DB> {
             }
             DB::TransactionManager::commit(connection).await
         };
-        match within(limit, commit).await {
+        let failure = match within(limit, commit).await {
             Some(Ok(())) => {
-                self.lease.marks.unfinished = false;
-                self.lease.marks.quiet = false;
-                Ok(())
+                marks.unfinished = false;
+                marks.quiet = false;
+                if let Some(watch) = watch {
+                    watch.succeeded();
+                }
+                return Ok(());
             }
             // Whatever it was, this connection's transaction is not as sqlx believes.
             Some(Err(error)) => {
                 if !classify::keeps_connection::<DB>(&error) {
-                    self.lease.pool().suspect();
+                    pool.suspect();
                 }
-                Err(DatabaseFailure::driver::<DB>(error, Phase::Commit))
+                DatabaseFailure::driver::<DB>(error, Phase::Commit)
             }
-            None => Err(DatabaseFailure::timed_out(Phase::Commit, limit.unwrap_or_default())),
-        }
+            None => {
+                let limit = limit.unwrap_or_default();
+                let late = DatabaseFailure::timed_out(Phase::Commit, limit);
+                if *watched { late.out_of_time(whose(policy, limit)) } else { late }
+            }
+        };
+        tell(watch, &failure);
+        Err(failure)
     }
 
     pub(crate) async fn rollback(&mut self) -> Result<(), DatabaseFailure> {
@@ -395,15 +440,29 @@ impl<DB: Backend> Drop for Wire<DB> {
     }
 }
 
+/// What a failure means for the breaker.
+fn tell(watch: Option<Watch<'_>>, failure: &DatabaseFailure) {
+    let Some(watch) = watch else { return };
+    let verdict = failure.classify();
+    if verdict.outcome == Outcome::Neutral && failure.is_timed_out() {
+        // The caller gave it up: slow perhaps, and nothing more.
+        drop(watch);
+    } else {
+        watch.failed(verdict, failure.code());
+    }
+}
+
 /// The connection stays marked: the server may still be at it.
 fn late(
+    policy: &Policy,
     limit: Option<Duration>,
     phase: Phase,
     state: &mut State,
     seen: &mut Seen,
 ) -> DatabaseFailure {
     *state = State::Over;
-    let failure = DatabaseFailure::timed_out(phase, limit.unwrap_or_default());
+    let limit = limit.unwrap_or_default();
+    let failure = DatabaseFailure::timed_out(phase, limit).out_of_time(whose(policy, limit));
     *seen = Some(("a statement took too long", failure.classify()));
     failure
 }
@@ -453,6 +512,12 @@ fn note<DB: Backend>(
     failure
 }
 
+/// Whether such a limit is the policy's own, or what was left of the deadline around it.
+fn whose(policy: &Policy, limit: Duration) -> Decider {
+    let own = policy.timeout().is_some_and(|timeout| limit >= timeout);
+    if own { Decider::Timeout } else { Decider::Deadline }
+}
+
 pub(crate) async fn within<F: Future>(limit: Option<Duration>, work: F) -> Option<F::Output> {
     match limit {
         None => Some(work.await),
@@ -489,7 +554,8 @@ pub(crate) fn ended(
     let effect = failure.classify().effect;
     let elapsed = started.elapsed();
     let call = if failure.is_timed_out() {
-        let (by, last) = (Decider::Timeout, Some(failure));
+        let by = failure.decider().unwrap_or(Decider::Timeout);
+        let last = Some(failure);
         CallError::Stopped { by, attempts: 1, elapsed, effect, retry_after: None, last }
     } else {
         CallError::Backend { attempts: 1, elapsed, effect, error: failure }

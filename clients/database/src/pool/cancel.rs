@@ -31,6 +31,7 @@ impl<DB: Backend> Canceller<DB> {
 impl<DB: Backend> Pool<DB> {
     /// Takes a connection whose statement nobody waits for. Does not wait.
     pub(super) fn cancel(&self, link: Link<DB>) {
+        let link = link.kept();
         let Some(key) = link.key() else { return link.cut() };
         if DB::stop(key) {
             return link.cut();

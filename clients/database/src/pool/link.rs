@@ -54,10 +54,14 @@ impl<DB: Backend> Link<DB> {
         }
     }
 
-    pub(super) fn lent(connection: PoolConnection<DB>, generation: u32) -> Self {
+    pub(super) fn lent(
+        connection: PoolConnection<DB>,
+        key: Option<DB::Key>,
+        generation: u32,
+    ) -> Self {
         Self {
             held: Held::Lent(connection),
-            key: None,
+            key,
             host: 0,
             read_only: false,
             expires: None,
@@ -72,6 +76,14 @@ impl<DB: Backend> Link<DB> {
         match &mut self.held {
             Held::Own(connection) => connection,
             Held::Lent(connection) => connection,
+        }
+    }
+
+    /// No longer of the pool it was lent by, where its place is free at once.
+    pub(super) fn kept(self) -> Self {
+        match self.held {
+            Held::Lent(connection) => Self { held: Held::Own(connection.detach()), ..self },
+            Held::Own(_) => self,
         }
     }
 

@@ -6,17 +6,24 @@ use std::time::Duration;
 use tokio::{runtime::Handle, task::AbortHandle};
 
 /// Ends with the pool, at once and not when it next looks.
-pub(super) struct Upkeep(AbortHandle);
+pub(super) struct Upkeep(Vec<AbortHandle>);
 
 impl Drop for Upkeep {
     fn drop(&mut self) {
-        self.0.abort();
+        self.0.iter().for_each(AbortHandle::abort);
     }
 }
 
-/// Runs until the pool is gone or closed, or its runtime ends.
 pub(super) fn start<DB: Backend>(pool: &Pool<DB>) {
-    let (Ok(runtime), None) = (Handle::try_current(), &pool.0.adopted) else { return };
+    let tasks = keep(pool).into_iter();
+    #[cfg(feature = "metrics")]
+    let tasks = tasks.chain(super::numbers::start(pool));
+    let _ = pool.0.upkeep.set(Upkeep(tasks.collect()));
+}
+
+/// Runs until the pool is gone or closed, or its runtime ends.
+fn keep<DB: Backend>(pool: &Pool<DB>) -> Option<AbortHandle> {
+    let (Ok(runtime), None) = (Handle::try_current(), &pool.0.adopted) else { return None };
     let limits = pool.0.limits;
     let shortest = limits.idle_timeout.min(limits.max_lifetime) / 2;
     let period = shortest.clamp(Duration::from_millis(100), Duration::from_secs(30));
@@ -33,7 +40,7 @@ pub(super) fn start<DB: Backend>(pool: &Pool<DB>) {
             tokio::time::sleep(period).await;
         }
     });
-    let _ = pool.0.upkeep.set(Upkeep(task.abort_handle()));
+    Some(task.abort_handle())
 }
 
 impl<DB: Backend> Pool<DB> {

@@ -5,6 +5,8 @@
 mod bad_input;
 #[cfg(feature = "sqlite")]
 mod macros;
+#[cfg(all(feature = "metrics", feature = "sqlite"))]
+mod metrics;
 #[cfg(all(feature = "test-servers", feature = "sqlite"))]
 mod servers;
 
@@ -17,6 +19,13 @@ use std::time::{Duration, Instant};
 
 const fn ms(n: u64) -> Duration {
     Duration::from_millis(n)
+}
+
+/// Whether it is ready after being polled once.
+#[cfg(any(feature = "metrics", feature = "test-servers"))]
+async fn poll_once<F: Future + Unpin>(future: &mut F) -> bool {
+    use std::{pin::Pin, task::Poll};
+    std::future::poll_fn(|cx| Poll::Ready(Pin::new(&mut *future).poll(cx).is_ready())).await
 }
 
 /// A new file with one table of two accounts.
@@ -270,15 +279,11 @@ fn outside_a_runtime_it_says_so() {
 
 #[cfg(feature = "test-servers")]
 mod with_servers {
-    use super::ms;
+    use super::{ms, poll_once};
     use mainstay_database::{Backend, DatabaseClient, MySqlDatabase, PgDatabase};
     use mainstay_policy::{BreakerState, Error, HealthStatus};
     use mainstay_test_support::{Mariadb, Port, Postgres, Proxy, proxy::Accept};
-    use std::{
-        pin::Pin,
-        task::Poll,
-        time::{Duration, Instant},
-    };
+    use std::time::{Duration, Instant};
 
     fn client<DB: Backend>(name: &str, url: String) -> DatabaseClient<DB> {
         DatabaseClient::builder()
@@ -287,10 +292,6 @@ mod with_servers {
             .policy(|p| p.timeout(ms(5000)).base_delay(ms(10)).recovery_timeout(ms(200)))
             .build()
             .unwrap()
-    }
-
-    async fn poll_once<F: Future + Unpin>(future: &mut F) -> bool {
-        std::future::poll_fn(|cx| Poll::Ready(Pin::new(&mut *future).poll(cx).is_ready())).await
     }
 
     /// Asks until it answers; what comes between is an outage.

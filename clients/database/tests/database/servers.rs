@@ -3,6 +3,7 @@
 mod cancel;
 mod codes;
 mod failover;
+mod learning;
 mod ledger;
 mod plain_sqlx;
 mod pool;
@@ -10,12 +11,11 @@ mod pooler;
 mod session;
 mod tls;
 
+use super::poll_once;
 use mainstay_database::{Backend, DatabaseClient, Error, MySqlDatabase, PgDatabase};
 use mainstay_test_support::{Mariadb, Postgres};
 use std::{
-    pin::Pin,
     sync::LazyLock,
-    task::Poll,
     time::{Duration, Instant},
 };
 
@@ -41,11 +41,6 @@ fn client<DB: Backend>(name: &str, url: String) -> DatabaseClient<DB> {
         p.timeout(ms(20_000)).base_delay(ms(5)).recovery_timeout(ms(200))
     };
     DatabaseClient::builder().name(name).url(url).policy(quick).build().unwrap()
-}
-
-/// Whether it is ready after being polled once.
-async fn poll_once<F: Future + Unpin>(future: &mut F) -> bool {
-    std::future::poll_fn(|cx| Poll::Ready(Pin::new(&mut *future).poll(cx).is_ready())).await
 }
 
 /// Asks again and again: the answer is the server's own state.

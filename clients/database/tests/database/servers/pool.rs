@@ -249,13 +249,41 @@ async fn an_adopted_pool_is_used_and_given_back() {
     session.commit().await.unwrap();
     let refused = sqlx::query("insert into adopted values (2)").execute(db.read()).await;
     assert_eq!(refused.unwrap_err().as_database_error().unwrap().code().unwrap(), "25006");
-    tokio::time::timeout(ms(50), sqlx::query("select pg_sleep(9)").execute(&db)).await.unwrap_err();
+    // What is given up ends on its server too, and frees its place at once.
+    let sleep = sqlx::query("select pg_sleep(60), 'adopted'").execute(&db);
+    let running = "select count(*) from pg_stat_activity where state = 'active' \
+                   and query like '%''adopted''' and pid <> pg_backend_pid()";
+    let runs = || async { sqlx::query_scalar::<_, i64>(running).fetch_one(&pool).await.unwrap() };
+    tokio::select! {
+        _ = sleep => panic!("it ended"),
+        () = until("it runs", || async { runs().await == 1 }) => {}
+    }
+    until("it is cancelled", || async { runs().await == 0 }).await;
     let all = futures_util::future::try_join_all((0..2).map(|_| db.acquire())).await.unwrap();
     assert_eq!(pool.size(), 2);
     drop(all);
     let n: i64 = sqlx::query_scalar("select count(*) from adopted").fetch_one(&pool).await.unwrap();
     assert_eq!(n, 1);
     assert!(!db.pool().unwrap().is_closed());
+}
+
+/// sqlx would lend one that died while idle, if the pool was told not to ping.
+#[tokio::test]
+async fn an_adopted_pool_lends_no_connection_that_died() {
+    let server = Postgres::start();
+    let pool = PgPoolOptions::new().max_connections(4).test_before_acquire(false);
+    let pool = pool.connect_lazy(&server.url()).unwrap();
+    let db = PgDatabase::from_pool(pool.clone()).unwrap();
+    let referee: PgDatabase = client("adopted-referee", server.url());
+    for _ in 0..10 {
+        drop(futures_util::future::try_join_all((0..4).map(|_| db.acquire())).await.unwrap());
+        until("all are idle", || async { pool.num_idle() == 4 }).await;
+        let kill = "select count(pg_terminate_backend(pid)) from pg_stat_activity \
+                    where backend_type = 'client backend' and pid <> pg_backend_pid()";
+        let killed: i64 = sqlx::query_scalar(kill).fetch_one(&referee).await.unwrap();
+        assert_eq!(killed, 4);
+        sqlx::query("select 1").execute(&db).await.unwrap();
+    }
 }
 
 /// Connections kept ready, and old ones closed.
