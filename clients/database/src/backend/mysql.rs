@@ -121,6 +121,11 @@ impl Sealed for MySql {
         class(number(error).unwrap_or_default())
     }
 
+    /// After a packet that is too large for it, it hangs up.
+    fn ends_connection(error: &dyn DatabaseError) -> bool {
+        number(error) == Some(1153)
+    }
+
     /// A deadlock rolls back the whole transaction, a lock wait only its statement.
     fn ends_transaction(error: &dyn DatabaseError) -> bool {
         matches!(number(error), Some(1213 | 1614 | 1020 | 3058))
@@ -136,12 +141,13 @@ fn number(error: &dyn DatabaseError) -> Option<u16> {
 
 const fn class(number: u16) -> Class {
     match number {
-        1040 | 1203 | 1129 | 1047 => Class::Busy,
+        1040 | 1203 | 1226 | 1129 | 1047 => Class::Busy,
         3572 => Class::Contended,
         1213 | 1205 | 1020 | 1614 | 3058 => Class::Conflict,
         1053 | 1927 | 4031 | 1158..=1161 => Class::GoingAway,
         1317 | 3024 | 1969 => Class::Cancelled,
-        1021 | 1037 | 1038 | 1041 => Class::Exhausted,
+        // 3 and 20 are those of writing a file; 1114, a table that cannot grow.
+        3 | 20 | 1021 | 1026 | 1037 | 1038 | 1041 | 1114 => Class::Exhausted,
         1290 | 1792 | 1836 => Class::WrongNode,
         1044 | 1045 | 1698 => Class::Refused,
         1049 => Class::NoDatabase,
@@ -161,6 +167,10 @@ mod tests {
             (1205, Class::Conflict),
             (1040, Class::Busy),
             (1053, Class::GoingAway),
+            (1927, Class::GoingAway),
+            (1226, Class::Busy),
+            (1114, Class::Exhausted),
+            (1317, Class::Cancelled),
             (1045, Class::Refused),
             (1062, Class::Permanent),
             (0, Class::Permanent),

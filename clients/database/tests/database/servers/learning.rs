@@ -48,10 +48,12 @@ async fn hangs<P: Program, DB: Backend>(mut server: Server<P>)
 where
     for<'c> &'c mut mainstay_database::Session<DB>: sqlx::Executor<'c, Database = DB>,
 {
-    let policy = |p: PolicyBuilder| p.failure_threshold(1_000).timeout(ms(500)).ramp(false);
+    let policy = |p: PolicyBuilder| p.failure_threshold(1_000).timeout(ms(1_000)).ramp(false);
     let db: DatabaseClient<DB> = holding("hangs", server.url(), policy);
-    let all = (0..24).map(|_| db.session());
-    let mut sessions = futures_util::future::try_join_all(all).await.unwrap();
+    let mut sessions = Vec::new();
+    for _ in 0..24 {
+        sessions.push(db.session().await.unwrap());
+    }
     server.hang();
     let all = sessions.iter_mut().map(|session| sqlx::raw_sql("select 1").execute(session));
     let ends = futures_util::future::join_all(all).await;

@@ -9,10 +9,11 @@ use mainstay_test_support::{Proxy, proxy::What, servers::Program, servers::Serve
 use std::{
     collections::HashMap,
     sync::{
-        Arc, Mutex,
+        Arc, Condvar, Mutex,
         atomic::{AtomicBool, AtomicU32, Ordering::SeqCst},
     },
 };
+use tokio::runtime::Runtime;
 
 const TASKS: u32 = 24;
 const ACCOUNTS: i32 = 200;
@@ -50,33 +51,61 @@ const MARIADB_SQL: Sql = Sql {
     give: "update account set amount = amount + 1 where id = ?",
 };
 
+#[derive(Default)]
 struct Books {
-    ends: Mutex<HashMap<i32, (End, bool)>>,
+    pages: Mutex<Pages>,
+    /// A transfer has ended.
+    turned: Condvar,
     next: AtomicU32,
-    done: AtomicU32,
     /// Something is broken, or was a moment ago.
     in_fault: AtomicBool,
 }
 
-/// Breaks things until the transfers are done; says how many connections it cut off.
+#[derive(Default)]
+struct Pages {
+    /// How each ended, and whether something was broken meanwhile.
+    ends: HashMap<i32, (End, bool)>,
+    acknowledged: usize,
+}
+
+impl Books {
+    fn write(&self, n: i32, end: End, in_fault: bool) {
+        let mut pages = self.pages.lock().unwrap();
+        pages.acknowledged += usize::from(end == End::Acknowledged);
+        pages.ends.insert(n, (end, in_fault));
+        self.turned.notify_all();
+    }
+
+    fn done(&self) -> usize {
+        self.pages.lock().unwrap().ends.len()
+    }
+
+    /// Blocks until this holds.
+    fn until(&self, holds: impl Fn(&Pages) -> bool) {
+        let pages = self.pages.lock().unwrap();
+        let limit = Duration::from_secs(120);
+        let waited = self.turned.wait_timeout_while(pages, limit, |pages| !holds(pages)).unwrap();
+        assert!(!waited.1.timed_out(), "no transfer ends any more");
+    }
+}
+
+/// Breaks things until the transfers are done, and says how often it broke what.
 fn break_things<P: Program>(
     server: &mut Server<P>,
     proxy: &Proxy,
+    runtime: &Runtime,
     books: &Books,
-    transfers: u32,
+    transfers: usize,
     random: &mut fastrand::Rng,
 ) -> HashMap<&'static str, u32> {
     let mut kinds = HashMap::new();
-    let done = || books.done.load(SeqCst);
     // Blocks until so many more transfers have ended, however.
-    let pass = |more: u32| {
-        let goal = (done() + more).min(transfers);
-        while done() < goal {
-            std::thread::sleep(ms(1));
-        }
+    let pass = |more: usize| {
+        let goal = (books.done() + more).min(transfers);
+        books.until(|pages| pages.ends.len() >= goal);
     };
-    while done() + 1_500 < transfers {
-        pass(random.u32(600..1_200));
+    while books.done() + 1_500 < transfers {
+        pass(random.usize(600..1_200));
         books.in_fault.store(true, SeqCst);
         let kind = match random.u32(0..6) {
             0 => {
@@ -99,31 +128,21 @@ fn break_things<P: Program>(
             3 => {
                 // Everything hangs until the callers' patience is over.
                 server.hang();
-                let started = Instant::now();
-                while started.elapsed() < ms(700) {
-                    std::thread::sleep(ms(1));
-                }
+                pass(TASKS as usize);
                 server.resume();
                 "hung"
             }
             _ => {
-                proxy.lose_next_reply();
                 let lost = proxy.lost();
-                while proxy.lost() == lost {
-                    std::thread::sleep(ms(1));
-                }
+                proxy.lose_next_reply();
+                runtime.block_on(proxy.until("a reply is lost", |proxy| proxy.lost() > lost));
                 "reply lost"
             }
         };
         *kinds.entry(kind).or_default() += 1;
         // The fault is over when transfers are acknowledged again.
-        let acknowledged = || {
-            books.ends.lock().unwrap().values().filter(|(end, _)| *end == End::Acknowledged).count()
-        };
-        let before = acknowledged();
-        while acknowledged() < before + 50 && done() < transfers {
-            std::thread::sleep(ms(1));
-        }
+        let goal = books.pages.lock().unwrap().acknowledged + 50;
+        books.until(|pages| pages.acknowledged >= goal || pages.ends.len() >= transfers);
         books.in_fault.store(false, SeqCst);
     }
     kinds
@@ -170,16 +189,12 @@ where
         .url(Server::<P>::url_at(proxy.addr()))
         .max_connections(TASKS / 2)
         .policy(|p| {
-            p.timeout(ms(500)).base_delay(ms(5)).max_delay(ms(50)).recovery_timeout(ms(200))
+            // Long enough for a machine that is busy with other tests.
+            p.timeout(ms(1_500)).base_delay(ms(5)).max_delay(ms(50)).recovery_timeout(ms(200))
         })
         .build()
         .unwrap();
-    let books = Arc::new(Books {
-        ends: Mutex::default(),
-        next: AtomicU32::new(0),
-        done: AtomicU32::new(0),
-        in_fault: AtomicBool::new(false),
-    });
+    let books = Arc::<Books>::default();
     let started = Instant::now();
     let tasks: Vec<_> = (0..TASKS)
         .map(|_| {
@@ -204,13 +219,13 @@ where
                         }
                     };
                     let fault = before || books.in_fault.load(SeqCst);
-                    books.ends.lock().unwrap().insert(n, (end, fault));
-                    books.done.fetch_add(1, SeqCst);
+                    books.write(n, end, fault);
                 }
             })
         })
         .collect();
-    let kinds = break_things(&mut server, &proxy, &books, transfers, &mut random);
+    let kinds =
+        break_things(&mut server, &proxy, &runtime, &books, transfers as usize, &mut random);
     runtime.block_on(async {
         for task in tasks {
             task.await.unwrap();
@@ -236,7 +251,7 @@ where
     for n in rows {
         *applied.entry(n).or_default() += 1;
     }
-    let ends = books.ends.lock().unwrap();
+    let ends = &books.pages.lock().unwrap().ends;
     let count = |end: End| ends.values().filter(|(e, _)| *e == end).count();
     let (acknowledged, unknown) = (count(End::Acknowledged), count(End::Unknown));
     let applied_unknown =

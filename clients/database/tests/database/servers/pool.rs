@@ -206,7 +206,7 @@ async fn an_exhausted_pool_is_no_fault_of_the_server() {
         .name("exhausted")
         .url(POSTGRES.url())
         .max_connections(2)
-        .acquire_timeout(ms(50))
+        .acquire_timeout(ms(1_000))
         .policy(|p| p.max_attempts(1).failure_threshold(1))
         .build()
         .unwrap();
