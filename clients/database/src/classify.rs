@@ -53,6 +53,10 @@ pub enum Class {
 pub struct DatabaseFailure {
     what: What,
     verdict: Verdict,
+    /// The server ended it by a time limit.
+    cancelled: bool,
+    /// Whose limit it was, if one of the policy's ended it.
+    whose: Option<Decider>,
 }
 
 enum What {
@@ -63,7 +67,7 @@ enum What {
     Closed,
     ReadOnly(sqlx::Error),
     PoolExhausted { in_use: u32, max: u32, waited: Duration },
-    TimedOut(Phase, Duration, Option<Decider>),
+    TimedOut(Phase, Duration),
     NoRuntime,
     Unusable,
     Aborted,
@@ -72,9 +76,18 @@ enum What {
 }
 
 impl DatabaseFailure {
+    const fn new(what: What, verdict: Verdict) -> Self {
+        Self { what, verdict, cancelled: false, whose: None }
+    }
+
     /// The step had no answer in its time.
     pub(crate) const fn is_timed_out(&self) -> bool {
         matches!(self.what, What::TimedOut(..))
+    }
+
+    /// As above, or the server said so first, which has the same limit.
+    pub(crate) const fn is_out_of_time(&self) -> bool {
+        self.is_timed_out() || self.cancelled
     }
 
     /// It was the policy's limit for the attempt, or the caller's deadline, which says nothing of the
@@ -84,84 +97,78 @@ impl DatabaseFailure {
             Decider::Deadline => self.verdict.with_outcome(Outcome::Neutral),
             _ => self.verdict,
         };
-        let what = match self.what {
-            What::TimedOut(phase, limit, _) => What::TimedOut(phase, limit, Some(whose)),
-            what => what,
-        };
-        Self { what, verdict }
+        Self { verdict, whose: Some(whose), ..self }
     }
 
     /// Whose limit ended it, if it was one of the policy's.
     pub(crate) const fn decider(&self) -> Option<Decider> {
-        match self.what {
-            What::TimedOut(_, _, whose) => whose,
-            _ => None,
-        }
+        self.whose
     }
 
     pub(crate) fn driver<DB: Sealed>(error: sqlx::Error, phase: Phase) -> Self {
         let (verdict, words) = read::<DB>(&error, phase);
-        Self { what: What::Driver(error, words), verdict }
+        let cancelled = class::<DB>(&error) == Some(Class::Cancelled);
+        Self { cancelled, ..Self::new(What::Driver(error, words), verdict) }
     }
 
     /// The shared dial beside the pool found out why no connection comes.
     pub(crate) fn connect<DB: Sealed>(error: Arc<sqlx::Error>) -> Self {
         let (verdict, words) = read::<DB>(&error, Phase::Acquire);
-        Self { what: What::Connect(error, words), verdict }
+        Self::new(What::Connect(error, words), verdict)
     }
 
     pub(crate) const fn silent(waited: Duration) -> Self {
-        Self { what: What::Silent(waited), verdict: Verdict::never_sent() }
+        Self::new(What::Silent(waited), Verdict::never_sent())
     }
 
     /// No host of the URL is of the kind that is asked for: a failover may be under way.
     pub(crate) const fn none_fits() -> Self {
-        Self { what: What::NoneFits, verdict: Verdict::never_sent() }
+        Self::new(What::NoneFits, Verdict::never_sent())
     }
 
     pub(crate) const fn closed() -> Self {
         let verdict = Verdict::permanent().with_outcome(Outcome::Neutral);
-        Self { what: What::Closed, verdict }
+        Self::new(What::Closed, verdict)
     }
 
     /// A write where the caller had asked for none.
     pub(crate) const fn read_only(error: sqlx::Error) -> Self {
-        Self { what: What::ReadOnly(error), verdict: Verdict::permanent() }
+        Self::new(What::ReadOnly(error), Verdict::permanent())
     }
 
     pub(crate) const fn pool_exhausted(in_use: u32, max: u32, waited: Duration) -> Self {
         // Our own load, not the server's fault.
         let verdict = Verdict::never_sent().with_outcome(Outcome::Neutral);
-        Self { what: What::PoolExhausted { in_use, max, waited }, verdict }
+        Self::new(What::PoolExhausted { in_use, max, waited }, verdict)
     }
 
     pub(crate) const fn timed_out(phase: Phase, limit: Duration) -> Self {
-        Self { what: What::TimedOut(phase, limit, None), verdict: lost(phase) }
+        Self::new(What::TimedOut(phase, limit), lost(phase))
     }
 
     pub(crate) const fn no_runtime() -> Self {
         let verdict = Verdict::permanent().with_outcome(Outcome::Neutral);
-        Self { what: What::NoRuntime, verdict }
+        Self::new(What::NoRuntime, verdict)
     }
 
     pub(crate) const fn unusable() -> Self {
         let verdict = Verdict::transient().with_outcome(Outcome::Neutral);
-        Self { what: What::Unusable, verdict }
+        Self::new(What::Unusable, verdict)
     }
 
     pub(crate) const fn aborted() -> Self {
         let verdict = Verdict::permanent().with_outcome(Outcome::Neutral);
-        Self { what: What::Aborted, verdict }
+        Self::new(What::Aborted, verdict)
     }
 
     /// What a session saw go by on its way to the caller.
     pub(crate) const fn seen(words: &'static str, verdict: Verdict) -> Self {
-        Self { what: What::Seen(words), verdict }
+        Self::new(What::Seen(words), verdict)
     }
 
     /// The closure's own error, after the last attempt.
     pub(crate) const fn closure(error: mainstay_policy::Error, verdict: Verdict) -> Self {
-        Self { what: What::Closure(error), verdict }
+        Self::new(What::Closure(error), verdict)
     }
 
     /// Somebody looked: it was not committed.
@@ -196,7 +203,7 @@ impl DatabaseFailure {
     pub(crate) fn into_driver(self) -> Result<sqlx::Error, Self> {
         match self.what {
             What::Driver(error, _) | What::ReadOnly(error) => Ok(error),
-            what => Err(Self { what, verdict: self.verdict }),
+            what => Err(Self { what, ..self }),
         }
     }
 }
@@ -249,10 +256,10 @@ impl fmt::Display for DatabaseFailure {
                 "no free connection within {waited:.1?}: {in_use} of {max} are in use; hold them \
                  for less time or raise max_connections"
             ),
-            What::TimedOut(Phase::Acquire, limit, _) => {
+            What::TimedOut(Phase::Acquire, limit) => {
                 write!(f, "no connection within {limit:.1?}")
             }
-            What::TimedOut(_, limit, _) => write!(f, "no answer within {limit:.1?}"),
+            What::TimedOut(_, limit) => write!(f, "no answer within {limit:.1?}"),
             What::NoRuntime => f.write_str("no tokio runtime here; call it from async code"),
             What::Unusable => f.write_str(
                 "this session's connection was lost or left in the middle of a statement; take a \

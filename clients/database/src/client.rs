@@ -366,7 +366,7 @@ impl<'p> Clock<'p> {
         end: Result<T, DatabaseFailure>,
     ) -> Result<T, DatabaseFailure> {
         let failure = match end {
-            Err(failure) if failure.is_timed_out() && self.is_over() => failure,
+            Err(failure) if failure.is_out_of_time() && self.is_over() => failure,
             end => return end,
         };
         if failure.classify().effect == Effect::Unknown {
