@@ -92,6 +92,44 @@ impl RedisFailure {
     }
 }
 
+impl RedisFailure {
+    pub(crate) fn into_driver(self) -> Option<Driver> {
+        match self.what {
+            What::Driver(error) => Some(error),
+            What::Closed(cause) => cause,
+            _ => None,
+        }
+    }
+
+    /// What the server itself said, its code first.
+    pub(crate) fn server_text(&self) -> Option<&str> {
+        match &self.what {
+            What::Driver(error) if is_code(code(error)) => Some(error.details()),
+            _ => None,
+        }
+    }
+}
+
+/// The credentials are refused, or missing.
+pub(crate) fn is_auth(error: &Driver) -> bool {
+    *error.kind() == ErrorKind::Auth
+}
+
+/// The server is a replica, or has become one.
+pub(crate) fn is_readonly(error: &Driver) -> bool {
+    code(error) == "READONLY"
+}
+
+/// The server says that it serves nobody now, so there is no use in asking it until a PING works.
+pub(crate) fn closes_gate(error: &Driver) -> bool {
+    is_auth(error) || matches!(code(error), "LOADING" | "BUSY" | "READONLY")
+}
+
+/// The server works: it answered, be it that this is not allowed.
+pub(crate) fn is_answer(error: &Driver) -> bool {
+    verdict(error).outcome == Outcome::Success
+}
+
 impl Classify for RedisFailure {
     fn classify(&self) -> Verdict {
         self.verdict

@@ -3,9 +3,9 @@
 use crate::{
     classify::RedisFailure,
     command::{self, Change, Command, IfAway, Slot},
-    config::{FallbackConfig, RedisClientBuilder},
+    config::{FallbackConfig, RedisClientBuilder, Target},
     fallback::{BeginRead, BeginWrite, Fallback, Refusal},
-    link::{Gate, Line, Link, Target},
+    link::{Gate, Line, Link},
     value::{FromValue, ToValue, Value},
 };
 use bytes::Bytes;
@@ -255,11 +255,12 @@ impl RedisClient {
         command: Command,
     ) -> Result<Result<Value, CallError<RedisFailure>>, Error> {
         let line = self.reachable_line()?;
+        // Of a node of a cluster, which may be down while the others are not.
+        let own = line.policy(&command);
+        let policy = own.as_ref().unwrap_or(&self.0.policy);
         let command = Arc::new(command);
         let away = if self.has_fallback() { IfAway::FallBack } else { IfAway::Fail };
-        let result = self
-            .0
-            .policy
+        let result = policy
             .run(operation, |attempt| {
                 let (line, command) = (Arc::clone(&line), Arc::clone(&command));
                 async move { line.send(&command, away, attempt.timeout()).await }

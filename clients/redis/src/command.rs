@@ -57,6 +57,18 @@ pub(crate) enum Command {
     Raw(Raw),
 }
 
+impl Command {
+    /// The key that says which node of a cluster has it.
+    pub(crate) fn key(&self) -> Option<&[u8]> {
+        match self {
+            Self::Read(slot) | Self::Write(slot, _) | Self::Add(slot, _) => Some(&slot.key),
+            Self::Expire(key, _) => Some(key),
+            Self::Raw(Raw { args, route: Route::Key(n), .. }) => args.get(*n).map(|key| &key[..]),
+            Self::Raw(_) => None,
+        }
+    }
+}
+
 /// Any command, as it is sent.
 #[derive(Clone)]
 pub(crate) struct Raw {
@@ -83,6 +95,25 @@ impl Raw {
 
     pub(crate) const fn ping() -> Self {
         Self { name: Cow::Borrowed("PING"), args: Vec::new(), route: Route::Any }
+    }
+
+    /// Sent just before a command to the node that a cluster is moving its key to.
+    pub(crate) const fn asking() -> Self {
+        Self { name: Cow::Borrowed("ASKING"), args: Vec::new(), route: Route::Any }
+    }
+
+    pub(crate) const fn cluster_slots() -> Self {
+        Self { name: Cow::Borrowed("CLUSTER SLOTS"), args: Vec::new(), route: Route::Any }
+    }
+
+    /// Asks a sentinel.
+    pub(crate) fn master_of(service: Bytes) -> Self {
+        let name = Cow::Borrowed("SENTINEL GET-MASTER-ADDR-BY-NAME");
+        Self { name, args: vec![service], route: Route::Any }
+    }
+
+    pub(crate) const fn role() -> Self {
+        Self { name: Cow::Borrowed("ROLE"), args: Vec::new(), route: Route::Any }
     }
 
     /// Deletes these fields, or the key without any.

@@ -1,11 +1,13 @@
 //! The builder, the settings and the singletons.
 
-use crate::{
-    client::RedisClient,
-    link::{self, Target},
-};
+mod target;
+#[cfg(feature = "tls")]
+mod tls;
+
+use crate::client::RedisClient;
 use mainstay_policy::{Error, Kind, PolicyBuilder, Singletons, settings};
 use std::{fmt, time::Duration};
+pub(crate) use target::{Target, Topology};
 
 /// How much the fallback may hold, and how old its answers may be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,6 +84,8 @@ pub struct RedisClientBuilder {
     url: Option<String>,
     fallback: FallbackConfig,
     policy: Option<Box<dyn FnOnce(PolicyBuilder) -> PolicyBuilder + Send>>,
+    #[cfg(feature = "tls")]
+    authorities: Option<Vec<u8>>,
 }
 
 impl fmt::Debug for RedisClientBuilder {
@@ -91,12 +95,28 @@ impl fmt::Debug for RedisClientBuilder {
 }
 
 impl RedisClientBuilder {
-    /// The server, as `redis://[user:password@]host[:6379][/database]`; also `valkey://`,
-    /// `redis-cluster://`, `redis-sentinel://`, and `rediss://` with feature `tls`.
+    /// Where the server is. Without a URL the client is a cache of this process alone.
     ///
-    /// Without one the client is a cache of this process alone.
+    /// | URL | for |
+    /// |---|---|
+    /// | `redis://[user:password@]host[:6379][/database]` | one server |
+    /// | `redis-cluster://[user:password@]host:port[?node=host:port&node=..]` | a cluster: some of its nodes, from which the others are learned |
+    /// | `redis-sentinel://[user:password@]host[:26379][/database]?sentinelServiceName=name[&node=host:port..]` | sentinels, all of which should be named; user and password are those of the servers, `sentinelUsername` and `sentinelPassword` those of the sentinels |
+    /// | `rediss://`, `rediss-cluster://`, `rediss-sentinel://` | the same over TLS (feature `tls`), certificates verified; `ssl_ca_certs=/path/to/ca.pem` names the authorities to trust in place of the system's |
+    ///
+    /// `valkey` and `valkeys` may stand for `redis` and `rediss`, and several hosts may be written
+    /// as `host:port,host:port` too. In user and password write `%3A`, `%2F`, `%3F` and `%40` for
+    /// `:`, `/`, `?` and `@`.
     pub fn url(mut self, url: impl Into<String>) -> Self {
         self.url = Some(url.into());
+        self
+    }
+
+    /// Trusts these authorities alone, PEM, in place of the system's and of the URL's
+    /// `ssl_ca_certs`. For URLs with TLS. Certificates are always verified.
+    #[cfg(feature = "tls")]
+    pub fn trust_only(mut self, pem: impl Into<Vec<u8>>) -> Self {
+        self.authorities = Some(pem.into());
         self
     }
 
@@ -126,63 +146,37 @@ impl RedisClientBuilder {
     /// # Errors
     /// A URL, setting or policy that cannot work, and what to write instead; never the URL itself.
     pub fn build(self) -> Result<RedisClient, Error> {
-        let target = match self.url.as_deref() {
-            Some(url) => Some(target(url)?),
-            None if self.fallback.enabled => None,
-            None => {
-                return Err(Error::invalid(
-                    "redis: neither a URL nor a fallback; set MAINSTAY_REDIS_URL, or leave the \
-                     fallback on",
-                ));
-            }
-        };
+        if self.url.is_none() && !self.fallback.enabled {
+            return Err(Error::invalid(
+                "redis: neither a URL nor a fallback; set MAINSTAY_REDIS_URL, or leave the \
+                 fallback on",
+            ));
+        }
         let name = match &self.name {
             Some(name) => format!("redis:{name}"),
             None => "redis".to_owned(),
         };
         let mut policy = settings()?.policy(Kind::Cache, &name);
         if let Some(change) = self.policy {
-            policy = change(policy).name(name);
+            policy = change(policy).name(name.as_str());
         }
+        let target = match self.url.as_deref() {
+            Some(url) => {
+                let parsed = target::parse(url)?;
+                #[cfg(feature = "tls")]
+                let tls = tls::config(&parsed, self.authorities.as_deref())?;
+                let set_up = |_config: &mut fred::types::config::Config| {
+                    #[cfg(feature = "tls")]
+                    {
+                        _config.tls = tls;
+                    }
+                };
+                Some(parsed.into_target(set_up, policy.clone(), &name))
+            }
+            None => None,
+        };
         Ok(RedisClient::new(target, policy.build()?, self.fallback))
     }
-}
-
-const SCHEMES: [&str; 10] = [
-    "redis",
-    "rediss",
-    "valkey",
-    "valkeys",
-    "redis-cluster",
-    "rediss-cluster",
-    "valkey-cluster",
-    "valkeys-cluster",
-    "redis-sentinel",
-    "valkey-sentinel",
-];
-
-/// The URL may hold a password, so nothing but a scheme is ever shown.
-fn target(url: &str) -> Result<Target, Error> {
-    let allowed = "allowed: redis://[user:password@]host[:port][/database], also rediss, \
-                   redis-cluster and redis-sentinel";
-    let Some((scheme, _)) = url.split_once("://") else {
-        return Err(Error::invalid(format!("redis: the URL has no scheme; {allowed}")));
-    };
-    if !SCHEMES.contains(&scheme) {
-        let plain = scheme.len() <= 16 && scheme.bytes().all(|b| b.is_ascii_alphanumeric());
-        let shown = if plain { format!("`{scheme}`") } else { "unknown".to_owned() };
-        return Err(Error::invalid(format!("redis: the URL's scheme is {shown}; {allowed}")));
-    }
-    if !cfg!(feature = "tls") && (scheme.starts_with("rediss") || scheme.starts_with("valkeys")) {
-        return Err(Error::invalid(format!(
-            "redis: the URL's scheme is `{scheme}`, which needs feature `tls` of mainstay-redis"
-        )));
-    }
-    link::target(url).ok_or_else(|| {
-        Error::invalid(format!(
-            "redis: host, port or database in the URL cannot be read; {allowed}"
-        ))
-    })
 }
 
 static DEFAULT: Singletons<RedisClient> = Singletons::new();
@@ -230,6 +224,11 @@ mod tests {
     #[test]
     fn bad_urls_are_named_without_their_secrets() {
         let urls = [
+            "redis://user:s3cret",
+            "redis://user:s3cret@host/notadatabase",
+            "redis://user:s3?cret@host",
+            "redis://user:s3/cret@host",
+            "redis://user:1?s3cret=2@host",
             "http://user:s3cret@host",
             "user:s3cret@host",
             "s3cret s3cret s3cret://host",
@@ -239,7 +238,7 @@ mod tests {
             let error = RedisClient::builder().url(url).build().unwrap_err();
             let text = format!("{error} {error:?}");
             assert!(!text.contains("s3cret"), "{text}");
-            assert!(text.contains("redis://"), "{text}");
+            assert!(text.contains("allowed"), "{text}");
         }
         let error = RedisClient::builder().url("http://host").build().unwrap_err();
         assert!(error.to_string().contains("`http`"), "{error}");
@@ -247,8 +246,15 @@ mod tests {
 
     #[test]
     fn good_urls_build_without_a_runtime() {
-        for url in ["redis://h", "redis://u:p@h:1/2", "valkey://h", "redis-cluster://h:1?node=i:2"]
-        {
+        for url in [
+            "redis://h",
+            "redis://u:p@h:1/2",
+            "redis://[::1]:1",
+            "valkey://h",
+            "redis-cluster://h:1?node=i:2",
+            "redis-cluster://:p@h:1,i:2",
+            "redis-sentinel://h:1?sentinelServiceName=m&node=i:2&sentinelPassword=p%26q",
+        ] {
             RedisClient::builder().name("t-url").url(url).build().unwrap();
         }
     }

@@ -44,6 +44,7 @@ impl RedisClient {
         match line.gate() {
             Gate::Connecting => return away("not connected within 1 s".to_owned()),
             Gate::Closed(why) => return away(why),
+            Gate::Partly(why) => return (HealthStatus::Degraded, why),
             Gate::Open => {}
         }
         let left = deadline.saturating_duration_since(Instant::now());

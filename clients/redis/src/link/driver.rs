@@ -1,0 +1,159 @@
+//! fred: how it is set up, how a command becomes one of its calls, and its answers ours.
+
+use super::PATIENCE;
+use crate::{
+    command::{Change, Command, Raw, Slot},
+    value::Value,
+};
+use bytes::Bytes;
+use fred::{
+    clients::Client,
+    error::Error as Driver,
+    interfaces::{ClientLike, HashesInterface, KeysInterface},
+    socket2::TcpKeepalive,
+    types::{
+        Builder, ClusterHash, CustomCommand, Expiration, Key, Value as Driven,
+        config::{
+            Config, ConnectionConfig, Options, PerformanceConfig, ReconnectPolicy, TcpConfig,
+            UnresponsiveConfig,
+        },
+    },
+};
+use std::{borrow::Cow, time::Duration};
+
+/// Longer lifetimes would overflow the server's clock.
+const MAX_TTL: Duration = Duration::from_secs(100 * 365 * 86_400);
+
+/// A client of one server; `usual` is the limit of a command that names no other.
+pub(super) fn build(config: Config, usual: Duration) -> Result<Client, Driver> {
+    // Connect without an error at the first failure; the gate tells the callers.
+    let config = Config { fail_fast: false, ..config };
+    let mut reconnect = ReconnectPolicy::new_exponential(0, 50, 2_000, 2);
+    reconnect.set_jitter(50);
+    let mut builder = Builder::from_config(config);
+    builder.set_policy(reconnect);
+    builder.set_performance_config(PerformanceConfig {
+        default_command_timeout: usual,
+        max_feed_count: 200,
+        broadcast_channel_capacity: 256,
+    });
+    let unresponsive = usual.saturating_mul(2).max(PATIENCE);
+    builder.set_connection_config(ConnectionConfig {
+        connection_timeout: PATIENCE,
+        internal_command_timeout: PATIENCE,
+        // The policy owns the retries: fred's would replay what may have happened.
+        max_command_attempts: 1,
+        // max_command_buffer_len stays 0: after one Backpressure error fred stops flushing.
+        unresponsive: UnresponsiveConfig {
+            max_timeout: Some(unresponsive),
+            interval: (unresponsive / 4).clamp(Duration::from_millis(100), PATIENCE),
+        },
+        reconnect_on_auth_error: true,
+        // A user may be allowed no more than its own commands: CLIENT SETNAME is not one of them.
+        auto_client_setname: false,
+        tcp: TcpConfig {
+            nodelay: Some(true),
+            keepalive: Some(TcpKeepalive::new().with_time(Duration::from_secs(15))),
+            ..TcpConfig::default()
+        },
+        ..ConnectionConfig::default()
+    });
+    builder.build()
+}
+
+/// One command, once. `limit` is fred's own timeout, which takes the command back if it was not
+/// sent yet: `None` is the usual one, zero is none.
+pub(super) async fn call(
+    client: &Client,
+    command: &Command,
+    limit: Option<Duration>,
+) -> Result<Value, Driver> {
+    let answer = match limit {
+        None => dispatch(client, command).await?,
+        limit => {
+            let options = Options { timeout: limit, ..Options::default() };
+            dispatch(&client.with_options(&options), command).await?
+        }
+    };
+    Ok(value(answer))
+}
+
+/// The only place where a command meets fred.
+async fn dispatch<C>(client: &C, command: &Command) -> Result<Driven, Driver>
+where
+    C: ClientLike + KeysInterface + HashesInterface,
+{
+    match command {
+        Command::Read(Slot { key, field: None }) => client.get(key.clone()).await,
+        Command::Read(Slot { key, field: Some(field) }) => {
+            client.hget(key.clone(), field.clone()).await
+        }
+        Command::Write(slot, change) => {
+            let key = slot.key.clone();
+            match (change, slot.field.clone()) {
+                (Change::Put { value, ttl }, None) => {
+                    let expire = ttl.map(|ttl| Expiration::PX(milliseconds(ttl)));
+                    client.set(key, value.clone(), expire, None, false).await
+                }
+                (Change::Put { value, .. }, Some(field)) => {
+                    client.hset(key, (field, value.clone())).await
+                }
+                (Change::Remove, None) => client.del(key).await,
+                (Change::Remove, Some(field)) => client.hdel(key, field).await,
+            }
+        }
+        Command::Expire(key, Some(ttl)) => {
+            client.pexpire(key.clone(), milliseconds(*ttl), None).await
+        }
+        Command::Expire(key, None) => client.persist(key.clone()).await,
+        Command::Add(Slot { key, field: None }, n) => client.incr_by(key.clone(), *n).await,
+        Command::Add(Slot { key, field: Some(field) }, n) => {
+            client.hincrby(key.clone(), field.clone(), *n).await
+        }
+        Command::Raw(Raw { name, args, .. }) => {
+            // Which server it is for was decided before: fred knows one only.
+            let name = match name {
+                Cow::Borrowed(name) => CustomCommand::new_static(*name, ClusterHash::Random, false),
+                Cow::Owned(name) => CustomCommand::new(name.as_str(), ClusterHash::Random, false),
+            };
+            client.custom(name, args.clone()).await
+        }
+    }
+}
+
+fn value(answer: Driven) -> Value {
+    match answer {
+        Driven::Null => Value::Nil,
+        Driven::Integer(n) => Value::Integer(n),
+        Driven::Double(n) => Value::Double(n),
+        Driven::Boolean(b) => Value::Boolean(b),
+        Driven::String(text) => Value::Bytes(text.into_inner()),
+        Driven::Bytes(bytes) => Value::Bytes(bytes),
+        Driven::Queued => Value::Bytes(Bytes::from_static(b"QUEUED")),
+        Driven::Array(items) => Value::Array(items.into_iter().map(value).collect()),
+        Driven::Map(pairs) => {
+            let pair = |(key, item): (Key, Driven)| {
+                (Value::Bytes(Bytes::copy_from_slice(key.as_bytes())), value(item))
+            };
+            Value::Map(pairs.inner().into_iter().map(pair).collect())
+        }
+    }
+}
+
+fn milliseconds(ttl: Duration) -> i64 {
+    // Rounded up: 0 would be refused by the server.
+    let ms = ttl.min(MAX_TTL).as_nanos().div_ceil(1_000_000);
+    i64::try_from(ms).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lifetimes_are_whole_milliseconds_within_bounds() {
+        assert_eq!(milliseconds(Duration::from_nanos(1)), 1);
+        assert_eq!(milliseconds(Duration::from_secs(3600)), 3_600_000);
+        assert_eq!(milliseconds(Duration::MAX), 3_153_600_000_000);
+    }
+}

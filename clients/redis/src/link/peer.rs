@@ -1,0 +1,395 @@
+//! One server: fred's connection to it, and our own word on whether it is up.
+//!
+//! fred says `Connected` until its first attempt to reconnect has failed, and queues what is sent
+//! meanwhile. So a gate stands in front: it closes when fred reports an error, when nothing was
+//! answered for [`PATIENCE`] or when the server says that it serves nobody, and opens after a round
+//! trip.
+
+use super::{CONNECT_PATIENCE, Gate, MARGIN, PATIENCE, driver, words};
+use crate::{
+    classify::{self, RedisFailure},
+    command::{Command, IfAway, Raw},
+    value::Value,
+};
+use fred::{
+    clients::Client,
+    error::{Error as Driver, ErrorKind},
+    interfaces::{ClientLike, EventInterface},
+    types::{
+        ClientState,
+        config::{Config, Server},
+    },
+};
+use std::{
+    future::Future,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+use tokio::{
+    sync::{broadcast, watch},
+    task::{AbortHandle, JoinHandle},
+};
+
+/// How often a closed gate looks whether the server is back, beside fred's own word.
+const TICK: Duration = Duration::from_millis(250);
+/// No more than one connection in this time is given up because a server said READONLY.
+const READONLY_PAUSE: Duration = Duration::from_secs(1);
+
+#[derive(Clone)]
+enum State {
+    Connecting,
+    Up,
+    Down(Option<Driver>),
+}
+
+/// What every connection of a link is made with.
+#[derive(Clone, Copy)]
+pub(super) struct Limits {
+    /// The limit of a command that may be answered elsewhere, and of all without a longer one.
+    pub(super) usual: Duration,
+    /// By then nobody waits for an answer any more.
+    pub(super) longest: Duration,
+}
+
+impl Limits {
+    pub(super) fn new(timeout: Option<Duration>, fallback: bool) -> Self {
+        let longest = timeout.unwrap_or(Duration::from_secs(5));
+        let usual = within(longest);
+        Self { usual: if fallback { usual.min(PATIENCE) } else { usual }, longest }
+    }
+}
+
+/// The policy ends an attempt at its timeout and would drop fred's future, which then might be sent
+/// later; fred's own timeout, which takes the command back, must come first.
+fn within(timeout: Duration) -> Duration {
+    timeout.saturating_sub(MARGIN.min(timeout / 5))
+}
+
+/// A connection; dropping it ends its tasks.
+pub(super) struct Peer {
+    core: Arc<Core>,
+    watcher: AbortHandle,
+}
+
+struct Core {
+    client: Client,
+    limits: Limits,
+    /// `state` is `Up`: changes with it, and is read by every call.
+    up: AtomicBool,
+    state: watch::Sender<State>,
+    started: Instant,
+    answers: AtomicU64,
+    connection: Mutex<JoinHandle<Result<(), Driver>>>,
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        self.watcher.abort();
+        self.core.connection().abort();
+    }
+}
+
+impl Peer {
+    /// Starts to connect. Must be called inside a runtime.
+    pub(super) fn start(config: Config, limits: Limits) -> Result<Self, Driver> {
+        let client = driver::build(config, limits.usual)?;
+        // Before the first attempt, so that its error is not missed.
+        let (errors, reconnects) = (client.error_rx(), client.reconnect_rx());
+        let connection = Mutex::new(client.connect());
+        let core = Arc::new(Core {
+            client,
+            limits,
+            up: AtomicBool::new(false),
+            state: watch::Sender::new(State::Connecting),
+            started: Instant::now(),
+            answers: AtomicU64::new(0),
+            connection,
+        });
+        let watcher = tokio::spawn(keep(Arc::clone(&core), errors, reconnects)).abort_handle();
+        Ok(Self { core, watcher })
+    }
+
+    pub(super) fn gate(&self) -> Gate {
+        match &*self.core.state.borrow() {
+            State::Connecting => Gate::Connecting,
+            State::Up => Gate::Open,
+            State::Down(cause) => Gate::Closed(words(cause.clone())),
+        }
+    }
+
+    pub(super) fn is_up(&self) -> bool {
+        self.core.up.load(Ordering::Acquire)
+    }
+
+    /// Why it is down.
+    pub(super) fn cause(&self) -> Option<Driver> {
+        self.core.cause()
+    }
+
+    /// Says QUIT, and connects no more.
+    pub(super) async fn close(&self, within: Duration) {
+        // It would take this for an outage and connect again.
+        self.watcher.abort();
+        let closed = Driver::new(ErrorKind::Canceled, "closed by this program");
+        self.core.set(State::Down(Some(closed)));
+        let _ = tokio::time::timeout(within, self.core.client.quit()).await;
+    }
+
+    /// Resolves once calls reach the server.
+    pub(super) async fn until_up(&self) {
+        let mut state = self.core.state.subscribe();
+        // The sender lives in `self`.
+        let _ = state.wait_for(|state| matches!(state, State::Up)).await;
+    }
+
+    /// Resolves once calls do not reach the server.
+    pub(super) async fn until_down(&self) {
+        let mut state = self.core.state.subscribe();
+        let _ = state.wait_for(|state| !matches!(state, State::Up)).await;
+    }
+
+    /// Waits for the first connection, for no other.
+    pub(super) async fn until_tried(&self, limit: Duration) {
+        let mut state = self.core.state.subscribe();
+        let tried = state.wait_for(|state| !matches!(state, State::Connecting));
+        let _ = tokio::time::timeout(limit, tried).await;
+    }
+
+    /// One command, once. `asking`: a cluster's node is moving the key here.
+    ///
+    /// # Cancel safety
+    /// A write whose future is dropped may still be sent; a timeout takes it back.
+    pub(super) async fn send(
+        &self,
+        command: &Command,
+        asking: bool,
+        away: IfAway,
+        timeout: Option<Duration>,
+    ) -> Result<Value, RedisFailure> {
+        let core = &*self.core;
+        let mut left = timeout;
+        if !core.up.load(Ordering::Acquire) {
+            left = self.admit(away, timeout).await?;
+        }
+        let allowed = left.map(within);
+        let limit = match away {
+            IfAway::FallBack => Some(allowed.map_or(PATIENCE, |allowed| allowed.min(PATIENCE))),
+            IfAway::Fail => Some(allowed.unwrap_or(Duration::ZERO)),
+        };
+        // What fred knows by itself it need not be told.
+        let told = limit.filter(|limit| *limit != core.limits.usual);
+        let before = core.answers.load(Ordering::Relaxed);
+        let answer = if asking {
+            Box::pin(after_asking(&core.client, command, told)).await
+        } else {
+            driver::call(&core.client, command, told).await
+        };
+        let error = match answer {
+            Ok(value) => {
+                core.answers.fetch_add(1, Ordering::Relaxed);
+                return Ok(value);
+            }
+            Err(error) => error,
+        };
+        if *error.kind() != ErrorKind::Timeout {
+            core.answers.fetch_add(1, Ordering::Relaxed);
+            if classify::closes_gate(&error) {
+                core.down(error.clone());
+            }
+            return Err(RedisFailure::driver(error));
+        }
+        // fred has taken the command back.
+        if limit.is_some_and(|limit| limit >= PATIENCE) {
+            core.silent_since(before);
+        }
+        if limit == allowed {
+            // Whose time is up, the attempt's or the caller's, the policy knows, and it ends this
+            // in a moment.
+            std::future::pending().await
+        } else {
+            // If it was sent it may still arrive: before the PING that opens the gate or, on a new
+            // connection, before the recovery, which waits a little for that.
+            Err(RedisFailure::silent())
+        }
+    }
+
+    /// Waits for the first connection if that is what is going on. Gives the time left.
+    async fn admit(
+        &self,
+        away: IfAway,
+        timeout: Option<Duration>,
+    ) -> Result<Option<Duration>, RedisFailure> {
+        let began = Instant::now();
+        let connecting = matches!(*self.core.state.borrow(), State::Connecting);
+        if connecting {
+            let half = timeout.map_or(CONNECT_PATIENCE, |timeout| timeout / 2);
+            self.until_tried(half.min(CONNECT_PATIENCE)).await;
+        }
+        match &*self.core.state.borrow() {
+            State::Up => Ok(timeout.map(|timeout| timeout.saturating_sub(began.elapsed()))),
+            State::Connecting if self.core.started.elapsed() < CONNECT_PATIENCE => {
+                Err(RedisFailure::connecting(away))
+            }
+            State::Connecting => Err(RedisFailure::closed(None, away)),
+            State::Down(cause) => Err(RedisFailure::closed(cause.clone(), away)),
+        }
+    }
+}
+
+/// The two go out one after the other. Another command between them takes the permission, and this
+/// one is told to ask again.
+async fn after_asking(
+    client: &Client,
+    command: &Command,
+    limit: Option<Duration>,
+) -> Result<Value, Driver> {
+    let asking = Command::Raw(Raw::asking());
+    let both = futures_util::future::join(
+        driver::call(client, &asking, limit),
+        driver::call(client, command, limit),
+    );
+    both.await.1
+}
+
+impl Core {
+    fn connection(&self) -> MutexGuard<'_, JoinHandle<Result<(), Driver>>> {
+        self.connection.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set(&self, new: State) -> State {
+        let mut old = State::Connecting;
+        self.state.send_modify(|state| {
+            self.up.store(matches!(new, State::Up), Ordering::Release);
+            old = std::mem::replace(state, new);
+        });
+        old
+    }
+
+    /// Closes the gate if nothing at all was answered since then.
+    fn silent_since(&self, answers: u64) {
+        if self.answers.load(Ordering::Relaxed) == answers {
+            self.down(Driver::new(ErrorKind::Timeout, "silent"));
+        }
+    }
+
+    fn down(&self, error: Driver) {
+        let words = words(Some(error.clone()));
+        if !matches!(self.set(State::Down(Some(error))), State::Down(_)) {
+            tracing::warn!(db.system.name = "redis", cause = words, "link down");
+        }
+    }
+
+    fn cause(&self) -> Option<Driver> {
+        match &*self.state.borrow() {
+            State::Down(cause) => cause.clone(),
+            _ => None,
+        }
+    }
+
+    /// Gives the connection up, with whoever still waits on it, and makes another. Not fred's own
+    /// way: that waits for a connection that takes nothing more.
+    fn renew(&self) {
+        let mut connection = self.connection();
+        connection.abort();
+        *connection = self.client.connect();
+    }
+
+    /// fred ends its loop on errors that it holds for final, such as a wrong kind of server.
+    fn restart_if_ended(&self) {
+        let mut connection = self.connection();
+        if connection.is_finished() {
+            *connection = self.client.connect();
+        }
+    }
+
+    /// A round trip; any answer that a working server gives will do.
+    async fn ping(&self) -> Result<(), Driver> {
+        let ping = Command::Raw(Raw::ping());
+        let call = driver::call(&self.client, &ping, Some(PATIENCE - MARGIN));
+        match tokio::time::timeout(PATIENCE, call).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(error)) if classify::is_answer(&error) => Ok(()),
+            Ok(Err(error)) => Err(error),
+            Err(_) => Err(Driver::new(ErrorKind::Timeout, "silent")),
+        }
+    }
+}
+
+type Errors = broadcast::Receiver<(Driver, Option<Server>)>;
+type Reconnects = broadcast::Receiver<Server>;
+
+/// Keeps the gate: closes it on an error, opens it after a round trip.
+async fn keep(core: Arc<Core>, mut errors: Errors, mut reconnects: Reconnects) {
+    let mut state = core.state.subscribe();
+    let mut silent: Option<Instant> = None;
+    let mut renewed = None;
+    loop {
+        if matches!(*state.borrow_and_update(), State::Up) {
+            silent = None;
+            tokio::select! {
+                error = received(errors.recv()) => core.down(error),
+                // From `send`: the server is silent, or serves nobody.
+                _ = state.changed() => {}
+            }
+            continue;
+        }
+        let is_readonly = core.cause().is_some_and(|cause| classify::is_readonly(&cause));
+        if is_readonly && renewed.is_none_or(|at: Instant| at.elapsed() >= READONLY_PAUSE) {
+            // Its name or its port may lead to the new master by now.
+            core.renew();
+            renewed = Some(Instant::now());
+        }
+        let connected = tokio::select! {
+            error = received(errors.recv()) => {
+                core.down(error);
+                false
+            }
+            _ = reconnects.recv() => true,
+            () = tokio::time::sleep(TICK) => false,
+        };
+        let tried = core.started.elapsed() >= PATIENCE;
+        if tried && matches!(*core.state.borrow(), State::Connecting) {
+            core.down(Driver::new(ErrorKind::Timeout, "connecting"));
+        }
+        core.restart_if_ended();
+        // Otherwise a PING would wait in fred's queue, one more with each tick.
+        if !connected && core.client.state() != ClientState::Connected {
+            continue;
+        }
+        // What was said of the connection before.
+        while errors.try_recv().is_ok() {}
+        match core.ping().await {
+            Ok(()) => {
+                if matches!(core.set(State::Up), State::Down(_)) {
+                    tracing::info!(db.system.name = "redis", "link up");
+                }
+            }
+            Err(error) if *error.kind() == ErrorKind::Timeout => {
+                // fred's own watch starts anew with everything that is written, PINGs too, so it
+                // would never give up a connection whose other end is gone without a word.
+                let since = *silent.get_or_insert_with(Instant::now);
+                if since.elapsed() >= core.limits.longest {
+                    core.renew();
+                    silent = None;
+                }
+            }
+            Err(error) => core.down(error),
+        }
+    }
+}
+
+/// Missed events count as a lost connection: a round trip tells.
+async fn received(
+    next: impl Future<Output = Result<(Driver, Option<Server>), broadcast::error::RecvError>>,
+) -> Driver {
+    match next.await {
+        Ok((error, _)) => error,
+        Err(broadcast::error::RecvError::Lagged(_)) => {
+            Driver::new(ErrorKind::Canceled, "events missed")
+        }
+        Err(broadcast::error::RecvError::Closed) => std::future::pending().await,
+    }
+}
