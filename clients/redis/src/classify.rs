@@ -154,7 +154,10 @@ fn verdict(error: &Driver) -> Verdict {
         ErrorKind::Auth => Verdict::permanent().with_outcome(Outcome::Failure),
         ErrorKind::Sentinel | ErrorKind::Routing => Verdict::never_sent(),
         ErrorKind::Backpressure => Verdict::never_sent().with_outcome(Outcome::Neutral),
-        ErrorKind::Cluster if code(error) == "CLUSTERDOWN" => Verdict::transient(),
+        // fred ends everything on that connection with these words, done or not.
+        ErrorKind::Cluster if code(error) == "CLUSTERDOWN" => Verdict::unknown(),
+        // Before an answer; the redirections that a server sends are followed.
+        ErrorKind::Cluster if !is_code(code(error)) => Verdict::never_sent(),
         ErrorKind::Cluster => Verdict::transient().with_outcome(Outcome::Neutral),
         ErrorKind::InvalidArgument
         | ErrorKind::InvalidCommand
@@ -171,7 +174,9 @@ fn verdict(error: &Driver) -> Verdict {
             _ => match code(error) {
                 "LOADING" | "MASTERDOWN" | "TRYAGAIN" | "NOREPLICAS" | "BUSY" | "MISCONF"
                 | "OOM" | "READONLY" => Verdict::transient(),
-                _ => Verdict::permanent(),
+                code if is_code(code) => Verdict::permanent(),
+                // fred's own words, such as those for a connection that was given up.
+                _ => Verdict::unknown(),
             },
         },
         // Timeout, IO, TLS, cancelled, a damaged stream: nobody knows.
@@ -229,8 +234,15 @@ impl fmt::Display for RedisFailure {
             }
             kind => f.write_str(match kind {
                 ErrorKind::Canceled => "the connection was closed before an answer",
+                ErrorKind::Cluster if code(error) == "CLUSTERDOWN" => {
+                    "the cluster says it is down (CLUSTERDOWN)"
+                }
                 ErrorKind::Cluster => "the cluster has no node for this key now",
                 ErrorKind::Sentinel | ErrorKind::Routing => "no master is known",
+                ErrorKind::Config if error.details().contains("cluster support disabled") => {
+                    "the server is in no cluster; write redis in place of redis-cluster in the \
+                     Redis URL"
+                }
                 ErrorKind::Config => "the server cannot be used with this Redis URL",
                 ErrorKind::Protocol => "the answer was damaged",
                 _ => "the command failed",
@@ -243,7 +255,7 @@ const UNREACHABLE: &str = "the server could not be reached; check that it runs a
 const WRONG_TYPE: &str = "the key holds another type of value (WRONGTYPE); use a key of its own";
 
 fn is_code(text: &str) -> bool {
-    text.len() > 1 && text.bytes().all(|b| b.is_ascii_uppercase())
+    text.len() > 1 && text.bytes().all(|b| b.is_ascii_uppercase() || b == b'_')
 }
 
 /// fred keeps an I/O error as its `Debug` text; for people its message is enough.
@@ -281,7 +293,10 @@ mod tests {
             (K::Unknown, "LOADING Redis is loading", Effect::Transient, Failure),
             (K::Unknown, "OOM command not allowed", Effect::Transient, Failure),
             (K::Unknown, "READONLY You can't write", Effect::Transient, Failure),
-            (K::Cluster, "CLUSTERDOWN The cluster is down", Effect::Transient, Failure),
+            (K::Cluster, "CLUSTERDOWN The cluster is down", Effect::Unknown, Failure),
+            (K::Cluster, "no node answers", Effect::NeverSent, Failure),
+            (K::Unknown, "channel closed", Effect::Unknown, Failure),
+            (K::Unknown, "CROSSSLOT Keys in request", Effect::Permanent, Success),
             (K::Cluster, "MOVED 1 127.0.0.1:1", Effect::Transient, Neutral),
             (K::Auth, "WRONGPASS invalid", Effect::Permanent, Failure),
             (K::Unknown, "NOPERM no permission", Effect::Permanent, Success),

@@ -20,4 +20,6 @@ pub use port::Port;
 pub use proxy::Proxy;
 #[cfg(feature = "s3")]
 pub use s3::S3;
-pub use servers::{Mariadb, Pgbouncer, Postgres, Redis};
+pub use servers::{
+    Mariadb, Pgbouncer, Postgres, Redis, RedisCluster, RedisSentinels, Sentinel, TlsRedis,
+};

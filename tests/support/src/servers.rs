@@ -10,6 +10,8 @@ mod pgbouncer;
 mod postgres;
 mod redis;
 
+pub use redis::{Move, RedisCluster, RedisSentinels, Resp, TlsRedis};
+
 use crate::{
     Authority, Port, directory,
     process::{LIMIT, POLL, Process},
@@ -36,6 +38,9 @@ pub type Mariadb = Server<mariadb::Mariadb>;
 pub type Pgbouncer = Server<pgbouncer::Pgbouncer>;
 /// A Redis server that writes nothing to disk, so that it restarts empty.
 pub type Redis = Server<redis::Redis>;
+
+/// A Redis sentinel that watches nobody yet.
+pub type Sentinel = Server<redis::Sentinel>;
 
 /// What differs between the servers.
 pub trait Program: Debug {
@@ -157,6 +162,12 @@ impl<P: Program> Server<P> {
         if let Some(process) = &mut self.process {
             process.resume();
         }
+    }
+
+    /// Whether it was started and not ended; one that hangs runs.
+    #[must_use]
+    pub const fn is_running(&self) -> bool {
+        self.process.is_some()
     }
 
     /// Where it listens.

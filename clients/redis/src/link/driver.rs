@@ -37,18 +37,18 @@ pub(super) fn build(config: Config, usual: Duration) -> Result<Client, Driver> {
         max_feed_count: 200,
         broadcast_channel_capacity: 256,
     });
-    let unresponsive = usual.saturating_mul(2).max(PATIENCE);
     builder.set_connection_config(ConnectionConfig {
         connection_timeout: PATIENCE,
         internal_command_timeout: PATIENCE,
         // The policy owns the retries: fred's would replay what may have happened.
         max_command_attempts: 1,
         // max_command_buffer_len stays 0: after one Backpressure error fred stops flushing.
-        unresponsive: UnresponsiveConfig {
-            max_timeout: Some(unresponsive),
-            interval: (unresponsive / 4).clamp(Duration::from_millis(100), PATIENCE),
-        },
         reconnect_on_auth_error: true,
+        // One command's refusal would end all that were sent after it, with its words and with their
+        // outcome unknown; `peer` does what is needed for these. CLUSTERDOWN is not to be helped.
+        reconnect_errors: Vec::new(),
+        // A watch of its own, which anything that is written sets back; `peer` has a better one.
+        unresponsive: UnresponsiveConfig { max_timeout: None, ..UnresponsiveConfig::default() },
         // A user may be allowed no more than its own commands: CLIENT SETNAME is not one of them.
         auto_client_setname: false,
         tcp: TcpConfig {
@@ -113,7 +113,7 @@ where
         Command::Raw(Raw { name, args, .. }) => {
             // Which server it is for was decided before: fred knows one only.
             let name = match name {
-                Cow::Borrowed(name) => CustomCommand::new_static(*name, ClusterHash::Random, false),
+                Cow::Borrowed(name) => CustomCommand::new_static(name, ClusterHash::Random, false),
                 Cow::Owned(name) => CustomCommand::new(name.as_str(), ClusterHash::Random, false),
             };
             client.custom(name, args.clone()).await
@@ -140,7 +140,8 @@ fn value(answer: Driven) -> Value {
     }
 }
 
-fn milliseconds(ttl: Duration) -> i64 {
+/// As PX wants it.
+pub(crate) fn milliseconds(ttl: Duration) -> i64 {
     // Rounded up: 0 would be refused by the server.
     let ms = ttl.min(MAX_TTL).as_nanos().div_ceil(1_000_000);
     i64::try_from(ms).unwrap_or(i64::MAX)

@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod away;
+#[cfg(feature = "test-servers")]
+mod cluster;
 mod local;
 #[cfg(feature = "test-servers")]
 mod outage;

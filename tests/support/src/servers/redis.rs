@@ -1,3 +1,12 @@
+mod cluster;
+mod sentinel;
+mod tls;
+
+pub use cluster::{Move, RedisCluster};
+pub use sentinel::RedisSentinels;
+pub(super) use sentinel::Sentinel;
+pub use tls::TlsRedis;
+
 use super::{Program, Server};
 use crate::process::{command, find};
 use rustix::process::Signal;
@@ -38,7 +47,12 @@ impl Program for Redis {
     }
 }
 
-impl Server<Redis> {
+/// What speaks the protocol of Redis.
+pub trait Resp: Program {}
+
+impl Resp for Redis {}
+
+impl<P: Resp> Server<P> {
     /// Sends a command on a connection of its own, which sees what the client under test does not,
     /// and gives the answer as it came, marks and all. Strings and lines only; within a second.
     #[must_use]
@@ -66,6 +80,17 @@ fn reply(stream: TcpStream) -> io::Result<String> {
     let length = answer.strip_prefix('$').and_then(|length| length.trim_end().parse::<u64>().ok());
     if let Some(length) = length {
         stream.take(length + 2).read_to_string(&mut answer)?;
+        return Ok(answer);
+    }
+    // Of an array its lines; what is in it was not asked for in turn.
+    if let Some(count) = answer.strip_prefix('*').and_then(|n| n.trim_end().parse::<u32>().ok()) {
+        for _ in 0..count {
+            let length = answer.len();
+            stream.read_line(&mut answer)?;
+            if answer[length..].starts_with('$') && !answer[length..].starts_with("$-") {
+                stream.read_line(&mut answer)?;
+            }
+        }
     }
     Ok(answer)
 }

@@ -54,6 +54,29 @@ fn mariadb_lives_hangs_dies_and_lives_again() {
 }
 
 #[test]
+fn a_cluster_moves_a_slot_and_replaces_a_master() {
+    let mut cluster = RedisCluster::start(3, true);
+    let key = cluster.key_of(0, 0);
+    assert!(cluster.nodes[0].say(&format!("SET {key} 1")).starts_with("+OK"));
+    let moving = cluster.start_to_move(cluster.slot(&key), 0, 1);
+    moving.key(&key);
+    assert!(cluster.nodes[0].say(&format!("GET {key}")).starts_with("-ASK "));
+    moving.finish();
+    assert!(cluster.nodes[0].say(&format!("GET {key}")).starts_with("-MOVED "));
+    assert_eq!(cluster.nodes[1].say(&format!("GET {key}")), "$1\r\n1\r\n");
+    cluster.nodes[2].kill();
+    let replaced = || cluster.nodes[5].say("ROLE").contains("master");
+    assert!(within_limit(replaced), "no failover: {}", cluster.nodes[5].say("CLUSTER NODES"));
+}
+
+#[test]
+fn sentinels_replace_a_master() {
+    let mut redis = RedisSentinels::start();
+    redis.servers[0].kill();
+    redis.until_replaced();
+}
+
+#[test]
 fn redis_lives_hangs_dies_and_lives_again() {
     lives_hangs_dies_and_lives_again::<redis::Redis>();
 }

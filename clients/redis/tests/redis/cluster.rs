@@ -1,0 +1,228 @@
+//! A cluster: redirections, moves, failovers, and a dead master that takes nobody else along.
+
+use crate::{ms, text};
+use mainstay_policy::{BreakerState, Effect, HealthStatus};
+use mainstay_redis::{FallbackConfig, RedisClient, RedisState};
+use mainstay_test_support::RedisCluster;
+use std::time::{Duration, Instant};
+
+/// Without retries and without memory, so that nothing hides an error.
+fn strict(name: &str, url: &str) -> RedisClient {
+    RedisClient::builder()
+        .name(name)
+        .url(url)
+        .policy(|p| p.timeout(ms(1500)).max_attempts(1).recovery_timeout(ms(200)))
+        .fallback(FallbackConfig::off())
+        .build()
+        .unwrap()
+}
+
+async fn until(what: &str, limit: Duration, mut holds: impl AsyncFnMut() -> bool) -> Duration {
+    let started = Instant::now();
+    while !holds().await {
+        assert!(started.elapsed() < limit, "not {what}");
+        tokio::time::sleep(ms(5)).await;
+    }
+    started.elapsed()
+}
+
+/// How many keys say MOVED when this node is asked, by its own count.
+fn redirections(cluster: &RedisCluster, node: usize) -> u32 {
+    let stats = cluster.nodes[node].say("INFO errorstats");
+    let count = stats
+        .split("errorstat_MOVED:count=")
+        .nth(1)
+        .map_or("0", |rest| rest.split(['\r', ',']).next().unwrap_or("0"));
+    count.parse().unwrap()
+}
+
+#[tokio::test]
+async fn every_key_goes_to_its_master_at_once() {
+    let cluster = RedisCluster::start(3, false);
+    // One node of three is all that is told.
+    let url = format!("redis-cluster://{}", cluster.nodes[1].address());
+    let client = strict("t-cluster", &url);
+    for master in 0..3 {
+        let key = cluster.key_of(master, 0);
+        client.set(&key, "1").await.unwrap();
+        assert_eq!(text(&client, &key).await.as_deref(), Some("1"));
+        assert_eq!(cluster.nodes[master].say(&format!("GET {key}")), "$1\r\n1\r\n");
+        client.hset(format!("{{{key}}}h"), "f", "2").await.unwrap();
+        assert_eq!(redirections(&cluster, master), 0);
+    }
+    let health = client.health_check().await;
+    assert_eq!(health.status, HealthStatus::Healthy, "{}", health.detail);
+    assert_eq!(client.state(), RedisState::Connected);
+}
+
+#[tokio::test]
+async fn a_slot_on_the_move_is_followed_without_an_error() {
+    let cluster = RedisCluster::start(3, false);
+    let client = strict("t-move", &cluster.url());
+    let tag = cluster.key_of(0, 0);
+    let keys: Vec<String> = (0..20).map(|n| format!("{{{tag}}}{n}")).collect();
+    for key in &keys {
+        client.set(key, "1").await.unwrap();
+    }
+    let moving = cluster.start_to_move(cluster.slot(&tag), 0, 2);
+    for key in &keys[..10] {
+        moving.key(key);
+    }
+    // Half here, half there, and new ones there: ASK.
+    for key in &keys {
+        assert_eq!(text(&client, key).await.as_deref(), Some("1"), "{key}");
+    }
+    client.set(format!("{{{tag}}}new"), "1").await.unwrap();
+    for key in &keys[10..] {
+        moving.key(key);
+    }
+    moving.finish();
+    // MOVED, once.
+    let before = redirections(&cluster, 0);
+    for key in &keys {
+        assert_eq!(text(&client, key).await.as_deref(), Some("1"), "{key}");
+        client.set(key, "2").await.unwrap();
+    }
+    assert_eq!(redirections(&cluster, 0) - before, 1);
+    assert_eq!(cluster.nodes[2].say(&format!("GET {}", keys[0])), "$1\r\n2\r\n");
+}
+
+#[tokio::test]
+async fn a_dead_master_takes_no_other_keys_along() {
+    let mut cluster = RedisCluster::start(3, false);
+    let client = strict("t-dead", &cluster.url());
+    let keys: Vec<String> = (0..3).map(|master| cluster.key_of(master, 0)).collect();
+    for key in &keys {
+        client.set(key, "1").await.unwrap();
+    }
+    cluster.nodes[0].kill();
+    let killed = Instant::now();
+    let (mut calls, mut slowest, mut refused) = (0, Duration::ZERO, Duration::ZERO);
+    while killed.elapsed() < ms(3000) {
+        for (master, key) in keys.iter().enumerate() {
+            let began = Instant::now();
+            let answer = client.get::<String>(key).await;
+            match master {
+                0 => {
+                    answer.unwrap_err();
+                    refused = refused.max(began.elapsed());
+                }
+                _ => {
+                    assert_eq!(answer.unwrap().as_deref(), Some("1"));
+                    client.set(key, "1").await.unwrap();
+                    slowest = slowest.max(began.elapsed());
+                }
+            }
+            calls += 1;
+        }
+        tokio::time::sleep(ms(5)).await;
+    }
+    println!("{calls} calls, slowest of the others {slowest:?}, of the dead one's {refused:?}");
+    assert!(calls > 100, "{calls}");
+    assert!(slowest < ms(500), "{slowest:?}");
+    assert!(refused < ms(1000), "{refused:?}");
+    assert_eq!(client.state(), RedisState::Degraded);
+    let health = client.health_check().await;
+    assert_eq!(health.status, HealthStatus::Degraded, "{}", health.detail);
+    assert!(health.detail.contains("1 of 3 masters away"), "{}", health.detail);
+    // Its own breaker opened, the client's and the others' did not.
+    let breakers = mainstay_policy::get_resilience_health().circuit_breakers;
+    let state = |node: usize| {
+        let name = format!("redis:t-dead@{}", cluster.nodes[node].address());
+        breakers[&name].state
+    };
+    assert_ne!(state(0), BreakerState::Closed);
+    assert_eq!([state(1), state(2)], [BreakerState::Closed; 2]);
+    assert_eq!(client.policy().breaker().state(), BreakerState::Closed);
+
+    cluster.nodes[0].restart();
+    let healed =
+        until("healed", ms(10_000), async || client.get::<String>(&keys[0]).await.is_ok()).await;
+    println!("healed after {:?}", healed);
+    until("connected", ms(5000), async || client.state() == RedisState::Connected).await;
+}
+
+#[tokio::test]
+async fn a_frozen_master_is_answered_from_memory_the_others_by_themselves() {
+    let mut cluster = RedisCluster::start(3, false);
+    let cache = RedisClient::builder()
+        .name("t-frozen")
+        .url(cluster.url())
+        .policy(|p| p.timeout(ms(1500)).base_delay(ms(10)).recovery_timeout(ms(200)))
+        .build()
+        .unwrap();
+    let keys: Vec<String> = (0..3).map(|master| cluster.key_of(master, 0)).collect();
+    for key in &keys {
+        cache.set(key, "1").await.unwrap();
+    }
+    cluster.nodes[0].hang();
+    assert_eq!(text(&cache, &keys[0]).await.as_deref(), Some("1"));
+    cache.set(&keys[0], "2").await.unwrap();
+    for _ in 0..50 {
+        let began = Instant::now();
+        assert_eq!(text(&cache, &keys[0]).await.as_deref(), Some("2"));
+        for key in &keys[1..] {
+            cache.set(key, "3").await.unwrap();
+        }
+        assert!(began.elapsed() < ms(500), "{:?}", began.elapsed());
+    }
+    // Written through, not kept here.
+    assert_eq!(cluster.nodes[1].say(&format!("GET {}", keys[1])), "$1\r\n3\r\n");
+    cluster.nodes[0].resume();
+    until("recovered", ms(10_000), async || cache.state() == RedisState::Connected).await;
+    assert_eq!(cluster.nodes[0].say(&format!("EXISTS {}", keys[0])), ":0\r\n");
+}
+
+#[tokio::test]
+async fn a_replica_that_takes_over_is_found() {
+    let mut cluster = RedisCluster::start(3, true);
+    let client = strict("t-failover", &cluster.url());
+    let key = cluster.key_of(0, 0);
+    client.set(&key, "1").await.unwrap();
+    cluster.nodes[0].kill();
+    let out = until("writable", ms(20_000), async || client.set(&key, "2").await.is_ok()).await;
+    println!("writable again after {out:?}");
+    assert!(cluster.nodes[3].say("ROLE").contains("master"));
+    assert_eq!(cluster.nodes[3].say(&format!("GET {key}")), "$1\r\n2\r\n");
+    until("whole", ms(5000), async || client.state() == RedisState::Connected).await;
+    // The old one comes back as a replica: nothing changes.
+    cluster.nodes[0].restart();
+    for _ in 0..100 {
+        client.set(&key, "3").await.unwrap();
+    }
+}
+
+/// A cluster that wants all its slots served refuses all when one is not.
+#[tokio::test]
+async fn a_cluster_that_says_it_is_down_is_an_outage_of_its_own_making() {
+    let mut cluster =
+        RedisCluster::start_with(3, false, &["--cluster-require-full-coverage", "yes"]);
+    let client = strict("t-down", &cluster.url());
+    let key = cluster.key_of(1, 0);
+    client.set(&key, "1").await.unwrap();
+    cluster.nodes[0].kill();
+    let mut seen = None;
+    until("down", ms(10_000), async || match client.get::<String>(&key).await {
+        Err(error) if mainstay_policy::report(&error).to_string().contains("says it is down") => {
+            seen = Some(error);
+            true
+        }
+        _ => false,
+    })
+    .await;
+    let error = seen.unwrap();
+    // Others on that connection got the same words and may have been done.
+    assert_eq!(error.effect(), Effect::Unknown, "{error:?}");
+    cluster.nodes[0].restart();
+    until("up", ms(15_000), async || client.get::<String>(&key).await.is_ok()).await;
+}
+
+#[tokio::test]
+async fn a_server_in_no_cluster_says_so() {
+    let redis = mainstay_test_support::Redis::start();
+    let client = strict("t-none", &format!("redis-cluster://{}", redis.address()));
+    let error = client.get::<String>("k").await.unwrap_err();
+    let text = mainstay_policy::report(&error).to_string();
+    assert!(text.contains("cluster"), "{text}");
+    assert_eq!(client.health_check().await.status, HealthStatus::Unhealthy);
+}
