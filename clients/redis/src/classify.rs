@@ -1,8 +1,8 @@
 //! What went wrong with one attempt; the only file that looks into fred's errors.
 
-use crate::command::IfAway;
+use crate::{command::IfAway, fallback::Refusal};
 use fred::error::{Error as Driver, ErrorKind};
-use mainstay_policy::{Classify, Outcome, Verdict};
+use mainstay_policy::{Classify, Effect, Outcome, Verdict};
 use std::{error::Error as StdError, fmt};
 
 /// Why one attempt failed, or why the fallback could not answer for it.
@@ -16,8 +16,7 @@ enum What {
     /// Our own link was down; with what took it down.
     Closed(Option<Driver>),
     Silent,
-    Full,
-    WrongType,
+    Refused(Refusal),
 }
 
 impl RedisFailure {
@@ -53,13 +52,20 @@ impl RedisFailure {
         Self { what: What::Silent, verdict: Verdict::unknown() }
     }
 
-    pub(crate) const fn full() -> Self {
-        let verdict = Verdict::transient().with_outcome(Outcome::Neutral);
-        Self { what: What::Full, verdict }
+    /// The fallback cannot answer for the server.
+    pub(crate) const fn refused(refusal: Refusal) -> Self {
+        let verdict = match refusal {
+            Refusal::Full | Refusal::Unavailable => {
+                Verdict::transient().with_outcome(Outcome::Neutral)
+            }
+            Refusal::WrongType | Refusal::NotANumber => Verdict::permanent(),
+        };
+        Self { what: What::Refused(refusal), verdict }
     }
 
-    pub(crate) const fn wrong_type() -> Self {
-        Self { what: What::WrongType, verdict: Verdict::permanent() }
+    /// The same of several commands, of which some were done or may have been.
+    pub(crate) fn in_part(self) -> Self {
+        Self { verdict: Verdict { effect: Effect::Unknown, ..self.verdict }, ..self }
     }
 
     /// Whether the server is the problem, so that the fallback may answer instead.
@@ -78,18 +84,44 @@ impl RedisFailure {
     /// The fallback holds as many unsynchronised writes as it may; this one was not taken.
     #[must_use]
     pub const fn is_fallback_full(&self) -> bool {
-        matches!(self.what, What::Full)
+        matches!(self.what, What::Refused(Refusal::Full))
+    }
+
+    /// Only the server can do it, and it is away or has not been told yet of what was written here.
+    #[must_use]
+    pub const fn is_unavailable(&self) -> bool {
+        matches!(self.what, What::Refused(Refusal::Unavailable))
     }
 
     /// The key holds another type of value than the command is for.
     #[must_use]
     pub fn is_wrong_type(&self) -> bool {
         match &self.what {
-            What::WrongType => true,
+            What::Refused(refusal) => matches!(refusal, Refusal::WrongType),
             What::Driver(error) => code(error) == "WRONGTYPE",
             _ => false,
         }
     }
+
+    /// A counter's value is no whole number of 64 bits, or its sum would be none.
+    #[must_use]
+    pub fn is_not_a_number(&self) -> bool {
+        match &self.what {
+            What::Refused(refusal) => matches!(refusal, Refusal::NotANumber),
+            What::Driver(error) => is_about_a_number(error),
+            _ => false,
+        }
+    }
+}
+
+/// The server has no code for these.
+fn is_about_a_number(error: &Driver) -> bool {
+    let answers = [
+        "ERR value is not an integer or out of range",
+        "ERR hash value is not an integer",
+        "ERR increment or decrement would overflow",
+    ];
+    answers.contains(&error.details())
 }
 
 impl RedisFailure {
@@ -200,13 +232,20 @@ impl fmt::Display for RedisFailure {
             What::Closed(Some(error)) | What::Driver(error) => error,
             What::Closed(None) => return f.write_str(UNREACHABLE),
             What::Silent => return f.write_str("the server does not answer"),
-            What::Full => {
-                return f.write_str(
-                    "the server is away and the fallback is full; raise FallbackConfig's \
-                     max_dirty limits, or write less while degraded",
-                );
+            What::Refused(refusal) => {
+                return f.write_str(match refusal {
+                    Refusal::Full => {
+                        "the server is away and the fallback is full; raise FallbackConfig's \
+                         max_dirty limits, or write less while degraded"
+                    }
+                    Refusal::Unavailable => {
+                        "only the server can do this, and it is away, not configured, or has not \
+                         been told yet of what was written without it; try again later"
+                    }
+                    Refusal::WrongType => WRONG_TYPE,
+                    Refusal::NotANumber => NOT_A_NUMBER,
+                });
             }
-            What::WrongType => return f.write_str(WRONG_TYPE),
         };
         match error.kind() {
             ErrorKind::Auth => f.write_str(
@@ -226,6 +265,7 @@ impl fmt::Display for RedisFailure {
             }
             ErrorKind::Timeout => f.write_str("no answer in time"),
             _ if code(error) == "WRONGTYPE" => f.write_str(WRONG_TYPE),
+            _ if is_about_a_number(error) => f.write_str(NOT_A_NUMBER),
             ErrorKind::Unknown if is_code(code(error)) => {
                 write!(f, "the server answered with {}", code(error))
             }
@@ -252,6 +292,8 @@ impl fmt::Display for RedisFailure {
 }
 
 const UNREACHABLE: &str = "the server could not be reached; check that it runs and the Redis URL";
+const NOT_A_NUMBER: &str =
+    "the value is no whole number of 64 bits, or the sum would be none; use a key of its own";
 const WRONG_TYPE: &str = "the key holds another type of value (WRONGTYPE); use a key of its own";
 
 fn is_code(text: &str) -> bool {
@@ -276,7 +318,6 @@ impl StdError for RedisFailure {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use mainstay_policy::Effect;
 
     #[test]
     fn each_error_says_what_happened() {

@@ -1,33 +1,46 @@
-//! The client: cheap to clone; one method per command.
+//! The client: cheap to clone. Three doors lead to the server: a question, a change of one key, and
+//! what only the server can do; the modules of the commands go through them.
 
 use crate::{
+    answer::{Answer, Source},
     classify::RedisFailure,
-    command::{self, Change, Command, IfAway, Slot},
-    config::{FallbackConfig, RedisClientBuilder, Target},
-    fallback::{BeginRead, BeginWrite, Fallback, Refusal},
+    command::{Change, Command, IfAway, Slot},
+    config::{FallbackConfig, Limits, RedisClientBuilder, Target},
+    fallback::{BeginRead, BeginWrite, Fallback, Known, OnKeys, Refusal},
     link::{Gate, Line, Link},
-    value::{FromValue, ToValue, Value},
+    numbers::{Numbers, Tier},
+    query::Query,
+    value::Value,
 };
 use bytes::Bytes;
-use mainstay_policy::{BreakerState, CallError, Effect, Error, Operation, PerRuntime, Policy};
+use futures_util::future::join_all;
+use mainstay_policy::{
+    BreakerState, CallError, Classify, Effect, Error, Operation, PerRuntime, Policy,
+};
 use std::{
     fmt,
-    future::{Future, IntoFuture},
-    pin::Pin,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-struct Inner {
+/// How long a call waits for the recovery of its key.
+const DRAIN_WAIT: Duration = Duration::from_secs(1);
+
+pub(crate) type Outcome<T> = Result<T, CallError<RedisFailure>>;
+
+pub(crate) struct Inner {
     target: Option<Target>,
     policy: Policy,
+    limits: Limits,
     fallback: Option<Arc<Fallback>>,
     links: PerRuntime<Option<Arc<Link>>>,
+    pub(crate) loads: crate::load::Loads,
+    pub(crate) numbers: Numbers,
 }
 
 /// A Redis client that answers from memory while the server is away; clones share everything.
 #[derive(Clone)]
-pub struct RedisClient(Arc<Inner>);
+pub struct RedisClient(pub(crate) Arc<Inner>);
 
 impl fmt::Debug for RedisClient {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -53,73 +66,24 @@ impl RedisClient {
         RedisClientBuilder::default()
     }
 
-    pub(crate) fn new(target: Option<Target>, policy: Policy, config: FallbackConfig) -> Self {
+    pub(crate) fn new(
+        target: Option<Target>,
+        policy: Policy,
+        config: FallbackConfig,
+        limits: Limits,
+    ) -> Self {
         let server = target.is_some();
-        let fallback = config.enabled.then(|| Arc::new(Fallback::new(&config, server)));
-        Self(Arc::new(Inner { target, policy, fallback, links: PerRuntime::new() }))
-    }
-
-    /// The value at a key. While degraded, a value that is not in memory is `None` too.
-    ///
-    /// # Errors
-    /// When the value is no `T`, when the key holds a hash, when the server refuses the credentials
-    /// or, without a fallback, when it is away.
-    pub async fn get<T: FromValue>(&self, key: impl AsRef<[u8]>) -> Result<Option<T>, Error> {
-        let value = self.read(Slot::key(key)).await?;
-        value.map(T::from_value).transpose()
-    }
-
-    /// Stores a value: `.set("key", "value").ttl(Duration::from_secs(60)).await`.
-    pub fn set(&self, key: impl AsRef<[u8]>, value: impl ToValue) -> Set {
-        let (client, slot) = (self.clone(), Slot::key(key));
-        Set { client, slot, value: value.to_value(), ttl: None }
-    }
-
-    /// Deletes a key; says whether there was one. While degraded: whether memory knew it.
-    ///
-    /// # Errors
-    /// When the server refuses, when the fallback is full or, without one, when the server is away.
-    pub async fn del(&self, key: impl AsRef<[u8]>) -> Result<bool, Error> {
-        self.write(Slot::key(key), Change::Remove).await
-    }
-
-    /// Stores one field of a hash.
-    ///
-    /// # Errors
-    /// As [`RedisClient::del`], and when the key holds no hash.
-    pub async fn hset(
-        &self,
-        key: impl AsRef<[u8]>,
-        field: impl AsRef<[u8]>,
-        value: impl ToValue,
-    ) -> Result<(), Error> {
-        let change = Change::Put { value: value.to_value(), ttl: None };
-        self.write(Slot::field(key, field), change).await.map(drop)
-    }
-
-    /// One field of a hash, as [`RedisClient::get`].
-    ///
-    /// # Errors
-    /// As [`RedisClient::get`].
-    pub async fn hget<T: FromValue>(
-        &self,
-        key: impl AsRef<[u8]>,
-        field: impl AsRef<[u8]>,
-    ) -> Result<Option<T>, Error> {
-        let value = self.read(Slot::field(key, field)).await?;
-        value.map(T::from_value).transpose()
-    }
-
-    /// Deletes one field of a hash, as [`RedisClient::del`].
-    ///
-    /// # Errors
-    /// As [`RedisClient::hset`].
-    pub async fn hdel(
-        &self,
-        key: impl AsRef<[u8]>,
-        field: impl AsRef<[u8]>,
-    ) -> Result<bool, Error> {
-        self.write(Slot::field(key, field), Change::Remove).await
+        let fallback = config.is_on().then(|| Arc::new(Fallback::new(&config, server)));
+        let numbers = Numbers::of(policy.name());
+        Self(Arc::new(Inner {
+            target,
+            policy,
+            limits,
+            fallback,
+            links: PerRuntime::new(),
+            loads: crate::load::Loads::default(),
+            numbers,
+        }))
     }
 
     /// Who answers now, in this runtime.
@@ -149,8 +113,30 @@ impl RedisClient {
         self.0.fallback.is_some()
     }
 
-    pub(crate) fn dirty_keys(&self) -> usize {
+    pub(crate) fn limits(&self) -> &Limits {
+        &self.0.limits
+    }
+
+    /// Keys written while the server was away that it has not been told of.
+    #[must_use]
+    pub fn dirty_keys(&self) -> usize {
         self.0.fallback.as_ref().map_or(0, |fallback| fallback.dirty_keys())
+    }
+
+    /// Values that the fallback holds, and about how many bytes they take.
+    #[must_use]
+    pub fn fallback_size(&self) -> (u64, u64) {
+        self.0.fallback.as_ref().map_or((0, 0), |fallback| {
+            fallback.tidy();
+            fallback.size()
+        })
+    }
+
+    /// A key or one field of a hash, with this client's prefix, within its limits.
+    pub(crate) fn slot(&self, key: impl AsRef<[u8]>, field: Option<&[u8]>) -> Result<Slot, Error> {
+        let limits = self.limits();
+        let field = field.map(|field| limits.field(field)).transpose()?;
+        Ok(Slot { key: limits.key(key.as_ref())?, field })
     }
 
     /// The connection of the current runtime, started on first use.
@@ -172,161 +158,301 @@ impl RedisClient {
         }
     }
 
-    fn reachable_line(&self) -> Result<Arc<Line>, Error> {
+    pub(crate) fn reachable_line(&self) -> Result<Arc<Line>, Error> {
         tokio::runtime::Handle::try_current()
             .map_err(|_| Error::invalid("a Redis call needs a tokio runtime around it"))?;
         self.line().ok_or_else(|| Error::invalid("redis: the driver cannot use this Redis URL"))
     }
 
-    async fn read(&self, slot: Slot) -> Result<Option<Bytes>, Error> {
-        let operation = command::read(&slot);
-        let local = |answer: Result<Option<Bytes>, Refusal>| {
-            answer.map_err(|refusal| self.refused(&operation, refusal))
-        };
+    /// A question: the server's answer, or what memory knows while it is away.
+    pub(crate) async fn read<Q: Query>(&self, query: &Q) -> Result<Answer<Q::Found>, Error> {
+        let operation = query.operation();
+        let local = |known| self.told(&operation, known);
         let Some(fallback) = &self.0.fallback else {
-            let reply = self.ask(&operation, Command::Read(slot)).await?;
-            return reply.map(Value::into_bytes).map_err(|error| self.failed(&operation, error));
+            let reply = self.ask(&operation, &query.command(), IfAway::Fail).await?;
+            let reply = reply.map_err(|error| self.failed(&operation, error))?;
+            return Ok(self.answered(query.found(reply)));
         };
         if !self.is_configured() {
-            return local(fallback.read(&slot, Instant::now()));
+            return local(fallback.read(query, Instant::now()));
         }
-        let sent = Instant::now();
-        let ticket = match fallback.begin_read(&slot, sent) {
-            BeginRead::Local(answer) => return local(answer),
-            BeginRead::Ask(ticket) => ticket,
-        };
-        match self.ask(&operation, Command::Read(slot.clone())).await? {
-            Ok(reply) => {
-                local(fallback.filled(&slot, ticket, reply.into_bytes(), sent, Instant::now()))
+        let mut patience = Patience::new(self, fallback);
+        let (sent, ticket) = loop {
+            let now = Instant::now();
+            match fallback.begin_read(query, now) {
+                BeginRead::Ask(ticket) => break (now, ticket),
+                BeginRead::Local(known) => return local(known),
+                BeginRead::Mixed if patience.wait().await => {}
+                BeginRead::Mixed => return local(fallback.read(query, now)),
             }
-            Err(error) if is_outage(&error) => local(fallback.read(&slot, Instant::now())),
+        };
+        match self.ask(&operation, &query.command(), IfAway::FallBack).await? {
+            Ok(reply) => {
+                let found = query.found(reply);
+                match fallback.filled(query, ticket, &found, sent) {
+                    None => Ok(self.answered(found)),
+                    Some(known) => local(known),
+                }
+            }
+            Err(error) if is_outage(&error) => match fallback.read(query, Instant::now()) {
+                // Why the server did not answer says more than that memory cannot.
+                Err(Refusal::Unavailable) => Err(self.failed(&operation, error)),
+                known => local(known),
+            },
             Err(error) => Err(self.failed(&operation, error)),
         }
     }
 
-    async fn write(&self, slot: Slot, change: Change) -> Result<bool, Error> {
-        let operation = command::write(&slot, &change);
-        let local = |answer: Result<bool, Refusal>| {
-            answer.map_err(|refusal| self.refused(&operation, refusal))
-        };
+    /// A change of one key or field. Gives a counter's new value, else whether there was anything
+    /// to change.
+    pub(crate) async fn write(&self, slot: Slot, change: Change) -> Result<i64, Error> {
+        let operation = change.operation(&slot);
         let Some(fallback) = &self.0.fallback else {
-            let reply = self.ask(&operation, Command::Write(slot, change)).await?;
-            return reply
-                .map(|reply| reply.is_positive())
-                .map_err(|error| self.failed(&operation, error));
+            let reply = self.ask(&operation, &change.command(&slot), IfAway::Fail).await?;
+            return reply.map(count).map_err(|error| self.failed(&operation, error));
+        };
+        let local = || {
+            let answer = fallback.write(&slot, &change, Instant::now());
+            answer.map_err(|refusal| self.refused(&operation, refusal)).inspect(|_| self.kept())
         };
         if !self.is_configured() {
-            return local(fallback.write(&slot, &change, Instant::now()));
+            return local();
         }
+        let takes = fallback.takes(&change);
+        let mut patience = Patience::new(self, fallback);
         let mut waited = false;
         let (sent, ticket) = loop {
-            let now = Instant::now();
-            match fallback.begin_write(&slot, &change, now) {
-                BeginWrite::Ask(ticket) => break (now, ticket),
-                BeginWrite::Local(answer) => return local(answer),
-                BeginWrite::Draining if waited => {
-                    return local(fallback.write(&slot, &change, now));
-                }
-                BeginWrite::Draining => {
-                    fallback.until_drained(self.0.policy.time_for_attempt()).await;
-                    waited = true;
-                }
+            match fallback.begin_write(&slot) {
+                BeginWrite::Ask(ticket) => break (Instant::now(), ticket),
+                BeginWrite::Local if takes => return local(),
+                BeginWrite::Draining if takes && waited => return local(),
+                _ if patience.wait().await => waited = true,
+                _ => return local(),
             }
         };
-        let command = Command::Write(slot.clone(), change.clone());
-        match self.ask(&operation, command).await? {
+        let away = if takes { IfAway::FallBack } else { IfAway::Fail };
+        match self.ask(&operation, &change.command(&slot), away).await? {
             Ok(reply) => {
                 fallback.landed(&slot, &change, ticket, sent);
-                Ok(reply.is_positive())
+                self.0.numbers.wrote(Tier::Redis);
+                Ok(count(reply))
             }
-            // Also when nobody knows whether it happened: the key is dirty then, and deleted at
-            // the server before it is read there again.
-            Err(error) if is_outage(&error) => {
-                local(fallback.write(&slot, &change, Instant::now()))
+            // Also when nobody knows whether it happened: the key is dirty then, and deleted at the
+            // server before it is read there again. Only a counter cannot be taken back like that.
+            Err(error)
+                if takes
+                    && is_outage(&error)
+                    && !(matches!(change, Change::Add(_)) && error.is_outcome_unknown()) =>
+            {
+                match fallback.write(&slot, &change, Instant::now()) {
+                    Err(Refusal::Unavailable) => Err(self.failed(&operation, error)),
+                    Err(refusal) => Err(self.refused(&operation, refusal)),
+                    Ok(answer) => {
+                        self.kept();
+                        Ok(answer)
+                    }
+                }
             }
             Err(error) => Err(self.failed(&operation, error)),
         }
+    }
+
+    /// Commands that only the server can do, sent together: one answer for each, or one error when
+    /// they were not all answered.
+    pub(crate) async fn direct(
+        &self,
+        operation: &Operation,
+        keys: &[Bytes],
+        effect: OnKeys,
+        commands: &[Command],
+    ) -> Result<Vec<Result<Value, RedisFailure>>, Error> {
+        if !self.is_configured() {
+            return Err(self.refused(operation, Refusal::Unavailable));
+        }
+        if let Some(fallback) = &self.0.fallback {
+            let mut patience = Patience::new(self, fallback);
+            while !fallback.begin_direct(keys, effect) {
+                if !patience.wait().await {
+                    return Err(self.refused(operation, Refusal::Unavailable));
+                }
+            }
+        }
+        let result = self.ask_all(operation, commands, IfAway::Fail).await;
+        if let Some(fallback) = &self.0.fallback {
+            fallback.end_direct(keys, effect);
+        }
+        result?.map_err(|error| self.failed(operation, error))
+    }
+
+    /// One such command.
+    pub(crate) async fn direct_one(
+        &self,
+        operation: &Operation,
+        slot: Slot,
+        effect: OnKeys,
+        command: Command,
+    ) -> Result<Value, Error> {
+        let (keys, commands) = ([slot.key], [command]);
+        let mut replies = self.direct(operation, &keys, effect, &commands).await?;
+        let reply = replies.pop().unwrap_or(Ok(Value::Nil));
+        reply.map_err(|failure| self.failed(operation, answered(failure)))
     }
 
     /// One command through the policy.
-    async fn ask(
+    pub(crate) async fn ask(
         &self,
         operation: &Operation,
-        command: Command,
-    ) -> Result<Result<Value, CallError<RedisFailure>>, Error> {
+        command: &Command,
+        away: IfAway,
+    ) -> Result<Outcome<Value>, Error> {
         let line = self.reachable_line()?;
+        let line = &line;
         // Of a node of a cluster, which may be down while the others are not.
-        let own = line.policy(&command);
+        let own = line.policy(command);
         let policy = own.as_ref().unwrap_or(&self.0.policy);
-        let command = Arc::new(command);
-        let away = if self.has_fallback() { IfAway::FallBack } else { IfAway::Fail };
-        let result = policy
-            .run(operation, |attempt| {
-                let (line, command) = (Arc::clone(&line), Arc::clone(&command));
-                async move { line.send(&command, away, attempt.timeout()).await }
-            })
-            .await;
-        Ok(result)
+        let attempt = |attempt: mainstay_policy::Attempt| async move {
+            line.send(command, away, attempt.timeout()).await
+        };
+        Ok(policy.run(operation, attempt).await)
     }
 
-    fn failed(&self, operation: &Operation, error: CallError<RedisFailure>) -> Error {
+    /// Several commands as one attempt: they are sent in this order and answered together.
+    pub(crate) async fn ask_all(
+        &self,
+        operation: &Operation,
+        commands: &[Command],
+        away: IfAway,
+    ) -> Result<Outcome<Vec<Result<Value, RedisFailure>>>, Error> {
+        let line = self.reachable_line()?;
+        let line = &line;
+        let attempt = |attempt: mainstay_policy::Attempt| async move {
+            let sent = commands.iter().map(|c| line.send(c, away, attempt.timeout()));
+            whole(join_all(sent).await)
+        };
+        let own = match commands {
+            [command] => line.policy(command),
+            _ => None,
+        };
+        let policy = own.as_ref().unwrap_or(&self.0.policy);
+        Ok(policy.run(operation, attempt).await)
+    }
+
+    fn answered<T>(&self, value: T) -> Answer<T> {
+        self.0.numbers.read(Tier::Redis);
+        Answer { value, source: Source::Redis, age: None }
+    }
+
+    fn kept(&self) {
+        self.0.numbers.wrote(Tier::Fallback);
+        self.0.numbers.dirty(self.dirty_keys());
+    }
+
+    /// What memory says, marked as such.
+    pub(crate) fn told<T: Default>(
+        &self,
+        operation: &Operation,
+        known: Result<Known<T>, Refusal>,
+    ) -> Result<Answer<T>, Error> {
+        let known = known.map_err(|refusal| self.refused(operation, refusal))?;
+        Ok(match known {
+            Known::Here { what, at } => {
+                self.0.numbers.read(Tier::Fallback);
+                Answer { value: what, source: Source::Fallback, age: Some(at.elapsed()) }
+            }
+            Known::Absent => {
+                self.0.numbers.read(Tier::Fallback);
+                Answer { value: T::default(), source: Source::Fallback, age: None }
+            }
+            Known::Unknown => {
+                self.0.numbers.read(Tier::Nobody);
+                Answer { value: T::default(), source: Source::Nobody, age: None }
+            }
+        })
+    }
+
+    pub(crate) fn fallback(&self) -> Option<&Arc<Fallback>> {
+        self.0.fallback.as_ref()
+    }
+
+    pub(crate) fn failed(&self, operation: &Operation, error: CallError<RedisFailure>) -> Error {
+        self.0.numbers.failed();
         Error::from_call(self.0.policy.name(), operation.name(), error)
     }
 
     /// The fallback's own refusal, in the form of a call's end.
-    fn refused(&self, operation: &Operation, refusal: Refusal) -> Error {
-        let error = RedisFailure::from(refusal);
+    pub(crate) fn refused(&self, operation: &Operation, refusal: Refusal) -> Error {
+        let error = RedisFailure::refused(refusal);
         let effect = match refusal {
-            Refusal::Full => Effect::NeverSent,
-            Refusal::WrongType => Effect::Permanent,
+            Refusal::Full | Refusal::Unavailable => Effect::NeverSent,
+            Refusal::WrongType | Refusal::NotANumber => Effect::Permanent,
         };
         let (attempts, elapsed) = (0, Duration::ZERO);
         self.failed(operation, CallError::Backend { attempts, elapsed, effect, error })
     }
 }
 
+/// How long a call waits for the server to be told of a key, while the server is there.
+struct Patience<'a> {
+    client: &'a RedisClient,
+    drains: tokio::sync::watch::Receiver<bool>,
+    until: Option<Instant>,
+}
+
+impl<'a> Patience<'a> {
+    /// Before the first look, so that nothing is missed.
+    fn new(client: &'a RedisClient, fallback: &Fallback) -> Self {
+        Self { client, drains: fallback.drains(), until: None }
+    }
+
+    /// `false` once there is no more to hope for.
+    async fn wait(&mut self) -> bool {
+        let limit = self.client.policy().time_for_attempt().unwrap_or(DRAIN_WAIT).min(DRAIN_WAIT);
+        let until = *self.until.get_or_insert_with(|| Instant::now() + limit);
+        if self.client.state() == RedisState::Degraded {
+            return false;
+        }
+        let left = until.saturating_duration_since(Instant::now());
+        matches!(tokio::time::timeout(left, self.drains.changed()).await, Ok(Ok(())))
+    }
+}
+
+/// All answered, if only with a refusal; else the batch as a whole has failed.
+fn whole(
+    replies: Vec<Result<Value, RedisFailure>>,
+) -> Result<Vec<Result<Value, RedisFailure>>, RedisFailure> {
+    let is_final = |failure: &RedisFailure| failure.classify().effect == Effect::Permanent;
+    let Some(n) = replies.iter().position(|reply| matches!(reply, Err(f) if !is_final(f))) else {
+        return Ok(replies);
+    };
+    let maybe = |reply: &Result<Value, RedisFailure>| match reply {
+        Ok(_) => true,
+        Err(failure) => failure.classify().effect == Effect::Unknown,
+    };
+    let partly = replies.iter().any(maybe);
+    match replies.into_iter().nth(n) {
+        Some(Err(failure)) if partly => Err(failure.in_part()),
+        Some(Err(failure)) => Err(failure),
+        _ => Ok(Vec::new()),
+    }
+}
+
+/// The end of a call that the server refused.
+pub(crate) const fn answered(error: RedisFailure) -> CallError<RedisFailure> {
+    CallError::Backend { attempts: 1, elapsed: Duration::ZERO, effect: Effect::Permanent, error }
+}
+
+fn count(reply: Value) -> i64 {
+    match reply {
+        Value::Integer(n) => n,
+        // OK
+        _ => 1,
+    }
+}
+
 /// Whether the server is the problem, so that the fallback answers.
-fn is_outage(error: &CallError<RedisFailure>) -> bool {
+pub(crate) fn is_outage(error: &CallError<RedisFailure>) -> bool {
     match (error.last(), error.decider()) {
         (Some(failure), _) => failure.is_outage(),
         (None, decider) => decider.is_some(),
-    }
-}
-
-/// A SET that has not been sent yet: await it.
-#[must_use = "nothing is sent until it is awaited"]
-pub struct Set {
-    client: RedisClient,
-    slot: Slot,
-    value: Bytes,
-    ttl: Option<Duration>,
-}
-
-impl fmt::Debug for Set {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Set").field("ttl", &self.ttl).finish_non_exhaustive()
-    }
-}
-
-impl Set {
-    /// How long the value lives; whole milliseconds, rounded up. Default: until deleted.
-    pub fn ttl(mut self, ttl: Duration) -> Self {
-        self.ttl = Some(ttl);
-        self
-    }
-}
-
-impl IntoFuture for Set {
-    type Output = Result<(), Error>;
-    type IntoFuture = Pin<Box<dyn Future<Output = Self::Output> + Send>>;
-
-    fn into_future(self) -> Self::IntoFuture {
-        let Self { client, slot, value, ttl } = self;
-        Box::pin(async move {
-            if ttl.is_some_and(|ttl| ttl.is_zero()) {
-                return Err(Error::invalid("redis: set with a ttl of 0; use del to remove a key"));
-            }
-            client.write(slot, Change::Put { value, ttl }).await.map(drop)
-        })
     }
 }

@@ -12,6 +12,7 @@ pub(crate) struct Slot {
     pub(crate) field: Option<Bytes>,
 }
 
+#[cfg(test)]
 impl Slot {
     pub(crate) fn key(key: impl AsRef<[u8]>) -> Self {
         Self { key: Bytes::copy_from_slice(key.as_ref()), field: None }
@@ -29,6 +30,10 @@ pub(crate) enum Change {
     Put { value: Bytes, ttl: Option<Duration> },
     /// DEL or HDEL.
     Remove,
+    /// EXPIRE, or without a lifetime PERSIST; whole keys only.
+    Expire(Option<Duration>),
+    /// INCRBY or HINCRBY.
+    Add(i64),
 }
 
 /// What becomes of a command while the server is away.
@@ -46,13 +51,17 @@ pub(crate) enum IfAway {
 pub(crate) enum Command {
     /// GET or HGET.
     Read(Slot),
-    /// SET, DEL, HSET or HDEL.
-    Write(Slot, Change),
+    /// SET or HSET; only a whole key has a lifetime.
+    Put {
+        slot: Slot,
+        value: Bytes,
+        ttl: Option<Duration>,
+    },
+    /// DEL or HDEL.
+    Remove(Slot),
     /// PEXPIRE, or PERSIST without a lifetime.
-    #[allow(dead_code, reason = "the client's part comes next")]
     Expire(Bytes, Option<Duration>),
     /// INCRBY or HINCRBY.
-    #[allow(dead_code, reason = "the client's part comes next")]
     Add(Slot, i64),
     Raw(Raw),
 }
@@ -61,7 +70,9 @@ impl Command {
     /// The key that says which node of a cluster has it.
     pub(crate) fn key(&self) -> Option<&[u8]> {
         match self {
-            Self::Read(slot) | Self::Write(slot, _) | Self::Add(slot, _) => Some(&slot.key),
+            Self::Read(slot) | Self::Put { slot, .. } | Self::Remove(slot) | Self::Add(slot, _) => {
+                Some(&slot.key)
+            }
             Self::Expire(key, _) => Some(key),
             Self::Raw(Raw { args, route: Route::Key(n), .. }) => args.get(*n).map(|key| &key[..]),
             Self::Raw(_) => None,
@@ -82,7 +93,6 @@ pub(crate) struct Raw {
 pub(crate) enum Route {
     /// That of the key which is this argument.
     Key(usize),
-    #[allow(dead_code, reason = "for scan, which comes next")]
     Node(Node),
     Any,
 }
@@ -123,18 +133,33 @@ impl Raw {
     }
 }
 
-pub(crate) const fn read(slot: &Slot) -> Operation {
-    Operation::new(if slot.field.is_some() { "hget" } else { "get" }, Idempotency::Safe)
-}
+impl Change {
+    pub(crate) const fn operation(&self, slot: &Slot) -> Operation {
+        let (field, same) = (slot.field.is_some(), Idempotency::Safe);
+        // All but the last leave the same state when they arrive twice.
+        let (name, idempotency) = match (self, field) {
+            (Self::Put { .. }, false) => ("set", same),
+            (Self::Put { .. }, true) => ("hset", same),
+            (Self::Remove, false) => ("del", same),
+            (Self::Remove, true) => ("hdel", same),
+            (Self::Expire(Some(_)), _) => ("expire", same),
+            (Self::Expire(None), _) => ("persist", same),
+            (Self::Add(_), false) => ("incr", Idempotency::Unsafe),
+            (Self::Add(_), true) => ("hincr", Idempotency::Unsafe),
+        };
+        Operation::new(name, idempotency)
+    }
 
-pub(crate) const fn write(slot: &Slot, change: &Change) -> Operation {
-    let name = match (change, slot.field.is_some()) {
-        (Change::Put { .. }, false) => "set",
-        (Change::Put { .. }, true) => "hset",
-        (Change::Remove, false) => "del",
-        (Change::Remove, true) => "hdel",
-    };
-    Operation::new(name, Idempotency::Safe)
+    pub(crate) fn command(&self, slot: &Slot) -> Command {
+        match self {
+            Self::Put { value, ttl } => {
+                Command::Put { slot: slot.clone(), value: value.clone(), ttl: *ttl }
+            }
+            Self::Remove => Command::Remove(slot.clone()),
+            Self::Expire(ttl) => Command::Expire(slot.key.clone(), *ttl),
+            Self::Add(n) => Command::Add(slot.clone(), *n),
+        }
+    }
 }
 
 /// Not repeated by the policy: after a lost connection a settling pause comes first.

@@ -5,15 +5,25 @@ mod target;
 mod tls;
 
 use crate::client::RedisClient;
+use bytes::Bytes;
 use mainstay_policy::{Error, Kind, PolicyBuilder, Singletons, settings};
 use std::{fmt, time::Duration};
 pub(crate) use target::{Target, Topology};
+
+/// What the fallback does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mode {
+    On,
+    Off,
+    ReadOnly,
+}
 
 /// How much the fallback may hold, and how old its answers may be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
 pub struct FallbackConfig {
-    pub(crate) enabled: bool,
+    pub(crate) mode: Mode,
+    pub(crate) counters: bool,
     pub(crate) max_entries: u64,
     pub(crate) max_bytes: u64,
     pub(crate) max_dirty_entries: usize,
@@ -24,7 +34,8 @@ pub struct FallbackConfig {
 impl Default for FallbackConfig {
     fn default() -> Self {
         Self {
-            enabled: true,
+            mode: Mode::On,
+            counters: false,
             max_entries: 10_000,
             max_bytes: 64 * 1024 * 1024,
             max_dirty_entries: 10_000,
@@ -42,7 +53,21 @@ impl FallbackConfig {
 
     /// No fallback: an outage is an error.
     pub fn off() -> Self {
-        Self { enabled: false, ..Self::default() }
+        Self { mode: Mode::Off, ..Self::default() }
+    }
+
+    /// Reads are answered from memory while the server is away; a write is an error then.
+    pub fn read_only() -> Self {
+        Self { mode: Mode::ReadOnly, ..Self::default() }
+    }
+
+    /// Lets counters count in memory while the server is away, each process for itself. They begin
+    /// with the value last seen, or 0, and **begin again at 0** once the server is back, as every key
+    /// that was written meanwhile is deleted there: for rate limits and statistics, not for
+    /// balances. Default: refused.
+    pub const fn count_offline(mut self) -> Self {
+        self.counters = true;
+        self
     }
 
     /// Values kept in memory, least recently used first out. Default: 10,000.
@@ -76,6 +101,100 @@ impl FallbackConfig {
     }
 }
 
+impl FallbackConfig {
+    pub(crate) fn is_on(&self) -> bool {
+        self.mode != Mode::Off
+    }
+}
+
+/// What a key and a value may be.
+#[derive(Clone, Debug)]
+pub(crate) struct Limits {
+    prefix: Bytes,
+    max_key: usize,
+    max_value: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { prefix: Bytes::new(), max_key: 4 * 1024, max_value: 8 * 1024 * 1024 }
+    }
+}
+
+impl Limits {
+    /// The key as the server has it.
+    pub(crate) fn key(&self, key: &[u8]) -> Result<Bytes, Error> {
+        self.short("key", key)?;
+        if self.prefix.is_empty() {
+            return Ok(Bytes::copy_from_slice(key));
+        }
+        Ok([&self.prefix[..], key].concat().into())
+    }
+
+    pub(crate) fn field(&self, field: &[u8]) -> Result<Bytes, Error> {
+        self.short("field", field)?;
+        Ok(Bytes::copy_from_slice(field))
+    }
+
+    fn short(&self, what: &str, text: &[u8]) -> Result<(), Error> {
+        if text.len() <= self.max_key {
+            return Ok(());
+        }
+        Err(Error::invalid(format!(
+            "redis: a {what} of {} bytes is over the limit of {}; use a shorter one, such as a hash \
+             of it, or raise max_key_bytes",
+            text.len(),
+            self.max_key
+        )))
+    }
+
+    pub(crate) fn value(&self, value: Bytes) -> Result<Bytes, Error> {
+        if value.len() <= self.max_value {
+            return Ok(value);
+        }
+        Err(Error::invalid(format!(
+            "redis: a value of {} bytes is over the limit of {}; store it elsewhere or in parts, or \
+             raise max_value_bytes",
+            value.len(),
+            self.max_value
+        )))
+    }
+
+    /// A pattern of keys as the server has them; the prefix is no pattern.
+    pub(crate) fn pattern(&self, pattern: &[u8]) -> Bytes {
+        let mut whole = Vec::with_capacity(self.prefix.len() + pattern.len());
+        for byte in &self.prefix {
+            if b"*?[]^\\-".contains(byte) {
+                whole.push(b'\\');
+            }
+            whole.push(*byte);
+        }
+        whole.extend(pattern);
+        whole.into()
+    }
+
+    pub(crate) fn without_prefix(&self, key: Bytes) -> Bytes {
+        let plain = key.strip_prefix(&self.prefix[..]).map(|plain| key.slice_ref(plain));
+        plain.unwrap_or(key)
+    }
+}
+
+/// Longer lifetimes would overflow the server's clock.
+const MAX_TTL: Duration = Duration::from_secs(100 * 365 * 86_400);
+
+/// A lifetime that Redis can keep.
+pub(crate) fn lifetime(ttl: Duration) -> Result<Duration, Error> {
+    if ttl.is_zero() {
+        return Err(Error::invalid("redis: a lifetime (ttl) of 0; use del to remove a key"));
+    }
+    if ttl > MAX_TTL {
+        return Err(Error::invalid(
+            "redis: a lifetime (ttl) over 100 years; leave it out for a value that stays",
+        ));
+    }
+    Ok(ttl)
+}
+
 /// Builds a [`RedisClient`].
 #[derive(Default)]
 #[must_use]
@@ -83,6 +202,7 @@ pub struct RedisClientBuilder {
     name: Option<String>,
     url: Option<String>,
     fallback: FallbackConfig,
+    limits: Limits,
     policy: Option<Box<dyn FnOnce(PolicyBuilder) -> PolicyBuilder + Send>>,
     #[cfg(feature = "tls")]
     authorities: Option<Vec<u8>>,
@@ -141,15 +261,33 @@ impl RedisClientBuilder {
         self
     }
 
+    /// Put before every key, as in `"shop:"`. Default: none.
+    pub fn key_prefix(mut self, prefix: impl AsRef<[u8]>) -> Self {
+        self.limits.prefix = Bytes::copy_from_slice(prefix.as_ref());
+        self
+    }
+
+    /// Longest key, and field of a hash, in bytes, without the prefix. Default: 4 KiB.
+    pub const fn max_key_bytes(mut self, bytes: usize) -> Self {
+        self.limits.max_key = bytes;
+        self
+    }
+
+    /// Largest value to store, in bytes; Redis itself refuses 512 MiB. Default: 8 MiB.
+    pub const fn max_value_bytes(mut self, bytes: usize) -> Self {
+        self.limits.max_value = bytes;
+        self
+    }
+
     /// Checks everything; does no I/O.
     ///
     /// # Errors
     /// A URL, setting or policy that cannot work, and what to write instead; never the URL itself.
     pub fn build(self) -> Result<RedisClient, Error> {
-        if self.url.is_none() && !self.fallback.enabled {
+        if self.url.is_none() && self.fallback.mode != Mode::On {
             return Err(Error::invalid(
-                "redis: neither a URL nor a fallback; set MAINSTAY_REDIS_URL, or leave the \
-                 fallback on",
+                "redis: neither a URL nor a fallback that takes writes; set MAINSTAY_REDIS_URL, or \
+                 leave the fallback on",
             ));
         }
         let name = match &self.name {
@@ -175,7 +313,7 @@ impl RedisClientBuilder {
             }
             None => None,
         };
-        Ok(RedisClient::new(target, policy.build()?, self.fallback))
+        Ok(RedisClient::new(target, policy.build()?, self.fallback, self.limits))
     }
 }
 

@@ -5,62 +5,62 @@
 //! *dirty* map holds what was written meanwhile; it is read first, always, until the server has
 //! acknowledged that it forgot its own, older values of those keys.
 //!
-//! Both are touched under the stripe lock of their key. Its generation counts this client's writes:
-//! an answer of the server is kept only if nothing was written since it was asked for.
+//! Both are touched under the stripe lock of their key. Its generation counts the beginnings and ends
+//! of this client's writes: an answer of the server is kept only if none was under way since it was
+//! asked for.
 
 mod dirty;
+mod known;
 mod shadow;
 
 use crate::{
-    classify::RedisFailure,
     command::{Change, Slot},
-    config::FallbackConfig,
+    config::{FallbackConfig, Mode},
+    query::Query,
 };
 use bytes::Bytes;
-use dirty::Dirty;
-pub(crate) use dirty::Task;
-use shadow::Shadow;
+pub(crate) use dirty::{Dirty, Task};
+pub(crate) use known::{Held, Known, Life, Pairs, Standing};
+pub(crate) use shadow::Shadow;
 use std::{
     hash::{BuildHasher, RandomState},
     sync::{
         Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
-    time::{Duration, Instant},
+    time::Instant,
 };
 use tokio::sync::{MutexGuard as Turn, watch};
 
 const STRIPES: usize = 64;
-/// How long a write waits for the recovery of its key, about one round trip, before it stays here.
-const DRAIN_WAIT: Duration = Duration::from_secs(1);
 
 /// Why the fallback cannot answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Refusal {
+    /// No room for another write.
     Full,
     WrongType,
-}
-
-impl From<Refusal> for RedisFailure {
-    fn from(refusal: Refusal) -> Self {
-        match refusal {
-            Refusal::Full => Self::full(),
-            Refusal::WrongType => Self::wrong_type(),
-        }
-    }
+    /// The value is not a whole number, or would be too large a one.
+    NotANumber,
+    /// Memory does not know, or may not do, what is asked.
+    Unavailable,
 }
 
 /// The state of this client's writes at a key when a command was sent.
 #[derive(Clone, Copy)]
 pub(crate) struct Ticket(u64);
 
-pub(crate) enum BeginRead {
-    Local(Result<Option<Bytes>, Refusal>),
+pub(crate) enum BeginRead<T> {
+    /// Written here: the server does not know yet.
+    Local(Result<Known<T>, Refusal>),
+    /// Partly: wait for the recovery, then begin again.
+    Mixed,
     Ask(Ticket),
 }
 
 pub(crate) enum BeginWrite {
-    Local(Result<bool, Refusal>),
+    /// The key was written here, and this write belongs to it.
+    Local,
     /// The recovery is deleting this key right now: wait for it, then begin again.
     Draining,
     Ask(Ticket),
@@ -69,6 +69,8 @@ pub(crate) enum BeginWrite {
 pub(crate) struct Fallback {
     /// Without a server the shadow is all there is: nothing is dirty and nothing gets stale.
     server: bool,
+    writes: bool,
+    counters: bool,
     stripes: [Mutex<u64>; STRIPES],
     hasher: RandomState,
     shadow: Shadow,
@@ -85,6 +87,8 @@ impl Fallback {
         let max_stale = server.then_some(config.max_stale);
         Self {
             server,
+            writes: config.mode == Mode::On,
+            counters: config.counters,
             stripes: std::array::from_fn(|_| Mutex::new(0)),
             hasher: RandomState::new(),
             shadow: Shadow::new(config.max_entries, config.max_bytes, max_stale),
@@ -101,6 +105,24 @@ impl Fallback {
         self.dirty_keys.load(Ordering::Acquire)
     }
 
+    /// Entries and bytes of values seen, about.
+    pub(crate) fn size(&self) -> (u64, u64) {
+        self.shadow.size()
+    }
+
+    /// Frees what has expired.
+    pub(crate) fn tidy(&self) {
+        self.shadow.tidy();
+    }
+
+    /// Whether this change may be made here while the server is away.
+    pub(crate) const fn takes(&self, change: &Change) -> bool {
+        match change {
+            Change::Add(_) => self.writes && self.counters,
+            _ => self.writes,
+        }
+    }
+
     fn stripe(&self, key: &Bytes) -> MutexGuard<'_, u64> {
         let hash = self.hasher.hash_one(key);
         let index = usize::try_from(hash % STRIPES as u64).unwrap_or_default();
@@ -111,64 +133,59 @@ impl Fallback {
         self.dirty.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Before a read is sent.
-    pub(crate) fn begin_read(&self, slot: &Slot, now: Instant) -> BeginRead {
-        let generation = self.stripe(&slot.key);
-        if self.dirty_keys() > 0
-            && let Some(answer) = self.dirty().read(slot, now)
-        {
-            return BeginRead::Local(answer);
+    /// Before a question is sent.
+    pub(crate) fn begin_read<Q: Query>(&self, query: &Q, now: Instant) -> BeginRead<Q::Found> {
+        let generation = self.stripe(query.key());
+        if self.dirty_keys() > 0 {
+            match query.dirty(&self.dirty(), now) {
+                Standing::Dirty(known) => return BeginRead::Local(known),
+                Standing::Mixed => return BeginRead::Mixed,
+                Standing::Clean => {}
+            }
         }
         BeginRead::Ask(Ticket(*generation))
     }
 
-    /// The server answered a read that was sent at `sent`. Gives what to tell the caller: a write
-    /// may have gone to the dirty map meanwhile.
-    pub(crate) fn filled(
+    /// The server answered a question that was sent at `sent`. Gives what memory knows better: a
+    /// write may have been kept here meanwhile.
+    pub(crate) fn filled<Q: Query>(
         &self,
-        slot: &Slot,
+        query: &Q,
         ticket: Ticket,
-        answer: Option<Bytes>,
+        found: &Q::Found,
         sent: Instant,
-        now: Instant,
-    ) -> Result<Option<Bytes>, Refusal> {
-        let generation = self.stripe(&slot.key);
-        if self.dirty_keys() > 0
-            && let Some(answer) = self.dirty().read(slot, now)
-        {
-            return answer;
-        }
-        if *generation == ticket.0 {
-            match &answer {
-                // Too large to keep is a miss later.
-                Some(value) => {
-                    let _ = self.shadow.store(slot, value.clone(), sent, None);
-                }
-                None => {
-                    self.shadow.forget(slot);
-                }
+    ) -> Option<Result<Known<Q::Found>, Refusal>> {
+        let generation = self.stripe(query.key());
+        if self.dirty_keys() > 0 {
+            let now = Instant::now();
+            let dirty = self.dirty();
+            match query.dirty(&dirty, now) {
+                Standing::Clean => {}
+                Standing::Dirty(known) => return Some(known),
+                Standing::Mixed => return Some(query.memory(&dirty, &self.shadow, now)),
             }
         }
-        Ok(answer)
+        if *generation == ticket.0 {
+            query.keep(&self.shadow, found, sent);
+        }
+        None
     }
 
     /// The server is away.
-    pub(crate) fn read(&self, slot: &Slot, now: Instant) -> Result<Option<Bytes>, Refusal> {
-        let _stripe = self.stripe(&slot.key);
-        match self.dirty().read(slot, now) {
-            Some(answer) => answer,
-            None => self.shadow.read(slot, now),
-        }
+    pub(crate) fn read<Q: Query>(
+        &self,
+        query: &Q,
+        now: Instant,
+    ) -> Result<Known<Q::Found>, Refusal> {
+        let _stripe = self.stripe(query.key());
+        query.memory(&self.dirty(), &self.shadow, now)
     }
 
     /// Before a write is sent: what was seen of this slot is no longer true.
-    pub(crate) fn begin_write(&self, slot: &Slot, change: &Change, now: Instant) -> BeginWrite {
+    pub(crate) fn begin_write(&self, slot: &Slot) -> BeginWrite {
         let mut generation = self.stripe(&slot.key);
         if self.dirty_keys() > 0 && self.dirty().owns(slot) {
-            if *self.draining.borrow() {
-                return BeginWrite::Draining;
-            }
-            return BeginWrite::Local(self.write_locked(&mut generation, slot, change, now));
+            return if *self.draining.borrow() { BeginWrite::Draining } else { BeginWrite::Local };
         }
         *generation += 1;
         self.shadow.forget(slot);
@@ -178,65 +195,81 @@ impl Fallback {
     /// The server acknowledged a write that was sent at `sent`. With another write of this client
     /// since, nobody knows whose value the server holds, so nothing is kept.
     pub(crate) fn landed(&self, slot: &Slot, change: &Change, ticket: Ticket, sent: Instant) {
-        let generation = self.stripe(&slot.key);
-        match change {
-            Change::Put { value, ttl } if *generation == ticket.0 => {
-                let deadline = ttl.and_then(|ttl| sent.checked_add(ttl));
-                let _ = self.shadow.store(slot, value.clone(), sent, deadline);
-            }
-            _ => {
-                self.shadow.forget(slot);
-            }
-        }
-    }
-
-    /// The server is away: the write stays here, or is refused.
-    pub(crate) fn write(
-        &self,
-        slot: &Slot,
-        change: &Change,
-        now: Instant,
-    ) -> Result<bool, Refusal> {
         let mut generation = self.stripe(&slot.key);
-        self.write_locked(&mut generation, slot, change, now)
+        let alone = *generation == ticket.0;
+        // Answers to what was asked before this write reached the server may still come.
+        *generation += 1;
+        self.shadow.forget(slot);
+        if let (Change::Put { value, ttl }, true) = (change, alone) {
+            let held = Held { value: value.clone(), at: sent, life: Life::of(*ttl, sent) };
+            // Too large to keep is a miss later.
+            let _ = self.shadow.store(slot, held);
+        }
     }
 
-    fn write_locked(
-        &self,
-        generation: &mut u64,
-        slot: &Slot,
-        change: &Change,
-        now: Instant,
-    ) -> Result<bool, Refusal> {
-        // As the server would: a field cannot be written into a text, SET and DEL take any type.
-        let known = match self.shadow.read(slot, now) {
-            Ok(value) => value.is_some(),
-            Err(refusal) if slot.field.is_some() && !self.dirty().owns(slot) => {
-                return Err(refusal);
+    /// Before a command is sent that only the server can do; `false` while one of its keys is dirty.
+    pub(crate) fn begin_direct(&self, keys: &[Bytes], effect: OnKeys) -> bool {
+        if self.dirty_keys() > 0 {
+            let dirty = self.dirty();
+            if keys.iter().any(|key| dirty.touches(key)) {
+                return false;
             }
-            Err(_) => true,
-        };
-        if !self.server {
-            return match change {
-                Change::Put { value, ttl } => {
-                    let deadline = ttl.and_then(|ttl| now.checked_add(ttl));
-                    self.shadow.store(slot, value.clone(), now, deadline).map(|()| known)
-                }
-                Change::Remove => {
-                    self.shadow.forget(slot);
-                    Ok(known)
-                }
-            };
         }
+        self.end_direct(keys, effect);
+        true
+    }
+
+    /// After it, however it ended.
+    pub(crate) fn end_direct(&self, keys: &[Bytes], effect: OnKeys) {
+        if effect == OnKeys::Reads {
+            return;
+        }
+        for key in keys {
+            let mut generation = self.stripe(key);
+            *generation += 1;
+            self.shadow.forget(&Slot { key: key.clone(), field: None });
+        }
+    }
+
+    /// Nothing that was seen is true any more.
+    pub(crate) fn forget_all(&self) {
+        for stripe in &self.stripes {
+            *stripe.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+        }
+        self.shadow.clear();
+    }
+
+    /// The server is away: the write stays here, or is refused. Gives what the server would: a
+    /// counter's new value, else 1 if there was something to change, else 0.
+    pub(crate) fn write(&self, slot: &Slot, change: &Change, now: Instant) -> Result<i64, Refusal> {
+        if !self.takes(change) {
+            return Err(Refusal::Unavailable);
+        }
+        let mut generation = self.stripe(&slot.key);
         let mut dirty = self.dirty();
-        let was_dirty = dirty.owns(slot);
-        let existed = dirty.write(slot, change, now)?;
+        let known = match dirty.read(slot, now) {
+            Standing::Dirty(known) => known,
+            // Fields were written here, so that it is a hash.
+            Standing::Mixed => Err(Refusal::WrongType),
+            Standing::Clean => self.shadow.read(slot, now),
+        };
+        let Some((held, answer)) = applied(slot, change, known, now)? else { return Ok(0) };
+        if !self.server {
+            drop(dirty);
+            match held {
+                Some(held) => self.shadow.store(slot, held)?,
+                None => self.shadow.forget(slot),
+            }
+            return Ok(answer);
+        }
+        dirty.write(slot, held.map(Held::alone), now)?;
         self.dirty_keys.store(dirty.len(), Ordering::Release);
         drop(dirty);
         *generation += 1;
         self.shadow.forget(slot);
+        drop(generation);
         self.any_dirty.send_if_modified(|any| !std::mem::replace(any, true));
-        Ok(if was_dirty { existed } else { known })
+        Ok(answer)
     }
 
     /// Resolves once something is dirty.
@@ -246,12 +279,9 @@ impl Fallback {
         let _ = any.wait_for(|any| *any).await;
     }
 
-    /// Waits until the recovery in progress has told how it ended, no longer than its caller may.
-    pub(crate) async fn until_drained(&self, limit: Option<Duration>) {
-        let mut draining = self.draining.subscribe();
-        let quiet = draining.wait_for(|draining| !*draining);
-        let limit = limit.map_or(DRAIN_WAIT, |limit| limit.min(DRAIN_WAIT));
-        let _ = tokio::time::timeout(limit, quiet).await;
+    /// Hears of each beginning and end of a batch of the recovery.
+    pub(crate) fn drains(&self) -> watch::Receiver<bool> {
+        self.draining.subscribe()
     }
 
     /// One recovery at a time, whatever the number of runtimes.
@@ -266,6 +296,64 @@ impl Fallback {
         let tasks = self.dirty().batch(size);
         Drain { fallback: self, tasks }
     }
+}
+
+/// What a command does to the keys it names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum OnKeys {
+    Reads,
+    MayChange,
+}
+
+/// What a change makes of what was there, and what it answers; `None` when it changes nothing.
+#[allow(clippy::type_complexity, reason = "a name would say less")]
+fn applied(
+    slot: &Slot,
+    change: &Change,
+    known: Result<Known<Held>, Refusal>,
+    now: Instant,
+) -> Result<Option<(Option<Held>, i64)>, Refusal> {
+    // SET and DEL do not mind the type; a field can only be written into a hash.
+    let any_type = slot.field.is_none();
+    let existed = || match &known {
+        Ok(Known::Here { .. }) => Ok(1),
+        Ok(_) => Ok(0),
+        Err(Refusal::WrongType) if any_type => Ok(1),
+        Err(refusal) => Err(*refusal),
+    };
+    Ok(Some(match change {
+        Change::Put { value, ttl } => {
+            let existed = existed()?;
+            let held = Held { value: value.clone(), at: now, life: Life::of(*ttl, now) };
+            (Some(held), existed)
+        }
+        Change::Remove => (None, existed()?),
+        Change::Expire(ttl) => match known {
+            Ok(Known::Here { what, .. }) => match (ttl, what.life) {
+                (None, Life::Forever) => return Ok(None),
+                (None, Life::Unknown) => return Err(Refusal::Unavailable),
+                (ttl, _) => (Some(Held { life: Life::of(*ttl, now), ..what }), 1),
+            },
+            Ok(Known::Absent) => return Ok(None),
+            // Of a hash, or of a key that the server may hold, too little is known.
+            _ => return Err(Refusal::Unavailable),
+        },
+        Change::Add(n) => {
+            let (old, life) = match known? {
+                Known::Here { what, .. } => (whole_number(&what.value)?, what.life),
+                _ => (0, Life::Forever),
+            };
+            let sum = old.checked_add(*n).ok_or(Refusal::NotANumber)?;
+            let value = Bytes::from(sum.to_string());
+            (Some(Held { value, at: now, life }), sum)
+        }
+    }))
+}
+
+/// As strict as the server: no sign `+`, no spaces, no leading zeros.
+fn whole_number(text: &[u8]) -> Result<i64, Refusal> {
+    let number = std::str::from_utf8(text).ok().and_then(|text| text.parse::<i64>().ok());
+    number.filter(|n| n.to_string().as_bytes() == text).ok_or(Refusal::NotANumber)
 }
 
 /// A batch being deleted at the server.
@@ -299,5 +387,7 @@ impl Drop for Drain<'_> {
     }
 }
 
+#[cfg(test)]
+mod model;
 #[cfg(test)]
 mod tests;

@@ -1,9 +1,10 @@
-//! The check of a probe: one PING under its own short timeout, past the breaker.
+//! The check of a probe: PING and ROLE under their own short timeout, past the breaker.
 
 use crate::{
     client::{RedisClient, RedisState},
     command::{Command, IfAway, Raw},
     link::Gate,
+    value::Value,
 };
 use mainstay_policy::{Health, HealthStatus};
 use std::time::{Duration, Instant};
@@ -11,7 +12,8 @@ use std::time::{Duration, Instant};
 const TIMEOUT: Duration = Duration::from_secs(1);
 
 impl RedisClient {
-    /// Sends a PING; degraded when the fallback answers for the server. Takes at most 1 s and never
+    /// Sends a PING and asks for the server's role; degraded when the fallback answers for the server,
+    /// or when it is a replica. The detail says which tier answers. Takes at most 1 s and never
     /// feeds the breaker.
     pub async fn health_check(&self) -> Health {
         let started = Instant::now();
@@ -48,18 +50,37 @@ impl RedisClient {
             Gate::Open => {}
         }
         let left = deadline.saturating_duration_since(Instant::now());
+        // Sent together. The client's user may not be allowed to ask for the role.
         let ping = Command::Raw(Raw::ping());
-        match tokio::time::timeout(left, line.send(&ping, IfAway::Fail, Some(left))).await {
-            Ok(Ok(_)) => {}
-            Ok(Err(error)) => return away(error.to_string()),
+        let ask = Command::Raw(Raw { name: "ROLE".into(), ..Raw::ping() });
+        let both = async {
+            let send = |command| line.send(command, IfAway::Fail, Some(left));
+            tokio::join!(send(&ping), send(&ask))
+        };
+        let role = match tokio::time::timeout(left, both).await {
+            Ok((Ok(_), role)) => role,
+            Ok((Err(error), _)) => return away(error.to_string()),
             Err(_) => return away("no answer to PING within 1 s".to_owned()),
-        }
+        };
+        let role = match role {
+            Ok(Value::Array(parts)) => parts.into_iter().next().and_then(Value::into_bytes),
+            _ => None,
+        };
+        let role = match role.as_deref() {
+            Some(b"master") => "PING answered by a master",
+            Some(b"slave") => {
+                let detail =
+                    "PING answered by a replica, which takes no writes; Redis answers reads";
+                return (HealthStatus::Degraded, detail.to_owned());
+            }
+            _ => "PING answered",
+        };
         match self.state() {
-            RedisState::Connected => (HealthStatus::Healthy, "PING answered".to_owned()),
-            RedisState::Degraded => away("PING answered, but the breaker is open".to_owned()),
+            RedisState::Connected => (HealthStatus::Healthy, format!("{role}; Redis answers")),
+            RedisState::Degraded => away(format!("{role}, but the breaker is open")),
             RedisState::Recovering => (
                 HealthStatus::Degraded,
-                format!("PING answered; {} keys are still served from memory", self.dirty_keys()),
+                format!("{role}; {} keys are still served from memory", self.dirty_keys()),
             ),
         }
     }

@@ -37,20 +37,36 @@
 //! | `tls` | `rediss://` |
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
+mod answer;
 mod classify;
 mod client;
 mod command;
 mod config;
 mod fallback;
+mod hashes;
 mod health;
+mod json;
 mod link;
+mod load;
+mod many;
+mod numbers;
+mod query;
 mod recovery;
+mod run;
+mod scan;
+mod strings;
 mod value;
 
+pub use answer::{Answer, Source};
 pub use classify::RedisFailure;
-pub use client::{RedisClient, RedisState, Set};
+pub use client::{RedisClient, RedisState};
 pub use config::{
     FallbackConfig, RedisClientBuilder, all_redis_clients, get_redis_client,
     get_redis_client_named, set_redis_client,
 };
+pub use json::Json;
+pub use load::{Load, LoadFailure};
+pub use query::Ttl;
+pub use run::Run;
+pub use strings::{Set, SetIf};
 pub use value::{FromValue, ToValue, Value};

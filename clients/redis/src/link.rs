@@ -9,6 +9,8 @@ mod peer;
 mod sentinel;
 mod slots;
 
+pub(crate) use driver::milliseconds;
+
 use crate::{
     classify::RedisFailure,
     command::{Command, IfAway},
@@ -165,7 +167,6 @@ impl Line {
     }
 
     /// The servers that hold keys, to be asked one by one; a single one needs no name.
-    #[allow(dead_code, reason = "for scan, which comes next")]
     pub(crate) fn nodes(&self) -> Vec<Node> {
         match &self.0 {
             Servers::Cluster(cluster) => {
@@ -176,7 +177,6 @@ impl Line {
     }
 
     /// What commands on several keys can be sent together: the same number is the same place.
-    #[allow(dead_code, reason = "for mget, which comes next")]
     pub(crate) fn place(&self, key: &[u8]) -> u16 {
         match &self.0 {
             Servers::Cluster(_) => Cluster::slot(key),

@@ -6,6 +6,7 @@ use crate::{
     command::{Command, IfAway, RECOVER, Raw},
     fallback::Fallback,
     link::Line,
+    numbers::Numbers,
 };
 use futures_util::future::try_join_all;
 use mainstay_policy::Policy;
@@ -14,18 +15,23 @@ use std::{sync::Arc, time::Duration};
 /// After the round trip that opened the gate: bytes of the lost connection may still be unread at
 /// the server, and a write among them must not land after its key was deleted.
 const SETTLE: Duration = Duration::from_millis(100);
+const TIDY: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_millis(200);
 /// Sent together.
 const BATCH: usize = 64;
 
 /// Runs as long as the link does.
 pub(crate) async fn run(fallback: Arc<Fallback>, policy: Policy, line: Arc<Line>) {
+    let numbers = Numbers::of(policy.name());
     loop {
-        fallback.until_dirty().await;
+        // The cache has no threads: what has expired is freed here while nobody calls.
+        while tokio::time::timeout(TIDY, fallback.until_dirty()).await.is_err() {
+            fallback.tidy();
+        }
         line.until_up().await;
         tokio::time::sleep(SETTLE).await;
         let _turn = fallback.recovery_turn().await;
-        while let Some(wait) = step(&fallback, &policy, &line).await {
+        while let Some(wait) = step(&fallback, &policy, &line, &numbers).await {
             if !wait.is_zero() {
                 tokio::time::sleep(wait).await;
                 // The connection may be another one by now.
@@ -36,7 +42,12 @@ pub(crate) async fn run(fallback: Arc<Fallback>, policy: Policy, line: Arc<Line>
 }
 
 /// One batch; gives how long to wait before the next, if one is needed.
-async fn step(fallback: &Fallback, policy: &Policy, line: &Arc<Line>) -> Option<Duration> {
+async fn step(
+    fallback: &Fallback,
+    policy: &Policy,
+    line: &Arc<Line>,
+    numbers: &Numbers,
+) -> Option<Duration> {
     let drain = fallback.drain(BATCH);
     if drain.tasks.is_empty() {
         return None;
@@ -56,6 +67,8 @@ async fn step(fallback: &Fallback, policy: &Policy, line: &Arc<Line>) -> Option<
         Ok(_) => {
             let count = drain.tasks.len();
             let left = drain.acknowledge();
+            numbers.recovered(count);
+            numbers.dirty(fallback.dirty_keys());
             tracing::debug!(db.system.name = "redis", count, "keys written offline deleted");
             if !left {
                 tracing::info!(db.system.name = "redis", "recovered from the fallback");

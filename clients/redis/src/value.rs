@@ -41,6 +41,31 @@ impl fmt::Debug for Value {
 }
 
 impl Value {
+    /// The number, if it is a whole one.
+    #[must_use]
+    pub const fn as_integer(&self) -> Option<i64> {
+        match self {
+            Self::Integer(n) => Some(*n),
+            _ => None,
+        }
+    }
+
+    /// The answer as a type: of a text or a number; `None` of nothing.
+    ///
+    /// # Errors
+    /// When it is several answers, or no `T`.
+    pub fn to<T: FromValue>(self) -> Result<Option<T>, Error> {
+        match self {
+            Self::Nil => Ok(None),
+            Self::Bytes(bytes) => T::from_value(bytes).map(Some),
+            Self::Integer(n) => T::from_value(n.to_string().into()).map(Some),
+            Self::Double(n) => T::from_value(n.to_string().into()).map(Some),
+            Self::Boolean(_) | Self::Array(_) | Self::Map(_) => {
+                Err(Error::invalid("redis: the answer is no single value; match on the Value"))
+            }
+        }
+    }
+
     /// The bytes of a text.
     pub(crate) fn into_bytes(self) -> Option<Bytes> {
         match self {
@@ -58,47 +83,40 @@ impl Value {
 /// A value that can be stored.
 pub trait ToValue {
     /// The bytes to store.
-    fn to_value(self) -> Bytes;
+    ///
+    /// # Errors
+    /// When the value has no such form.
+    fn to_value(self) -> Result<Bytes, Error>;
 }
 
-impl ToValue for Bytes {
-    fn to_value(self) -> Bytes {
-        self
-    }
+macro_rules! to_value {
+    ($($type:ty: $self:ident => $bytes:expr;)+) => {$(
+        impl ToValue for $type {
+            fn to_value($self) -> Result<Bytes, Error> {
+                Ok($bytes)
+            }
+        }
+    )+};
 }
 
-impl ToValue for String {
-    fn to_value(self) -> Bytes {
-        self.into()
-    }
-}
-
-impl ToValue for Vec<u8> {
-    fn to_value(self) -> Bytes {
-        self.into()
-    }
-}
-
-impl ToValue for &str {
-    fn to_value(self) -> Bytes {
-        Bytes::copy_from_slice(self.as_bytes())
-    }
-}
-
-impl ToValue for &String {
-    fn to_value(self) -> Bytes {
-        self.as_str().to_value()
-    }
-}
-
-impl ToValue for &[u8] {
-    fn to_value(self) -> Bytes {
-        Bytes::copy_from_slice(self)
-    }
+to_value! {
+    Bytes: self => self;
+    &Bytes: self => self.clone();
+    String: self => self.into();
+    Vec<u8>: self => self.into();
+    &str: self => Bytes::copy_from_slice(self.as_bytes());
+    &String: self => Bytes::copy_from_slice(self.as_bytes());
+    &[u8]: self => Bytes::copy_from_slice(self);
+    &Vec<u8>: self => Bytes::copy_from_slice(self);
+    i32: self => self.to_string().into();
+    i64: self => self.to_string().into();
+    u32: self => self.to_string().into();
+    u64: self => self.to_string().into();
+    f64: self => self.to_string().into();
 }
 
 impl<const N: usize> ToValue for &[u8; N] {
-    fn to_value(self) -> Bytes {
+    fn to_value(self) -> Result<Bytes, Error> {
         self.as_slice().to_value()
     }
 }
@@ -132,3 +150,20 @@ impl FromValue for String {
         })
     }
 }
+
+macro_rules! from_value {
+    ($($type:ty)+) => {$(
+        impl FromValue for $type {
+            fn from_value(bytes: Bytes) -> Result<Self, Error> {
+                let text = std::str::from_utf8(&bytes).ok();
+                text.and_then(|text| text.parse().ok()).ok_or_else(|| {
+                    Error::invalid(concat!(
+                        "redis: the value is no ", stringify!($type), "; read it as String to see it"
+                    ))
+                })
+            }
+        }
+    )+};
+}
+
+from_value!(i32 i64 u32 u64 f64);

@@ -3,8 +3,11 @@
 //!
 //! A function of calls and of the time they carry; the lock is the owner's.
 
-use super::Refusal;
-use crate::command::{Change, Slot};
+use super::{
+    Refusal,
+    known::{Held, Known, Pairs, Standing},
+};
+use crate::command::Slot;
 use bytes::Bytes;
 use std::{collections::HashMap, time::Instant};
 
@@ -13,13 +16,13 @@ const OVERHEAD: usize = 64;
 
 enum Whole {
     Gone,
-    Value { value: Bytes, deadline: Option<Instant> },
+    Text(Held),
 }
 
 impl Whole {
-    fn live(&self, now: Instant) -> Option<&Bytes> {
+    fn live(&self, now: Instant) -> Option<&Held> {
         match self {
-            Self::Value { value, deadline } if deadline.is_none_or(|d| now < d) => Some(value),
+            Self::Text(held) if !held.life.is_over(now) => Some(held),
             // An expired value is still newer than what the server holds: a tombstone.
             _ => None,
         }
@@ -27,7 +30,7 @@ impl Whole {
 
     fn len(&self) -> usize {
         match self {
-            Self::Value { value, .. } => value.len(),
+            Self::Text(held) => held.value.len(),
             Self::Gone => 0,
         }
     }
@@ -37,9 +40,15 @@ struct Entry {
     /// `None`: only the fields below are dirty.
     whole: Option<Whole>,
     /// `None`: a tombstone.
-    fields: HashMap<Bytes, Option<Bytes>>,
+    fields: HashMap<Bytes, Option<Held>>,
     sequence: u64,
     bytes: usize,
+}
+
+impl Entry {
+    fn is_hash(&self) -> bool {
+        self.fields.values().any(Option::is_some)
+    }
 }
 
 /// One key to delete at the server; without fields, the whole key.
@@ -67,23 +76,51 @@ impl Dirty {
         self.keys.len()
     }
 
-    /// The answer if this slot is dirty.
-    pub(crate) fn read(&self, slot: &Slot, now: Instant) -> Option<Result<Option<Bytes>, Refusal>> {
-        let entry = self.keys.get(&slot.key)?;
-        let live = entry.whole.as_ref().map(|whole| whole.live(now).cloned());
-        match (&slot.field, live) {
-            (None, None) => None,
-            (None, Some(Some(value))) => Some(Ok(Some(value))),
-            (None, Some(None)) if entry.fields.values().any(Option::is_some) => {
-                Some(Err(Refusal::WrongType))
-            }
-            (None, Some(None)) => Some(Ok(None)),
-            (Some(_), Some(Some(_))) => Some(Err(Refusal::WrongType)),
+    /// Whether anything of this key was written here.
+    pub(crate) fn touches(&self, key: &Bytes) -> bool {
+        self.keys.contains_key(key)
+    }
+
+    /// What is known of a slot, if anything of it was written here.
+    pub(crate) fn read(&self, slot: &Slot, now: Instant) -> Standing<Held> {
+        let Some(entry) = self.keys.get(&slot.key) else { return Standing::Clean };
+        let here = |held: &Held| Known::Here { what: held.clone(), at: held.at };
+        let text = entry.whole.as_ref().map(|whole| whole.live(now));
+        Standing::Dirty(match (&slot.field, text) {
+            (None, Some(Some(held))) => Ok(here(held)),
+            (None, _) if entry.is_hash() => Err(Refusal::WrongType),
+            (None, Some(None)) => Ok(Known::Absent),
+            (None, None) => return Standing::Mixed,
+            (Some(_), Some(Some(_))) => Err(Refusal::WrongType),
             (Some(field), whole) => match entry.fields.get(field) {
-                Some(value) => Some(Ok(value.clone())),
-                None => whole.map(|_| Ok(None)),
+                Some(held) => Ok(held.as_ref().map_or(Known::Absent, here)),
+                None if whole.is_some() => Ok(Known::Absent),
+                None => return Standing::Clean,
             },
+        })
+    }
+
+    /// All fields of a hash, if the server's are of no account any more.
+    pub(crate) fn read_all(&self, key: &Bytes, now: Instant) -> Standing<Pairs> {
+        let Some(entry) = self.keys.get(key) else { return Standing::Clean };
+        let Some(whole) = &entry.whole else { return Standing::Mixed };
+        if whole.live(now).is_some() {
+            return Standing::Dirty(Err(Refusal::WrongType));
         }
+        let mut pairs = Vec::new();
+        self.overlay(key, &mut pairs);
+        let at = entry.fields.values().flatten().map(|held| held.at).max();
+        Standing::Dirty(Ok(at.map_or(Known::Absent, |at| Known::Here { what: pairs, at })))
+    }
+
+    /// Puts the fields written here over those seen before.
+    pub(crate) fn overlay(&self, key: &Bytes, pairs: &mut Pairs) {
+        let Some(entry) = self.keys.get(key) else { return };
+        pairs.retain(|(field, _)| !entry.fields.contains_key(field));
+        let written = entry.fields.iter();
+        pairs.extend(
+            written.filter_map(|(f, held)| Some((f.clone(), held.as_ref()?.value.clone()))),
+        );
     }
 
     /// Whether a write of this slot must stay here: sent now, it would be deleted by the recovery,
@@ -95,35 +132,21 @@ impl Dirty {
         })
     }
 
-    /// Takes a write; says whether a value was here before it.
+    /// Takes a value, or a tombstone; the owner has checked the type.
     pub(crate) fn write(
         &mut self,
         slot: &Slot,
-        change: &Change,
+        held: Option<Held>,
         now: Instant,
-    ) -> Result<bool, Refusal> {
-        let existed = match self.read(slot, now) {
-            Some(Err(refusal)) if slot.field.is_some() => return Err(refusal),
-            // SET and DEL do not mind the type.
-            Some(Err(_)) => true,
-            Some(Ok(value)) => value.is_some(),
-            None => false,
-        };
+    ) -> Result<(), Refusal> {
         match &slot.field {
-            None => self.write_key(&slot.key, change, now)?,
-            Some(field) => self.write_field(&slot.key, field, change, now)?,
+            None => self.write_key(&slot.key, held),
+            Some(field) => self.write_field(&slot.key, field, held, now),
         }
-        Ok(existed)
     }
 
-    fn write_key(&mut self, key: &Bytes, change: &Change, now: Instant) -> Result<(), Refusal> {
-        let whole = match change {
-            Change::Put { value, ttl } => {
-                let deadline = ttl.and_then(|ttl| now.checked_add(ttl));
-                Whole::Value { value: value.clone(), deadline }
-            }
-            Change::Remove => Whole::Gone,
-        };
+    fn write_key(&mut self, key: &Bytes, held: Option<Held>) -> Result<(), Refusal> {
+        let whole = held.map_or(Whole::Gone, Whole::Text);
         let bytes = key.len() + OVERHEAD + whole.len();
         let old = self.keys.get(key);
         let (old_count, old_bytes) = old.map_or((0, 0), |e| (1 + e.fields.len(), e.bytes));
@@ -138,16 +161,13 @@ impl Dirty {
         &mut self,
         key: &Bytes,
         field: &Bytes,
-        change: &Change,
+        held: Option<Held>,
         now: Instant,
     ) -> Result<(), Refusal> {
-        let value = match change {
-            Change::Put { value, .. } => Some(value.clone()),
-            Change::Remove => None,
+        let cost = |held: &Option<Held>| {
+            field.len() + OVERHEAD + held.as_ref().map_or(0, |held| held.value.len())
         };
-        let cost =
-            |value: &Option<Bytes>| field.len() + OVERHEAD + value.as_ref().map_or(0, Bytes::len);
-        let (mut count, mut bytes, mut old_count, mut old_bytes) = (1, cost(&value), 0, 0);
+        let (mut count, mut bytes, mut old_count, mut old_bytes) = (1, cost(&held), 0, 0);
         match self.keys.get(key) {
             None => {
                 count += 1;
@@ -170,7 +190,7 @@ impl Dirty {
         });
         entry.sequence = sequence;
         entry.bytes = entry.bytes + bytes - old_bytes;
-        entry.fields.insert(field.clone(), value);
+        entry.fields.insert(field.clone(), held);
         // A field can only be written once the value has expired, so that it is a tombstone now.
         if let Some(whole) = entry.whole.as_mut().filter(|whole| whole.live(now).is_none()) {
             let freed = whole.len();
@@ -225,31 +245,40 @@ impl Dirty {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::known::Life, *};
     use std::time::Duration;
 
-    fn put(value: &'static str) -> Change {
-        Change::Put { value: Bytes::from_static(value.as_bytes()), ttl: None }
+    fn put(value: &str) -> Option<Held> {
+        Some(Held {
+            value: Bytes::copy_from_slice(value.as_bytes()),
+            at: Instant::now(),
+            life: Life::Forever,
+        })
     }
 
-    fn text(answer: Option<Result<Option<Bytes>, Refusal>>) -> Option<Option<String>> {
-        answer.map(|a| a.unwrap().map(|b| String::from_utf8(b.into()).unwrap()))
-    }
-
-    fn some(text: &str) -> Option<Option<String>> {
-        Some(Some(text.to_owned()))
+    /// What is read: `?` for what the server knows, `-` for what is gone.
+    fn read(dirty: &Dirty, slot: &Slot, now: Instant) -> String {
+        match dirty.read(slot, now) {
+            Standing::Clean => "?".to_owned(),
+            Standing::Mixed => "mixed".to_owned(),
+            Standing::Dirty(Err(refusal)) => format!("{refusal:?}"),
+            Standing::Dirty(Ok(Known::Here { what, .. })) => {
+                String::from_utf8(what.value.into()).unwrap()
+            }
+            Standing::Dirty(Ok(_)) => "-".to_owned(),
+        }
     }
 
     #[test]
     fn the_newest_write_wins_and_a_tombstone_is_an_answer() {
         let (mut dirty, now) = (Dirty::new(10, 10_000), Instant::now());
         let k = Slot::key("k");
-        assert_eq!(text(dirty.read(&k, now)), None);
-        assert!(!dirty.write(&k, &put("1"), now).unwrap());
-        assert!(dirty.write(&k, &put("2"), now).unwrap());
-        assert_eq!(text(dirty.read(&k, now)), some("2"));
-        assert!(dirty.write(&k, &Change::Remove, now).unwrap());
-        assert_eq!(text(dirty.read(&k, now)), Some(None));
+        assert_eq!(read(&dirty, &k, now), "?");
+        dirty.write(&k, put("1"), now).unwrap();
+        dirty.write(&k, put("2"), now).unwrap();
+        assert_eq!(read(&dirty, &k, now), "2");
+        dirty.write(&k, None, now).unwrap();
+        assert_eq!(read(&dirty, &k, now), "-");
         assert!(dirty.owns(&k));
     }
 
@@ -257,16 +286,16 @@ mod tests {
     fn an_expired_value_stays_dirty() {
         let (mut dirty, now) = (Dirty::new(10, 10_000), Instant::now());
         let k = Slot::key("k");
-        let value = Bytes::from_static(b"v");
-        let ttl = Some(Duration::from_secs(1));
-        dirty.write(&k, &Change::Put { value, ttl }, now).unwrap();
         let later = now + Duration::from_secs(1);
-        assert_eq!(text(dirty.read(&k, later)), Some(None));
+        let held = put("v").map(|held| Held { life: Life::Until(later), ..held });
+        dirty.write(&k, held, now).unwrap();
+        assert_eq!(read(&dirty, &k, now), "v");
+        assert_eq!(read(&dirty, &k, later), "-");
         assert_eq!(dirty.batch(9).len(), 1);
         // Then it may become a hash.
-        dirty.write(&Slot::field("k", "f"), &put("1"), later).unwrap();
-        assert_eq!(text(dirty.read(&Slot::field("k", "f"), later)), some("1"));
-        assert!(matches!(dirty.read(&k, later), Some(Err(Refusal::WrongType))));
+        dirty.write(&Slot::field("k", "f"), put("1"), later).unwrap();
+        assert_eq!(read(&dirty, &Slot::field("k", "f"), later), "1");
+        assert_eq!(read(&dirty, &k, later), "WrongType");
         let tasks = dirty.batch(9);
         assert!(tasks[0].fields.is_empty(), "the whole key goes");
         dirty.acknowledge(&tasks[0]);
@@ -277,55 +306,59 @@ mod tests {
     fn fields_are_dirty_one_by_one() {
         let (mut dirty, now) = (Dirty::new(10, 10_000), Instant::now());
         let (f, g) = (Slot::field("k", "f"), Slot::field("k", "g"));
-        dirty.write(&f, &put("1"), now).unwrap();
-        assert_eq!(text(dirty.read(&f, now)), some("1"));
-        assert_eq!(text(dirty.read(&g, now)), None, "the server knows this one");
+        dirty.write(&f, put("1"), now).unwrap();
+        assert_eq!(read(&dirty, &f, now), "1");
+        assert_eq!(read(&dirty, &g, now), "?", "the server knows this one");
+        assert!(matches!(dirty.read_all(&Bytes::from("k"), now), Standing::Mixed));
         assert!(!dirty.owns(&g));
         assert!(dirty.owns(&Slot::key("k")));
-        dirty.write(&f, &Change::Remove, now).unwrap();
-        assert_eq!(text(dirty.read(&f, now)), Some(None));
+        dirty.write(&f, None, now).unwrap();
+        assert_eq!(read(&dirty, &f, now), "-");
+        assert_eq!(read(&dirty, &Slot::key("k"), now), "mixed");
         assert_eq!(dirty.batch(9)[0].fields.len(), 1);
-        dirty.write(&Slot::key("k"), &Change::Remove, now).unwrap();
-        assert_eq!(text(dirty.read(&g, now)), Some(None), "the whole hash is gone");
+        dirty.write(&Slot::key("k"), None, now).unwrap();
+        assert_eq!(read(&dirty, &g, now), "-", "the whole hash is gone");
         assert!(dirty.owns(&g));
+        dirty.write(&g, put("2"), now).unwrap();
+        let all = dirty.read_all(&Bytes::from("k"), now);
+        let Standing::Dirty(Ok(Known::Here { what, .. })) = all else { panic!("all is known") };
+        assert_eq!(what, [(Bytes::from("g"), Bytes::from("2"))]);
     }
 
     #[test]
-    fn a_field_of_a_text_is_refused_as_redis_does() {
+    fn a_field_of_a_text_is_of_the_wrong_type() {
         let (mut dirty, now) = (Dirty::new(10, 10_000), Instant::now());
-        dirty.write(&Slot::key("k"), &put("1"), now).unwrap();
-        let f = Slot::field("k", "f");
-        assert!(matches!(dirty.write(&f, &put("1"), now), Err(Refusal::WrongType)));
-        assert!(matches!(dirty.read(&f, now), Some(Err(Refusal::WrongType))));
+        dirty.write(&Slot::key("k"), put("1"), now).unwrap();
+        assert_eq!(read(&dirty, &Slot::field("k", "f"), now), "WrongType");
     }
 
     #[test]
     fn full_refuses_what_grows_and_loses_nothing() {
         let now = Instant::now();
         let mut dirty = Dirty::new(2, 10_000);
-        dirty.write(&Slot::key("a"), &put("1"), now).unwrap();
-        dirty.write(&Slot::key("b"), &put("1"), now).unwrap();
-        assert!(matches!(dirty.write(&Slot::key("c"), &put("1"), now), Err(Refusal::Full)));
-        dirty.write(&Slot::key("a"), &put("2"), now).unwrap();
+        dirty.write(&Slot::key("a"), put("1"), now).unwrap();
+        dirty.write(&Slot::key("b"), put("1"), now).unwrap();
+        assert_eq!(dirty.write(&Slot::key("c"), put("1"), now), Err(Refusal::Full));
+        dirty.write(&Slot::key("a"), put("2"), now).unwrap();
         let mut dirty = Dirty::new(9, 2 * OVERHEAD);
-        dirty.write(&Slot::key("a"), &put("12345678"), now).unwrap();
-        assert!(matches!(dirty.write(&Slot::key("b"), &put(""), now), Err(Refusal::Full)));
-        dirty.write(&Slot::key("a"), &Change::Remove, now).unwrap();
-        assert_eq!(text(dirty.read(&Slot::key("a"), now)), Some(None));
-        assert_eq!(text(dirty.read(&Slot::key("b"), now)), None);
+        dirty.write(&Slot::key("a"), put("12345678"), now).unwrap();
+        assert_eq!(dirty.write(&Slot::key("b"), put(""), now), Err(Refusal::Full));
+        dirty.write(&Slot::key("a"), None, now).unwrap();
+        assert_eq!(read(&dirty, &Slot::key("a"), now), "-");
+        assert_eq!(read(&dirty, &Slot::key("b"), now), "?");
     }
 
     #[test]
     fn a_write_during_the_recovery_keeps_its_key_dirty() {
         let (mut dirty, now) = (Dirty::new(10, 10_000), Instant::now());
         let k = Slot::key("k");
-        dirty.write(&k, &put("1"), now).unwrap();
+        dirty.write(&k, put("1"), now).unwrap();
         let tasks = dirty.batch(9);
-        dirty.write(&k, &put("2"), now).unwrap();
+        dirty.write(&k, put("2"), now).unwrap();
         dirty.acknowledge(&tasks[0]);
-        assert_eq!(text(dirty.read(&k, now)), some("2"));
+        assert_eq!(read(&dirty, &k, now), "2");
         dirty.acknowledge(&dirty.batch(9).remove(0));
-        assert_eq!(text(dirty.read(&k, now)), None);
+        assert_eq!(read(&dirty, &k, now), "?");
     }
 
     /// Whatever is written, the books agree with what is held.
@@ -339,19 +372,18 @@ mod tests {
         };
         for step in 0..20_000 {
             let key = format!("k{}", next(12));
+            let now = now + Duration::from_millis(step / 10);
             let slot = match next(2) {
                 0 => Slot::key(key),
                 _ => Slot::field(key, format!("f{}", next(5))),
             };
-            let ttl = (next(3) == 0).then(|| Duration::from_millis(next(50)));
-            let change = match next(3) {
-                0 => Change::Remove,
-                _ => {
-                    Change::Put { value: vec![0; usize::try_from(next(300)).unwrap()].into(), ttl }
-                }
+            let life = match next(3) {
+                0 => Life::Until(now + Duration::from_millis(next(50))),
+                _ => Life::Forever,
             };
-            let now = now + Duration::from_millis(step / 10);
-            let _ = dirty.write(&slot, &change, now);
+            let value = Bytes::from(vec![0; usize::try_from(next(300)).unwrap()]);
+            let held = (next(3) > 0).then_some(Held { value, at: now, life });
+            let _ = dirty.write(&slot, held, now);
             if next(50) == 0 {
                 for task in dirty.batch(usize::try_from(next(5)).unwrap()) {
                     dirty.acknowledge(&task);
@@ -359,10 +391,8 @@ mod tests {
             }
             let count: usize = dirty.keys.values().map(|e| 1 + e.fields.len()).sum();
             let held = |(key, e): (&Bytes, &Entry)| {
-                let fields = e
-                    .fields
-                    .iter()
-                    .map(|(f, v)| f.len() + OVERHEAD + v.as_ref().map_or(0, Bytes::len));
+                let length = |held: &Option<Held>| held.as_ref().map_or(0, |h| h.value.len());
+                let fields = e.fields.iter().map(|(f, held)| f.len() + OVERHEAD + length(held));
                 key.len()
                     + OVERHEAD
                     + e.whole.as_ref().map_or(0, Whole::len)

@@ -3,7 +3,10 @@
 //! Losing an entry is a miss, so the cache may drop what it likes. The owner orders the calls on
 //! one key.
 
-use super::Refusal;
+use super::{
+    Refusal,
+    known::{Held, Known, Life, Pairs},
+};
 use crate::command::Slot;
 use bytes::Bytes;
 use moka::{Expiry, policy::EvictionPolicy, sync::Cache};
@@ -13,24 +16,36 @@ use std::{
     time::{Duration, Instant},
 };
 
-const OVERHEAD: u64 = 64;
-
-#[derive(Clone)]
-struct Seen {
-    value: Bytes,
-    at: Instant,
-    deadline: Option<Instant>,
-}
+/// What an entry of this cache costs beside its bytes: measured, see `examples/memory.rs`.
+const OVERHEAD: u64 = 400;
+const FIELD_OVERHEAD: u64 = 160;
 
 #[derive(Default)]
 struct Fields {
-    seen: HashMap<Bytes, Seen>,
+    seen: HashMap<Bytes, Held>,
     bytes: u64,
+    /// When all of them were seen, unless this client has changed one since.
+    complete: Option<Instant>,
+}
+
+impl Fields {
+    fn put(&mut self, field: &Bytes, held: Held) {
+        self.bytes += field_weight(field, &held);
+        if let Some(old) = self.seen.insert(field.clone(), held) {
+            self.bytes -= field_weight(field, &old);
+        }
+    }
+
+    fn remove(&mut self, field: &Bytes) {
+        if let Some(old) = self.seen.remove(field) {
+            self.bytes -= field_weight(field, &old);
+        }
+    }
 }
 
 #[derive(Clone)]
 enum Shadowed {
-    Text(Seen),
+    Text(Held),
     Hash(Arc<Mutex<Fields>>),
 }
 
@@ -44,8 +59,10 @@ struct Deadline;
 impl Deadline {
     fn left(value: &Shadowed, now: Instant) -> Option<Duration> {
         match value {
-            Shadowed::Text(seen) => seen.deadline.map(|d| d.saturating_duration_since(now)),
-            Shadowed::Hash(_) => None,
+            Shadowed::Text(Held { life: Life::Until(end), .. }) => {
+                Some(end.saturating_duration_since(now))
+            }
+            _ => None,
         }
     }
 }
@@ -93,48 +110,66 @@ impl Shadow {
         Self { cache: builder.build(), max_bytes, max_stale }
     }
 
-    pub(crate) fn read(&self, slot: &Slot, now: Instant) -> Result<Option<Bytes>, Refusal> {
-        let seen = match (self.cache.get(&slot.key), &slot.field) {
+    fn recent(&self, at: Instant, now: Instant) -> bool {
+        self.max_stale.is_none_or(|max| now.saturating_duration_since(at) <= max)
+    }
+
+    fn fresh(&self, held: &Held, now: Instant) -> bool {
+        !held.life.is_over(now) && self.recent(held.at, now)
+    }
+
+    pub(crate) fn read(&self, slot: &Slot, now: Instant) -> Result<Known<Held>, Refusal> {
+        let held = match (self.cache.get(&slot.key), &slot.field) {
             (None, _) => None,
-            (Some(Shadowed::Text(seen)), None) => Some(seen),
+            (Some(Shadowed::Text(held)), None) => Some(held),
             (Some(Shadowed::Hash(fields)), Some(field)) => lock(&fields).seen.get(field).cloned(),
-            (Some(Shadowed::Text(seen)), Some(_)) if !self.fresh(&seen, now) => None,
+            (Some(Shadowed::Text(held)), Some(_)) if !self.fresh(&held, now) => None,
             (Some(Shadowed::Hash(fields)), None) if lock(&fields).seen.is_empty() => None,
             (Some(_), _) => return Err(Refusal::WrongType),
         };
-        Ok(seen.filter(|seen| self.fresh(seen, now)).map(|seen| seen.value))
+        let fresh = held.filter(|held| self.fresh(held, now));
+        Ok(fresh.map_or(Known::Unknown, |held| Known::Here { at: held.at, what: held }))
     }
 
-    fn fresh(&self, seen: &Seen, now: Instant) -> bool {
-        let age = now.saturating_duration_since(seen.at);
-        seen.deadline.is_none_or(|d| now < d) && self.max_stale.is_none_or(|max| age <= max)
+    /// All fields of a hash, if all are known.
+    pub(crate) fn read_all(&self, key: &Bytes, now: Instant) -> Result<Known<Pairs>, Refusal> {
+        let fields = match self.cache.get(key) {
+            None => return Ok(Known::Unknown),
+            Some(Shadowed::Text(held)) if !self.fresh(&held, now) => return Ok(Known::Unknown),
+            Some(Shadowed::Text(_)) => return Err(Refusal::WrongType),
+            Some(Shadowed::Hash(fields)) => fields,
+        };
+        let held = lock(&fields);
+        match held.complete.filter(|at| self.recent(*at, now)) {
+            Some(at) => {
+                let pair = |(field, held): (&Bytes, &Held)| (field.clone(), held.value.clone());
+                Ok(Known::Here { what: held.seen.iter().map(pair).collect(), at })
+            }
+            None if held.seen.values().any(|held| self.fresh(held, now)) => {
+                Err(Refusal::Unavailable)
+            }
+            None => Ok(Known::Unknown),
+        }
     }
 
     /// Keeps a value; refused if it is heavier than all there is room for.
-    pub(crate) fn store(
-        &self,
-        slot: &Slot,
-        value: Bytes,
-        at: Instant,
-        deadline: Option<Instant>,
-    ) -> Result<(), Refusal> {
-        let seen = Seen { value, at, deadline };
+    pub(crate) fn store(&self, slot: &Slot, held: Held) -> Result<(), Refusal> {
+        let held = held.alone();
         let shadowed = match &slot.field {
-            None => Shadowed::Text(seen),
+            None => Shadowed::Text(held),
             Some(field) => {
                 let fields = match self.cache.get(&slot.key) {
                     Some(Shadowed::Hash(fields)) => fields,
                     _ => Arc::default(),
                 };
-                let mut held = lock(&fields);
-                held.bytes += field_weight(field, &seen);
-                if let Some(old) = held.seen.insert(field.clone(), seen) {
-                    held.bytes -= field_weight(field, &old);
-                }
-                drop(held);
+                lock(&fields).put(field, held);
                 Shadowed::Hash(fields)
             }
         };
+        self.insert(slot, shadowed)
+    }
+
+    fn insert(&self, slot: &Slot, shadowed: Shadowed) -> Result<(), Refusal> {
         if weight(&slot.key, &shadowed) > self.max_bytes.min(u64::from(u32::MAX)) {
             self.forget(slot);
             return Err(Refusal::Full);
@@ -143,41 +178,98 @@ impl Shadow {
         Ok(())
     }
 
-    /// Drops what is known of this slot; says whether there was a value.
-    pub(crate) fn forget(&self, slot: &Slot) -> bool {
+    /// Keeps an answer of the server. Of a text that has not changed only the age may have: it is
+    /// written down again once it matters, as a look is half the price of a write.
+    pub(crate) fn seen(&self, slot: &Slot, value: Bytes, at: Instant) {
+        let mut life = Life::Unknown;
+        if slot.field.is_none()
+            && let Some(Shadowed::Text(old)) = self.cache.get(&slot.key)
+            && old.value == value
+            && self.fresh(&old, at)
+        {
+            let age = at.saturating_duration_since(old.at);
+            if self.max_stale.is_none_or(|max| age <= max / 8) {
+                return;
+            }
+            life = old.life;
+        }
+        // Too large to keep is a miss later.
+        let _ = self.store(slot, Held { value, at, life });
+    }
+
+    /// The server has no value for this slot.
+    pub(crate) fn seen_absent(&self, slot: &Slot) {
+        match (&slot.field, self.cache.get(&slot.key)) {
+            (Some(field), Some(Shadowed::Hash(fields))) => lock(&fields).remove(field),
+            (_, Some(_)) => self.cache.invalidate(&slot.key),
+            (_, None) => {}
+        }
+    }
+
+    /// The server's whole hash.
+    pub(crate) fn seen_all(&self, key: &Bytes, pairs: &Pairs, at: Instant) {
+        let slot = Slot { key: key.clone(), field: None };
+        if pairs.is_empty() {
+            return self.seen_absent(&slot);
+        }
+        let mut fields = Fields { complete: Some(at), ..Fields::default() };
+        for (field, value) in pairs {
+            let held = Held { value: value.clone(), at, life: Life::Unknown };
+            fields.put(&Bytes::copy_from_slice(field), held.alone());
+        }
+        let _ = self.insert(&slot, Shadowed::Hash(Arc::new(Mutex::new(fields))));
+    }
+
+    /// The server said how long a text lives.
+    pub(crate) fn seen_life(&self, key: &Bytes, life: Life) {
+        if let Some(Shadowed::Text(held)) = self.cache.get(key) {
+            self.cache.insert(key.clone(), Shadowed::Text(Held { life, ..held }));
+        }
+    }
+
+    /// Drops what is known of this slot.
+    pub(crate) fn forget(&self, slot: &Slot) {
         let Some(field) = &slot.field else {
-            return self.cache.remove(&slot.key).is_some();
+            return self.cache.invalidate(&slot.key);
         };
         match self.cache.get(&slot.key) {
-            None => false,
-            Some(Shadowed::Text(_)) => {
-                self.cache.invalidate(&slot.key);
-                false
-            }
+            None => {}
+            Some(Shadowed::Text(_)) => self.cache.invalidate(&slot.key),
             Some(Shadowed::Hash(fields)) => {
                 let mut held = lock(&fields);
-                let old = held.seen.remove(field);
-                if let Some(old) = &old {
-                    held.bytes -= field_weight(field, old);
-                }
+                held.remove(field);
+                held.complete = None;
                 let empty = held.seen.is_empty();
                 drop(held);
                 if empty {
                     self.cache.invalidate(&slot.key);
                 }
-                old.is_some()
             }
         }
     }
+
+    pub(crate) fn clear(&self) {
+        self.cache.invalidate_all();
+    }
+
+    /// Frees what has expired; the cache has no threads of its own.
+    pub(crate) fn tidy(&self) {
+        self.cache.run_pending_tasks();
+    }
+
+    /// Entries and bytes held, about.
+    pub(crate) fn size(&self) -> (u64, u64) {
+        (self.cache.entry_count(), self.cache.weighted_size())
+    }
 }
 
-fn field_weight(field: &Bytes, seen: &Seen) -> u64 {
-    (field.len() + seen.value.len()) as u64 + OVERHEAD
+fn field_weight(field: &Bytes, held: &Held) -> u64 {
+    (field.len() + held.value.len()) as u64 + FIELD_OVERHEAD
 }
 
 fn weight(key: &Bytes, value: &Shadowed) -> u64 {
     let value = match value {
-        Shadowed::Text(seen) => seen.value.len() as u64,
+        Shadowed::Text(held) => held.value.len() as u64,
         Shadowed::Hash(fields) => lock(fields).bytes,
     };
     key.len() as u64 + value + OVERHEAD
@@ -188,11 +280,22 @@ mod tests {
     use super::*;
 
     fn shadow(max_stale: Option<Duration>) -> Shadow {
-        Shadow::new(100, 10_000, max_stale)
+        Shadow::new(100, 100_000, max_stale)
     }
 
     fn value(text: &'static str) -> Bytes {
         Bytes::from_static(text.as_bytes())
+    }
+
+    fn held(text: &'static str, at: Instant, life: Life) -> Held {
+        Held { value: value(text), at, life }
+    }
+
+    fn read(shadow: &Shadow, slot: &Slot, now: Instant) -> Option<Bytes> {
+        match shadow.read(slot, now).unwrap() {
+            Known::Here { what, .. } => Some(what.value),
+            _ => None,
+        }
     }
 
     #[test]
@@ -200,49 +303,91 @@ mod tests {
         let (shadow, now) = (shadow(Some(Duration::from_secs(60))), Instant::now());
         let (k, l) = (Slot::key("k"), Slot::key("l"));
         let at = |seconds| now + Duration::from_secs(seconds);
-        shadow.store(&k, value("1"), now, Some(at(10))).unwrap();
-        shadow.store(&l, value("2"), now, None).unwrap();
-        assert_eq!(shadow.read(&k, at(9)).unwrap(), Some(value("1")));
-        assert_eq!(shadow.read(&k, at(10)).unwrap(), None);
-        assert_eq!(shadow.read(&l, at(60)).unwrap(), Some(value("2")));
-        assert_eq!(shadow.read(&l, at(61)).unwrap(), None);
+        shadow.store(&k, held("1", now, Life::Until(at(10)))).unwrap();
+        shadow.store(&l, held("2", now, Life::Forever)).unwrap();
+        assert_eq!(read(&shadow, &k, at(9)), Some(value("1")));
+        assert_eq!(read(&shadow, &k, at(10)), None);
+        assert_eq!(read(&shadow, &l, at(60)), Some(value("2")));
+        assert_eq!(read(&shadow, &l, at(61)), None);
     }
 
     #[test]
     fn a_value_without_lifetime_does_not_inherit_one() {
         let (shadow, now) = (shadow(None), Instant::now());
         let k = Slot::key("k");
-        shadow.store(&k, value("1"), now, Some(now + Duration::from_millis(20))).unwrap();
-        shadow.store(&k, value("2"), now, None).unwrap();
+        shadow.store(&k, held("1", now, Life::Until(now + Duration::from_millis(20)))).unwrap();
+        shadow.store(&k, held("2", now, Life::Forever)).unwrap();
         std::thread::sleep(Duration::from_millis(40));
-        assert_eq!(shadow.read(&k, Instant::now()).unwrap(), Some(value("2")));
+        assert_eq!(read(&shadow, &k, Instant::now()), Some(value("2")));
+    }
+
+    #[test]
+    fn the_server_s_answer_does_not_lengthen_the_life_this_client_gave() {
+        let (shadow, now) = (shadow(Some(Duration::from_secs(60))), Instant::now());
+        let k = Slot::key("k");
+        let at = |seconds| now + Duration::from_secs(seconds);
+        shadow.store(&k, held("1", now, Life::Until(at(50)))).unwrap();
+        shadow.seen(&k, value("1"), at(40));
+        assert_eq!(read(&shadow, &k, at(49)), Some(value("1")));
+        assert_eq!(read(&shadow, &k, at(50)), None);
+        // Another value is somebody else's, of whose life nothing is known.
+        shadow.seen(&k, value("2"), at(45));
+        assert_eq!(read(&shadow, &k, at(100)), Some(value("2")));
+    }
+
+    #[test]
+    fn an_answer_keeps_a_value_young() {
+        let (shadow, now) = (shadow(Some(Duration::from_secs(60))), Instant::now());
+        let k = Slot::key("k");
+        for seconds in (0..200).step_by(5) {
+            shadow.seen(&k, value("1"), now + Duration::from_secs(seconds));
+        }
+        assert_eq!(read(&shadow, &k, now + Duration::from_secs(240)), Some(value("1")));
+        assert_eq!(read(&shadow, &k, now + Duration::from_secs(260)), None);
     }
 
     #[test]
     fn fields_come_and_go_one_by_one() {
         let (shadow, now) = (shadow(None), Instant::now());
         let (f, g) = (Slot::field("k", "f"), Slot::field("k", "g"));
-        shadow.store(&f, value("1"), now, None).unwrap();
-        shadow.store(&g, value("2"), now, None).unwrap();
-        assert_eq!(shadow.read(&f, now).unwrap(), Some(value("1")));
-        assert!(matches!(shadow.read(&Slot::key("k"), now), Err(Refusal::WrongType)));
-        assert!(shadow.forget(&f));
-        assert_eq!(shadow.read(&f, now).unwrap(), None);
-        assert_eq!(shadow.read(&g, now).unwrap(), Some(value("2")));
-        assert!(shadow.forget(&g));
-        assert_eq!(shadow.read(&Slot::key("k"), now).unwrap(), None);
+        shadow.store(&f, held("1", now, Life::Forever)).unwrap();
+        shadow.store(&g, held("2", now, Life::Forever)).unwrap();
+        assert_eq!(read(&shadow, &f, now), Some(value("1")));
+        assert_eq!(shadow.read(&Slot::key("k"), now), Err(Refusal::WrongType));
+        shadow.forget(&f);
+        assert_eq!(read(&shadow, &f, now), None);
+        assert_eq!(read(&shadow, &g, now), Some(value("2")));
+        shadow.forget(&g);
+        assert_eq!(shadow.read(&Slot::key("k"), now), Ok(Known::Unknown));
+    }
+
+    #[test]
+    fn a_hash_is_whole_once_seen_whole_and_until_this_client_changes_it() {
+        let (shadow, now) = (shadow(Some(Duration::from_secs(60))), Instant::now());
+        let (key, f) = (Bytes::from("k"), Slot::field("k", "f"));
+        assert_eq!(shadow.read_all(&key, now), Ok(Known::Unknown));
+        shadow.seen(&f, value("1"), now);
+        assert_eq!(shadow.read_all(&key, now), Err(Refusal::Unavailable), "there may be others");
+        let pairs = vec![(value("f"), value("1"))];
+        shadow.seen_all(&key, &pairs, now);
+        assert_eq!(shadow.read_all(&key, now), Ok(Known::Here { what: pairs, at: now }));
+        assert_eq!(read(&shadow, &f, now), Some(value("1")));
+        let later = now + Duration::from_secs(61);
+        assert_eq!(shadow.read_all(&key, later), Ok(Known::Unknown));
+        shadow.forget(&Slot::field("k", "g"));
+        assert_eq!(shadow.read_all(&key, now), Err(Refusal::Unavailable));
     }
 
     #[test]
     fn it_holds_no_more_than_its_room() {
         let (shadow, now) = (shadow(None), Instant::now());
         for n in 0..1000 {
-            shadow.store(&Slot::key(format!("k{n}")), value("v"), now, None).unwrap();
+            shadow.store(&Slot::key(format!("k{n}")), held("v", now, Life::Forever)).unwrap();
         }
-        shadow.cache.run_pending_tasks();
-        assert!(shadow.cache.entry_count() <= 100, "{}", shadow.cache.entry_count());
-        assert_eq!(shadow.read(&Slot::key("k999"), now).unwrap(), Some(value("v")));
-        let heavy = Bytes::from(vec![0; 20_000]);
-        assert!(matches!(shadow.store(&Slot::key("h"), heavy, now, None), Err(Refusal::Full)));
+        shadow.tidy();
+        assert!(shadow.size().0 <= 100, "{:?}", shadow.size());
+        assert_eq!(read(&shadow, &Slot::key("k999"), now), Some(value("v")));
+        let heavy = Held { value: vec![0; 200_000].into(), at: now, life: Life::Forever };
+        assert_eq!(shadow.store(&Slot::key("h"), heavy), Err(Refusal::Full));
     }
 }

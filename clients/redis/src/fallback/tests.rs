@@ -1,4 +1,6 @@
 use super::*;
+use crate::query::{All, Exists, Get, Ttl, TtlOf};
+use std::time::Duration;
 
 fn fallback(server: bool) -> Fallback {
     let config = FallbackConfig::new().max_dirty_entries(50);
@@ -13,17 +15,42 @@ fn bytes(text: &str) -> Option<Bytes> {
     Some(Bytes::copy_from_slice(text.as_bytes()))
 }
 
+fn value<T: Default>(known: Result<Known<T>, Refusal>) -> Result<T, Refusal> {
+    Ok(match known? {
+        Known::Here { what, .. } => what,
+        Known::Absent | Known::Unknown => T::default(),
+    })
+}
+
 fn ask_read(fallback: &Fallback, slot: &Slot) -> Ticket {
-    match fallback.begin_read(slot, Instant::now()) {
+    match fallback.begin_read(&Get(slot.clone()), Instant::now()) {
         BeginRead::Ask(ticket) => ticket,
-        BeginRead::Local(_) => panic!("answered here"),
+        _ => panic!("answered here"),
     }
 }
 
-fn ask_write(fallback: &Fallback, slot: &Slot, change: &Change) -> Ticket {
-    match fallback.begin_write(slot, change, Instant::now()) {
+fn ask_write(fallback: &Fallback, slot: &Slot) -> Ticket {
+    match fallback.begin_write(slot) {
         BeginWrite::Ask(ticket) => ticket,
         _ => panic!("kept here"),
+    }
+}
+
+fn read(fallback: &Fallback, slot: &Slot, now: Instant) -> Result<Option<Bytes>, Refusal> {
+    value(fallback.read(&Get(slot.clone()), now))
+}
+
+/// What the caller is told when the server has answered.
+fn filled(
+    fallback: &Fallback,
+    slot: &Slot,
+    ticket: Ticket,
+    answer: Option<Bytes>,
+    sent: Instant,
+) -> Result<Option<Bytes>, Refusal> {
+    match fallback.filled(&Get(slot.clone()), ticket, &answer, sent) {
+        Some(known) => value(known),
+        None => Ok(answer),
     }
 }
 
@@ -31,77 +58,82 @@ fn ask_write(fallback: &Fallback, slot: &Slot, change: &Change) -> Ticket {
 fn an_answer_asked_for_before_a_write_is_not_kept() {
     let (fallback, k, now) = (fallback(true), Slot::key("k"), Instant::now());
     let early = ask_read(&fallback, &k);
-    let write = ask_write(&fallback, &k, &put("new"));
+    let write = ask_write(&fallback, &k);
     fallback.landed(&k, &put("new"), write, now);
-    assert_eq!(fallback.filled(&k, early, bytes("old"), now, now), Ok(bytes("old")));
-    assert_eq!(fallback.read(&k, now), Ok(bytes("new")));
+    assert_eq!(filled(&fallback, &k, early, bytes("old"), now), Ok(bytes("old")));
+    assert_eq!(read(&fallback, &k, now), Ok(bytes("new")));
 }
 
 #[test]
 fn of_two_writes_in_flight_neither_is_kept_unless_it_was_the_last() {
     let (fallback, k, now) = (fallback(true), Slot::key("k"), Instant::now());
-    let first = ask_write(&fallback, &k, &put("1"));
-    let second = ask_write(&fallback, &k, &put("2"));
+    let first = ask_write(&fallback, &k);
+    let second = ask_write(&fallback, &k);
     fallback.landed(&k, &put("2"), second, now);
-    assert_eq!(fallback.read(&k, now), Ok(bytes("2")));
+    assert_eq!(read(&fallback, &k, now), Ok(bytes("2")));
     fallback.landed(&k, &put("1"), first, now);
-    assert_eq!(fallback.read(&k, now), Ok(None));
+    assert_eq!(read(&fallback, &k, now), Ok(None));
 }
 
 #[test]
 fn a_write_that_failed_leaves_no_older_value() {
     let (fallback, k, now) = (fallback(true), Slot::key("k"), Instant::now());
-    let read = ask_read(&fallback, &k);
-    fallback.filled(&k, read, bytes("old"), now, now).unwrap();
-    ask_write(&fallback, &k, &put("new"));
-    assert_eq!(fallback.read(&k, now), Ok(None));
+    let asked = ask_read(&fallback, &k);
+    filled(&fallback, &k, asked, bytes("old"), now).unwrap();
+    ask_write(&fallback, &k);
+    assert_eq!(read(&fallback, &k, now), Ok(None));
 }
 
 #[test]
 fn a_write_kept_here_leaves_no_value_read_while_it_was_in_flight() {
     let (fallback, k, now) = (fallback(true), Slot::key("k"), Instant::now());
-    ask_write(&fallback, &k, &put("new"));
-    let read = ask_read(&fallback, &k);
-    fallback.filled(&k, read, bytes("old"), now, now).unwrap();
+    ask_write(&fallback, &k);
+    let asked = ask_read(&fallback, &k);
+    filled(&fallback, &k, asked, bytes("old"), now).unwrap();
     fallback.write(&k, &put("new"), now).unwrap();
     fallback.drain(9).acknowledge();
-    assert_eq!(fallback.read(&k, now), Ok(None));
+    assert_eq!(read(&fallback, &k, now), Ok(None));
 }
 
 #[test]
 fn a_read_in_flight_gives_the_value_written_here_meanwhile() {
     let (fallback, k, now) = (fallback(true), Slot::key("k"), Instant::now());
-    let read = ask_read(&fallback, &k);
-    assert_eq!(fallback.write(&k, &put("local"), now), Ok(false));
-    assert_eq!(fallback.filled(&k, read, bytes("old"), now, now), Ok(bytes("local")));
+    let asked = ask_read(&fallback, &k);
+    assert_eq!(fallback.write(&k, &put("local"), now), Ok(0));
+    assert_eq!(filled(&fallback, &k, asked, bytes("old"), now), Ok(bytes("local")));
 }
 
 #[test]
 fn dirty_keys_are_answered_here_until_acknowledged() {
     let (fallback, k, now) = (fallback(true), Slot::key("k"), Instant::now());
     fallback.write(&k, &put("1"), now).unwrap();
-    let is_local = || matches!(fallback.begin_read(&k, now), BeginRead::Local(Ok(Some(_))));
+    let is_local = || {
+        matches!(
+            fallback.begin_read(&Get(k.clone()), now),
+            BeginRead::Local(Ok(Known::Here { .. }))
+        )
+    };
     assert!(is_local());
     let drain = fallback.drain(9);
     assert!(is_local());
-    assert!(matches!(fallback.begin_write(&k, &put("2"), now), BeginWrite::Draining));
+    assert!(matches!(fallback.begin_write(&k), BeginWrite::Draining));
     drop(drain);
     assert!(is_local(), "not acknowledged");
-    assert!(matches!(fallback.begin_write(&k, &put("2"), now), BeginWrite::Local(Ok(true))));
+    assert!(matches!(fallback.begin_write(&k), BeginWrite::Local));
     assert!(!fallback.drain(9).acknowledge());
     assert!(!is_local());
     assert_eq!(fallback.dirty_keys(), 0);
-    assert_eq!(fallback.read(&k, now), Ok(None), "nothing older comes back");
+    assert_eq!(read(&fallback, &k, now), Ok(None), "nothing older comes back");
 }
 
 #[test]
 fn a_deleted_key_is_known_to_be_gone() {
     let (fallback, k, now) = (fallback(true), Slot::key("k"), Instant::now());
-    let write = ask_write(&fallback, &k, &put("1"));
+    let write = ask_write(&fallback, &k);
     fallback.landed(&k, &put("1"), write, now);
-    assert_eq!(fallback.write(&k, &Change::Remove, now), Ok(true));
-    assert_eq!(fallback.read(&k, now), Ok(None));
-    assert_eq!(fallback.write(&k, &Change::Remove, now), Ok(false));
+    assert_eq!(fallback.write(&k, &Change::Remove, now), Ok(1));
+    assert_eq!(read(&fallback, &k, now), Ok(None));
+    assert_eq!(fallback.write(&k, &Change::Remove, now), Ok(0));
 }
 
 #[test]
@@ -111,13 +143,13 @@ fn types_are_kept_apart_as_redis_does() {
             (fallback(server), Slot::key("k"), Slot::field("k", "f"), Instant::now());
         fallback.write(&k, &put("1"), now).unwrap();
         assert_eq!(fallback.write(&f, &put("2"), now), Err(Refusal::WrongType));
-        assert_eq!(fallback.read(&f, now), Err(Refusal::WrongType));
-        assert_eq!(fallback.write(&k, &Change::Remove, now), Ok(true));
+        assert_eq!(read(&fallback, &f, now), Err(Refusal::WrongType));
+        assert_eq!(fallback.write(&k, &Change::Remove, now), Ok(1));
         fallback.write(&f, &put("2"), now).unwrap();
-        assert_eq!(fallback.read(&f, now), Ok(bytes("2")));
-        assert_eq!(fallback.read(&k, now), Err(Refusal::WrongType));
+        assert_eq!(read(&fallback, &f, now), Ok(bytes("2")));
+        assert_eq!(read(&fallback, &k, now), Err(Refusal::WrongType));
         fallback.write(&k, &put("3"), now).unwrap();
-        assert_eq!(fallback.read(&k, now), Ok(bytes("3")));
+        assert_eq!(read(&fallback, &k, now), Ok(bytes("3")));
     }
 }
 
@@ -129,229 +161,140 @@ fn without_a_server_nothing_gets_dirty_or_full() {
     }
     assert_eq!(fallback.dirty_keys(), 0);
     let tomorrow = now + Duration::from_secs(86_400);
-    assert_eq!(fallback.read(&Slot::key("k999"), tomorrow), Ok(bytes("v")));
+    assert_eq!(read(&fallback, &Slot::key("k999"), tomorrow), Ok(bytes("v")));
 }
 
-/// A server that applies commands in the order they were sent, loses connections, and may have
-/// applied what it did not answer; calls overlap in every order. A read must never give a value
-/// that another successful write had wholly replaced before the read began.
 #[test]
-fn no_read_is_older_than_the_last_successful_write() {
-    for seed in 0..300 {
-        Model::new(seed).run(400);
+fn an_answer_that_comes_after_the_write_it_was_asked_before_is_not_kept() {
+    let (fallback, k, now) = (fallback(true), Slot::key("k"), Instant::now());
+    let write = ask_write(&fallback, &k);
+    // Asked while the write was on its way, and answered before it at the server.
+    let asked = ask_read(&fallback, &k);
+    fallback.landed(&k, &put("new"), write, now);
+    assert_eq!(filled(&fallback, &k, asked, bytes("old"), now), Ok(bytes("old")));
+    assert_eq!(read(&fallback, &k, now), Ok(bytes("new")));
+}
+
+#[test]
+fn what_only_the_server_does_leaves_nothing_behind_here() {
+    let (fallback, k, now) = (fallback(true), Slot::key("k"), Instant::now());
+    let keys = [k.key.clone()];
+    let write = ask_write(&fallback, &k);
+    fallback.landed(&k, &put("1"), write, now);
+    assert!(fallback.begin_direct(&keys, OnKeys::Reads));
+    assert_eq!(read(&fallback, &k, now), Ok(bytes("1")));
+    assert!(fallback.begin_direct(&keys, OnKeys::MayChange));
+    assert_eq!(read(&fallback, &k, now), Ok(None));
+    let asked = ask_read(&fallback, &k);
+    fallback.end_direct(&keys, OnKeys::MayChange);
+    filled(&fallback, &k, asked, bytes("1"), now).unwrap();
+    assert_eq!(read(&fallback, &k, now), Ok(None));
+    fallback.write(&k, &put("2"), now).unwrap();
+    assert!(!fallback.begin_direct(&keys, OnKeys::Reads), "the server does not know of it yet");
+}
+
+#[test]
+fn lifetimes_move_with_what_memory_knows_and_with_nothing_else() {
+    for server in [true, false] {
+        let (fallback, k, now) = (fallback(server), Slot::key("k"), Instant::now());
+        let (secs, at) = (Duration::from_secs, |seconds| now + Duration::from_secs(seconds));
+        let ttl = |slot: &Slot, now| value(fallback.read(&TtlOf(slot.clone()), now));
+        let expire = |ttl, now| fallback.write(&k, &Change::Expire(ttl), now);
+        assert_eq!(ttl(&k, now), Ok(Ttl::Missing));
+        assert_eq!(expire(Some(secs(1)), now), Err(Refusal::Unavailable), "the server may have it");
+        fallback.write(&k, &put("1"), now).unwrap();
+        assert_eq!(ttl(&k, now), Ok(Ttl::Forever));
+        assert_eq!(expire(None, now), Ok(0));
+        assert_eq!(expire(Some(secs(10)), now), Ok(1));
+        assert_eq!(ttl(&k, at(4)), Ok(Ttl::Left(secs(6))));
+        assert_eq!(expire(None, at(4)), Ok(1));
+        assert_eq!(read(&fallback, &k, at(20)), Ok(bytes("1")));
+        assert_eq!(expire(Some(secs(10)), now), Ok(1));
+        assert_eq!(read(&fallback, &k, at(10)), Ok(None));
+        let h = Slot::field("h", "f");
+        fallback.write(&h, &put("1"), now).unwrap();
+        assert_eq!(ttl(&Slot::key("h"), now), Err(Refusal::Unavailable));
     }
 }
 
-struct Model {
-    fallback: Fallback,
-    seed: u64,
-    clock: u64,
-    up: bool,
-    server: std::collections::HashMap<(usize, bool), u64>,
-    calls: Vec<Call>,
-    /// Begin and successful end of each write, by value; with its slot.
-    writes: Vec<Written>,
+#[test]
+fn a_text_seen_at_the_server_has_a_lifetime_once_that_was_asked_for() {
+    let (fallback, k, now) = (fallback(true), Slot::key("k"), Instant::now());
+    let asked = ask_read(&fallback, &k);
+    filled(&fallback, &k, asked, bytes("1"), now).unwrap();
+    assert_eq!(fallback.read(&TtlOf(k.clone()), now), Err(Refusal::Unavailable));
+    let left = Duration::from_secs(9);
+    let BeginRead::Ask(ticket) = fallback.begin_read(&TtlOf(k.clone()), now) else { panic!() };
+    assert!(fallback.filled(&TtlOf(k.clone()), ticket, &Ttl::Left(left), now).is_none());
+    assert_eq!(value(fallback.read(&TtlOf(k.clone()), now)), Ok(Ttl::Left(left)));
+    assert_eq!(read(&fallback, &k, now + left), Ok(None));
 }
 
-#[derive(Clone, Copy)]
-struct Written {
-    slot: (usize, bool),
-    begin: u64,
-    end: Option<u64>,
+#[test]
+fn a_hash_is_told_whole_or_not_at_all() {
+    let (fallback, key, now) = (fallback(true), Bytes::from("h"), Instant::now());
+    let pair = |f: &str, v: &str| {
+        (Bytes::copy_from_slice(f.as_bytes()), Bytes::copy_from_slice(v.as_bytes()))
+    };
+    let all = || {
+        let known = fallback.read(&All(key.clone()), now);
+        value(known).map(|mut pairs| {
+            pairs.sort();
+            pairs
+        })
+    };
+    assert_eq!(all(), Ok(Vec::new()), "nothing is known");
+    fallback.write(&Slot::field("h", "f"), &put("1"), now).unwrap();
+    assert_eq!(all(), Err(Refusal::Unavailable), "the server may hold more");
+    assert!(matches!(fallback.begin_read(&All(key.clone()), now), BeginRead::Mixed));
+    assert!(matches!(fallback.begin_read(&Exists(Slot::key("h")), now), BeginRead::Local(_)));
+    fallback.drain(9).acknowledge();
+    let BeginRead::Ask(ticket) = fallback.begin_read(&All(key.clone()), now) else { panic!() };
+    let seen = vec![pair("a", "1"), pair("b", "2")];
+    assert!(fallback.filled(&All(key.clone()), ticket, &seen, now).is_none());
+    assert_eq!(all(), Ok(seen));
+    fallback.write(&Slot::field("h", "b"), &Change::Remove, now).unwrap();
+    fallback.write(&Slot::field("h", "c"), &put("3"), now).unwrap();
+    assert_eq!(
+        all(),
+        Err(Refusal::Unavailable),
+        "what was seen of the rest is gone with the write"
+    );
+    fallback.write(&Slot::key("h"), &Change::Remove, now).unwrap();
+    assert_eq!(all(), Ok(Vec::new()));
+    fallback.write(&Slot::field("h", "d"), &put("4"), now).unwrap();
+    assert_eq!(all(), Ok(vec![pair("d", "4")]), "made here, so that all of it is known");
 }
 
-struct Call {
-    slot: (usize, bool),
-    ticket: Ticket,
-    begin: u64,
-    /// The write's value; `None` for a read.
-    writes: Option<(u64, bool)>,
-    progress: Progress,
+#[test]
+fn counters_count_here_only_if_they_may() {
+    let now = Instant::now();
+    let k = Slot::key("k");
+    assert_eq!(fallback(true).write(&k, &Change::Add(1), now), Err(Refusal::Unavailable));
+    assert_eq!(fallback(false).write(&k, &Change::Add(1), now), Err(Refusal::Unavailable));
+    let counting = Fallback::new(&FallbackConfig::new().count_offline(), true);
+    let add = |n| counting.write(&k, &Change::Add(n), now);
+    assert_eq!(add(5), Ok(5));
+    assert_eq!(add(-7), Ok(-2));
+    assert_eq!(read(&counting, &k, now), Ok(bytes("-2")));
+    assert_eq!(add(i64::MIN), Err(Refusal::NotANumber), "too small");
+    for text in ["", " 1", "+1", "01", "1.5", "x", "9223372036854775808"] {
+        counting.write(&k, &put(text), now).unwrap();
+        assert_eq!(add(1), Err(Refusal::NotANumber), "{text:?}");
+    }
+    counting.write(&Slot::field("h", "f"), &Change::Add(2), now).unwrap();
+    assert_eq!(counting.write(&Slot::field("h", "f"), &Change::Add(2), now), Ok(4));
+    assert_eq!(counting.write(&Slot::key("h"), &Change::Add(2), now), Err(Refusal::WrongType));
 }
 
-enum Progress {
-    Sent,
-    Answered(Option<u64>),
-    Lost,
-}
-
-const KEYS: usize = 3;
-
-impl Model {
-    fn new(seed: u64) -> Self {
-        Self {
-            fallback: fallback(true),
-            seed: seed * 2 + 1,
-            clock: 0,
-            up: true,
-            server: Default::default(),
-            calls: Vec::new(),
-            writes: Vec::new(),
-        }
-    }
-
-    fn dice(&mut self, n: u64) -> u64 {
-        self.seed = self.seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(99_991);
-        (self.seed >> 33) % n
-    }
-
-    fn slot((key, field): (usize, bool)) -> Slot {
-        // Fields and texts at keys of their own: types are tested elsewhere.
-        if field {
-            Slot::field(format!("h{}", key / 2), format!("f{key}"))
-        } else {
-            Slot::key(format!("k{key}"))
-        }
-    }
-
-    fn change(value: u64, remove: bool) -> Change {
-        if remove { Change::Remove } else { put(&value.to_string()) }
-    }
-
-    fn run(&mut self, steps: usize) {
-        for _ in 0..steps {
-            self.clock += 1;
-            match self.dice(20) {
-                0 => self.cut(),
-                1 => self.up = true,
-                2..=4 if self.up => self.recover(),
-                5..=9 => self.begin_read(),
-                10..=13 => self.begin_write(),
-                14..=16 => self.serve(),
-                _ => self.finish(),
-            }
-        }
-    }
-
-    fn serve(&mut self) {
-        if let Some(n) = self.calls.iter().position(|c| matches!(c.progress, Progress::Sent)) {
-            self.apply(n);
-        }
-    }
-
-    fn apply(&mut self, n: usize) {
-        let call = &mut self.calls[n];
-        match call.writes {
-            Some((_, true)) => drop(self.server.remove(&call.slot)),
-            Some((value, false)) => drop(self.server.insert(call.slot, value)),
-            None => {}
-        }
-        call.progress = Progress::Answered(self.server.get(&call.slot).copied());
-    }
-
-    /// What was sent may have been applied, in order, up to some command; nobody is told.
-    fn cut(&mut self) {
-        self.up = false;
-        for n in 0..self.calls.len() {
-            if matches!(self.calls[n].progress, Progress::Sent) {
-                if self.dice(2) == 0 {
-                    self.apply(n);
-                }
-                self.calls[n].progress = Progress::Lost;
-            }
-        }
-    }
-
-    fn recover(&mut self) {
-        // Behind what was sent before.
-        while self.calls.iter().any(|c| matches!(c.progress, Progress::Sent)) {
-            self.serve();
-        }
-        let lost = self.dice(4) == 0;
-        let drain = self.fallback.drain(2);
-        for task in &drain.tasks {
-            self.server.retain(|slot, _| {
-                let slot = Self::slot(*slot);
-                slot.key != task.key
-                    || !(task.fields.is_empty() || task.fields.contains(&slot.field.unwrap()))
-            });
-        }
-        if !lost {
-            drain.acknowledge();
-        }
-    }
-
-    fn pick(&mut self) -> (usize, bool) {
-        let key = usize::try_from(self.dice(KEYS as u64)).unwrap();
-        (key, self.dice(2) == 0)
-    }
-
-    fn begin_read(&mut self) {
-        let slot = self.pick();
-        let begin = self.clock;
-        match self.fallback.begin_read(&Self::slot(slot), Instant::now()) {
-            BeginRead::Local(answer) => self.check(slot, begin, answer.unwrap()),
-            BeginRead::Ask(ticket) => self.send(slot, ticket, begin, None),
-        }
-    }
-
-    fn begin_write(&mut self) {
-        let slot = self.pick();
-        let (value, remove, begin) = (self.writes.len() as u64, self.dice(4) == 0, self.clock);
-        self.writes.push(Written { slot, begin, end: None });
-        let change = Self::change(value, remove);
-        match self.fallback.begin_write(&Self::slot(slot), &change, Instant::now()) {
-            BeginWrite::Local(result) => self.wrote(value, result.is_ok()),
-            BeginWrite::Draining => unreachable!("recover() is one step"),
-            BeginWrite::Ask(ticket) => self.send(slot, ticket, begin, Some((value, remove))),
-        }
-    }
-
-    fn send(
-        &mut self,
-        slot: (usize, bool),
-        ticket: Ticket,
-        begin: u64,
-        writes: Option<(u64, bool)>,
-    ) {
-        let progress = if self.up { Progress::Sent } else { Progress::Lost };
-        self.calls.push(Call { slot, ticket, begin, writes, progress });
-    }
-
-    fn wrote(&mut self, value: u64, ok: bool) {
-        if ok {
-            self.writes[usize::try_from(value).unwrap()].end = Some(self.clock);
-        }
-    }
-
-    fn finish(&mut self) {
-        let done = |c: &Call| !matches!(c.progress, Progress::Sent);
-        let ready: Vec<_> = (0..self.calls.len()).filter(|n| done(&self.calls[*n])).collect();
-        if ready.is_empty() {
-            return;
-        }
-        let pick = usize::try_from(self.dice(ready.len() as u64)).unwrap();
-        let call = self.calls.remove(ready[pick]);
-        let (slot, now) = (Self::slot(call.slot), Instant::now());
-        match (call.writes, call.progress) {
-            (None, Progress::Answered(answer)) => {
-                let answer = answer.and_then(|v| bytes(&v.to_string()));
-                let told = self.fallback.filled(&slot, call.ticket, answer, now, now).unwrap();
-                self.check(call.slot, call.begin, told);
-            }
-            (None, _) => {
-                let told = self.fallback.read(&slot, now).unwrap();
-                self.check(call.slot, call.begin, told);
-            }
-            (Some((value, remove)), Progress::Answered(_)) => {
-                self.fallback.landed(&slot, &Self::change(value, remove), call.ticket, now);
-                self.wrote(value, true);
-            }
-            (Some((value, remove)), _) => {
-                let result = self.fallback.write(&slot, &Self::change(value, remove), now);
-                self.wrote(value, result.is_ok());
-            }
-        }
-    }
-
-    fn check(&self, slot: (usize, bool), begin: u64, told: Option<Bytes>) {
-        let Some(told) = told else { return };
-        let value: usize = std::str::from_utf8(&told).unwrap().parse().unwrap();
-        let Some(end) = self.writes[value].end else { return };
-        let newer = self
-            .writes
-            .iter()
-            .position(|w| w.slot == slot && w.begin > end && w.end.is_some_and(|end| end < begin));
-        assert!(newer.is_none(), "{slot:?}: read {value} at {begin}, after {newer:?}");
-    }
+#[test]
+fn read_only_takes_no_write() {
+    let fallback = Fallback::new(&FallbackConfig::read_only(), true);
+    let (k, now) = (Slot::key("k"), Instant::now());
+    assert_eq!(fallback.write(&k, &put("1"), now), Err(Refusal::Unavailable));
+    let asked = ask_read(&fallback, &k);
+    filled(&fallback, &k, asked, bytes("1"), now).unwrap();
+    assert_eq!(read(&fallback, &k, now), Ok(bytes("1")));
+    ask_write(&fallback, &k);
+    assert_eq!(read(&fallback, &k, now), Ok(None), "a write that failed leaves no older value");
 }

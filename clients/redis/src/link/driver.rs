@@ -2,7 +2,7 @@
 
 use super::PATIENCE;
 use crate::{
-    command::{Change, Command, Raw, Slot},
+    command::{Command, Raw, Slot},
     value::Value,
 };
 use bytes::Bytes;
@@ -88,19 +88,16 @@ where
         Command::Read(Slot { key, field: Some(field) }) => {
             client.hget(key.clone(), field.clone()).await
         }
-        Command::Write(slot, change) => {
-            let key = slot.key.clone();
-            match (change, slot.field.clone()) {
-                (Change::Put { value, ttl }, None) => {
-                    let expire = ttl.map(|ttl| Expiration::PX(milliseconds(ttl)));
-                    client.set(key, value.clone(), expire, None, false).await
-                }
-                (Change::Put { value, .. }, Some(field)) => {
-                    client.hset(key, (field, value.clone())).await
-                }
-                (Change::Remove, None) => client.del(key).await,
-                (Change::Remove, Some(field)) => client.hdel(key, field).await,
-            }
+        Command::Put { slot: Slot { key, field: None }, value, ttl } => {
+            let expire = ttl.map(|ttl| Expiration::PX(milliseconds(ttl)));
+            client.set(key.clone(), value.clone(), expire, None, false).await
+        }
+        Command::Put { slot: Slot { key, field: Some(field) }, value, .. } => {
+            client.hset(key.clone(), (field.clone(), value.clone())).await
+        }
+        Command::Remove(Slot { key, field: None }) => client.del(key.clone()).await,
+        Command::Remove(Slot { key, field: Some(field) }) => {
+            client.hdel(key.clone(), field.clone()).await
         }
         Command::Expire(key, Some(ttl)) => {
             client.pexpire(key.clone(), milliseconds(*ttl), None).await

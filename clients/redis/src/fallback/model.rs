@@ -1,0 +1,308 @@
+//! Random histories of calls that overlap, against a server that applies commands in the order they
+//! were sent, loses connections, and may have applied what it did not answer.
+//!
+//! The promise: a read never gives a value that another successful write had wholly replaced before
+//! the read began.
+
+use super::*;
+use crate::query::Get;
+use proptest::{collection::vec, prelude::*};
+use std::collections::{HashMap, VecDeque};
+
+type Place = (usize, bool);
+
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    Read,
+    Put,
+    Remove,
+    /// What only the server can do, such as GETDEL or a script.
+    Direct,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    /// The connection is lost; of what was sent this many are applied, and nobody is told.
+    Cut(usize),
+    Heal,
+    /// The recovery deletes a batch; its answer may be lost.
+    Recover {
+        lost: bool,
+    },
+    Begin(Kind, Place),
+    /// One of those that have begun reaches the wire.
+    Send(usize),
+    Serve,
+    /// One of those that were answered or lost is told.
+    Finish(usize),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let place = (0..1_usize, any::<bool>());
+    let kind = prop_oneof![
+        4 => Just(Kind::Read),
+        3 => Just(Kind::Put),
+        1 => Just(Kind::Remove),
+        1 => Just(Kind::Direct),
+    ];
+    prop_oneof![
+        1 => (0..5_usize).prop_map(Step::Cut),
+        2 => Just(Step::Heal),
+        2 => prop::bool::weighted(0.25).prop_map(|lost| Step::Recover { lost }),
+        5 => (kind, place).prop_map(|(kind, place)| Step::Begin(kind, place)),
+        6 => any::<usize>().prop_map(Step::Send),
+        7 => Just(Step::Serve),
+        6 => any::<usize>().prop_map(Step::Finish),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 128, ..ProptestConfig::default() })]
+
+    #[test]
+    fn no_read_is_older_than_the_last_successful_write(steps in vec(step(), 1..300)) {
+        let mut model = Model::default();
+        for step in steps {
+            model.play(step);
+            model.look();
+        }
+    }
+}
+
+struct Call {
+    place: Place,
+    kind: Kind,
+    ticket: Option<Ticket>,
+    begin: usize,
+    /// The value it writes: its own number.
+    value: usize,
+    /// The server's answer; `None` if it was lost.
+    answer: Option<Option<usize>>,
+}
+
+struct Written {
+    place: Place,
+    begin: usize,
+    /// When it was told to have succeeded.
+    end: Option<usize>,
+}
+
+struct Model {
+    fallback: Fallback,
+    clock: usize,
+    up: bool,
+    server: HashMap<Place, usize>,
+    begun: Vec<Call>,
+    sent: VecDeque<Call>,
+    told: Vec<Call>,
+    writes: Vec<Written>,
+}
+
+impl Default for Model {
+    fn default() -> Self {
+        Self {
+            fallback: Fallback::new(&FallbackConfig::new(), true),
+            clock: 0,
+            up: true,
+            server: HashMap::new(),
+            begun: Vec::new(),
+            sent: VecDeque::new(),
+            told: Vec::new(),
+            writes: Vec::new(),
+        }
+    }
+}
+
+impl Model {
+    /// Texts and fields at keys of their own: types are tested elsewhere.
+    fn slot((key, field): Place) -> Slot {
+        if field { Slot::field("h", format!("f{key}")) } else { Slot::key(format!("k{key}")) }
+    }
+
+    fn change(call: &Call) -> Change {
+        match call.kind {
+            Kind::Remove => Change::Remove,
+            _ => Change::Put { value: call.value.to_string().into(), ttl: None },
+        }
+    }
+
+    fn play(&mut self, step: Step) {
+        self.clock += 1;
+        match step {
+            Step::Cut(applied) => self.cut(applied),
+            Step::Heal => self.up = true,
+            Step::Recover { lost } if self.up => self.recover(lost),
+            Step::Recover { .. } => {}
+            Step::Begin(kind, place) => self.begin(kind, place),
+            Step::Send(n) if !self.begun.is_empty() => {
+                let call = self.begun.remove(n % self.begun.len());
+                if self.up {
+                    self.sent.push_back(call);
+                } else {
+                    self.told.push(call);
+                }
+            }
+            Step::Serve => self.serve(),
+            Step::Finish(n) if !self.told.is_empty() => {
+                let call = self.told.remove(n % self.told.len());
+                self.finish(call);
+            }
+            Step::Send(_) | Step::Finish(_) => {}
+        }
+    }
+
+    /// What a read would be told whose answer is lost at this moment.
+    fn look(&mut self) {
+        self.clock += 1;
+        for place in [(0, true), (0, false)] {
+            let known = self.fallback.read(&Get(Self::slot(place)), Instant::now());
+            self.check(place, self.clock, known);
+        }
+    }
+
+    fn begin(&mut self, kind: Kind, place: Place) {
+        let (slot, begin, value) = (Self::slot(place), self.clock, self.writes.len());
+        if matches!(kind, Kind::Read) {
+            match self.fallback.begin_read(&Get(slot), Instant::now()) {
+                BeginRead::Local(known) => self.check(place, begin, known),
+                BeginRead::Mixed => {}
+                BeginRead::Ask(ticket) => {
+                    let ticket = Some(ticket);
+                    self.begun.push(Call { place, kind, ticket, begin, value, answer: None });
+                }
+            }
+            return;
+        }
+        self.writes.push(Written { place, begin, end: None });
+        let mut call = Call { place, kind, ticket: None, begin, value, answer: None };
+        if matches!(kind, Kind::Direct) {
+            if self.fallback.begin_direct(&[slot.key], OnKeys::MayChange) {
+                self.begun.push(call);
+            }
+            return;
+        }
+        match self.fallback.begin_write(&slot) {
+            BeginWrite::Ask(ticket) => {
+                call.ticket = Some(ticket);
+                self.begun.push(call);
+            }
+            BeginWrite::Local | BeginWrite::Draining => self.keep(&call),
+        }
+    }
+
+    fn serve(&mut self) {
+        let Some(mut call) = self.sent.pop_front() else { return };
+        self.apply(&call);
+        call.answer = Some(self.server.get(&call.place).copied());
+        self.told.push(call);
+    }
+
+    fn apply(&mut self, call: &Call) {
+        match call.kind {
+            Kind::Read => {}
+            Kind::Remove => drop(self.server.remove(&call.place)),
+            Kind::Put | Kind::Direct => drop(self.server.insert(call.place, call.value)),
+        }
+    }
+
+    fn cut(&mut self, applied: usize) {
+        self.up = false;
+        for (n, call) in std::mem::take(&mut self.sent).into_iter().enumerate() {
+            if n < applied {
+                self.apply(&call);
+            }
+            self.told.push(call);
+        }
+    }
+
+    fn recover(&mut self, lost: bool) {
+        // Behind what was sent before.
+        while !self.sent.is_empty() {
+            self.serve();
+        }
+        let drain = self.fallback.drain(2);
+        for task in &drain.tasks {
+            self.server.retain(|place, _| {
+                let slot = Self::slot(*place);
+                let field_goes = slot.field.is_some_and(|field| task.fields.contains(&field));
+                slot.key != task.key || !(task.fields.is_empty() || field_goes)
+            });
+        }
+        if !lost {
+            drain.acknowledge();
+        }
+    }
+
+    fn keep(&mut self, call: &Call) {
+        let kept =
+            self.fallback.write(&Self::slot(call.place), &Self::change(call), Instant::now());
+        if kept.is_ok() {
+            self.writes[call.value].end = Some(self.clock);
+        }
+    }
+
+    fn finish(&mut self, call: Call) {
+        let (slot, now) = (Self::slot(call.place), Instant::now());
+        match (call.kind, call.answer) {
+            (Kind::Read, Some(answer)) => {
+                let answer = answer.map(|value| Bytes::from(value.to_string()));
+                let ticket = call.ticket.unwrap();
+                let better = self.fallback.filled(&Get(slot), ticket, &answer, now);
+                let told = Ok(Known::Here { what: answer, at: now });
+                self.check(call.place, call.begin, better.unwrap_or(told));
+            }
+            (Kind::Read, None) => {
+                self.check(call.place, call.begin, self.fallback.read(&Get(slot), now));
+            }
+            (Kind::Direct, answer) => {
+                self.fallback.end_direct(&[slot.key], OnKeys::MayChange);
+                if answer.is_some() {
+                    self.writes[call.value].end = Some(self.clock);
+                }
+            }
+            (_, Some(_)) => {
+                self.fallback.landed(&slot, &Self::change(&call), call.ticket.unwrap(), now);
+                self.writes[call.value].end = Some(self.clock);
+            }
+            (_, None) => self.keep(&call),
+        }
+    }
+
+    fn check(&self, place: Place, begin: usize, told: Result<Known<Option<Bytes>>, Refusal>) {
+        let Known::Here { what: Some(told), .. } = told.unwrap() else { return };
+        let value: usize = std::str::from_utf8(&told).unwrap().parse().unwrap();
+        let Some(end) = self.writes[value].end else { return };
+        let newer = self.writes.iter().position(|w| {
+            w.place == place && w.begin > end && w.end.is_some_and(|end| end < begin)
+        });
+        assert!(newer.is_none(), "{place:?}: read {value} at {begin}, after {newer:?}");
+    }
+}
+
+/// The model can see what it is there to see.
+#[test]
+fn the_history_that_once_broke_the_promise_is_among_those_played() {
+    use {
+        Kind::{Put, Read},
+        Step::{Begin, Finish, Send, Serve},
+    };
+    let k = (0, false);
+    let mut model = Model::default();
+    for step in [
+        Begin(Put, k),
+        Send(0),
+        Serve,
+        Finish(0),
+        Begin(Put, k),
+        Begin(Read, k),
+        Send(1),
+        Send(0),
+        Serve,
+        Serve,
+        Finish(1),
+        Finish(0),
+    ] {
+        model.play(step);
+        model.look();
+    }
+}

@@ -1,0 +1,185 @@
+//! Several keys at once: one command, or in a cluster one for each place, sent together.
+
+use crate::{
+    client::{RedisClient, answered, is_outage},
+    command::{Change, Command, IfAway, Raw, Route, Slot},
+    fallback::{BeginRead, BeginWrite, Known, Refusal},
+    query::Get,
+    value::{FromValue, ToValue, Value},
+};
+use bytes::Bytes;
+use mainstay_policy::{Error, Idempotency, Operation};
+use std::{borrow::Cow, collections::BTreeMap, time::Instant};
+
+const MGET: Operation = Operation::new("mget", Idempotency::Safe);
+const MSET: Operation = Operation::new("mset", Idempotency::Safe);
+
+impl RedisClient {
+    /// The values at these keys, in their order. As [`RedisClient::get`], except that a key which
+    /// holds a hash is a miss.
+    ///
+    /// # Errors
+    /// As [`RedisClient::get`].
+    pub async fn mget<T: FromValue>(
+        &self,
+        keys: impl IntoIterator<Item = impl AsRef<[u8]>>,
+    ) -> Result<Vec<Option<T>>, Error> {
+        let slots = keys.into_iter().map(|key| self.slot(key, None));
+        let queries: Vec<Get> = slots.map(|slot| slot.map(Get)).collect::<Result<_, _>>()?;
+        let values = self.read_many(&queries).await?;
+        values.into_iter().map(|value| value.map(T::from_value).transpose()).collect()
+    }
+
+    /// Stores several values without a lifetime. The server does it at once (in a cluster: each
+    /// node its part); after an error some may be stored.
+    ///
+    /// # Errors
+    /// As [`RedisClient::set`].
+    pub async fn mset(
+        &self,
+        pairs: impl IntoIterator<Item = (impl AsRef<[u8]>, impl ToValue)>,
+    ) -> Result<(), Error> {
+        let pair = |(key, value): (_, _)| {
+            let value = ToValue::to_value(value).and_then(|value| self.limits().value(value))?;
+            Ok((self.slot(key, None)?, Change::Put { value, ttl: None }))
+        };
+        let writes: Vec<_> = pairs.into_iter().map(pair).collect::<Result<_, Error>>()?;
+        self.write_many(&writes).await
+    }
+
+    async fn read_many(&self, queries: &[Get]) -> Result<Vec<Option<Bytes>>, Error> {
+        let mut values = vec![None; queries.len()];
+        let mut asked = Vec::new();
+        let sent = Instant::now();
+        for (n, query) in queries.iter().enumerate() {
+            match self.fallback().map(|fallback| fallback.begin_read(query, sent)) {
+                None | Some(BeginRead::Mixed) => asked.push((n, None)),
+                Some(BeginRead::Ask(ticket)) => asked.push((n, Some(ticket))),
+                Some(BeginRead::Local(known)) => values[n] = self.told_one(known)?,
+            }
+        }
+        if asked.is_empty() {
+            return Ok(values);
+        }
+        let from_memory = |values: &mut Vec<Option<Bytes>>| {
+            let Some(fallback) = self.fallback() else { return Ok::<(), Error>(()) };
+            for (n, _) in &asked {
+                values[*n] = self.told_one(fallback.read(&queries[*n], Instant::now()))?;
+            }
+            Ok(())
+        };
+        if !self.is_configured() {
+            from_memory(&mut values)?;
+            return Ok(values);
+        }
+        let places = self.places(asked.iter().map(|(n, _)| &queries[*n].0))?;
+        let command =
+            |of: &Vec<usize>| many("MGET", of.iter().map(|i| &queries[asked[*i].0].0.key));
+        let commands: Vec<Command> = places.iter().map(command).collect();
+        let away = if self.has_fallback() { IfAway::FallBack } else { IfAway::Fail };
+        match self.ask_all(&MGET, &commands, away).await? {
+            Ok(replies) => {
+                for (of, reply) in places.iter().zip(replies) {
+                    let reply = reply.map_err(|failure| self.failed(&MGET, answered(failure)))?;
+                    let Value::Array(items) = reply else { continue };
+                    for (i, item) in of.iter().zip(items) {
+                        let (n, ticket) = asked[*i];
+                        values[n] = item.into_bytes();
+                        let better = self.fallback().zip(ticket).and_then(|(fallback, ticket)| {
+                            fallback.filled(&queries[n], ticket, &values[n], sent)
+                        });
+                        if let Some(known) = better {
+                            values[n] = self.told_one(known)?;
+                        }
+                    }
+                }
+                Ok(values)
+            }
+            Err(error) if self.has_fallback() && is_outage(&error) => {
+                from_memory(&mut values)?;
+                Ok(values)
+            }
+            Err(error) => Err(self.failed(&MGET, error)),
+        }
+    }
+
+    /// MGET takes a key of another type for a miss.
+    fn told_one(
+        &self,
+        known: Result<Known<Option<Bytes>>, Refusal>,
+    ) -> Result<Option<Bytes>, Error> {
+        let known = match known {
+            Err(Refusal::WrongType) => Ok(Known::Absent),
+            known => known,
+        };
+        Ok(self.told(&MGET, known)?.value)
+    }
+
+    async fn write_many(&self, writes: &[(Slot, Change)]) -> Result<(), Error> {
+        let keep = |n: usize| {
+            let (slot, change) = &writes[n];
+            let kept = self.fallback().map(|f| f.write(slot, change, Instant::now()));
+            kept.unwrap_or(Err(Refusal::Unavailable)).map(drop)
+        };
+        let refused = |refusal| self.refused(&MSET, refusal);
+        let (mut asked, sent) = (Vec::new(), Instant::now());
+        for (n, (slot, _)) in writes.iter().enumerate() {
+            match self.fallback().filter(|_| self.is_configured()).map(|f| f.begin_write(slot)) {
+                Some(BeginWrite::Ask(ticket)) => asked.push((n, Some(ticket))),
+                // What is dirty stays so; a recovery under way comes back for it.
+                Some(_) => keep(n).map_err(refused)?,
+                None if self.is_configured() => asked.push((n, None)),
+                None => keep(n).map_err(refused)?,
+            }
+        }
+        if asked.is_empty() {
+            return Ok(());
+        }
+        let takes = self.fallback().is_some_and(|f| f.takes(&Change::Remove));
+        let places = self.places(asked.iter().map(|(n, _)| &writes[*n].0))?;
+        let command = |of: &Vec<usize>| {
+            let parts = of.iter().flat_map(|i| match &writes[asked[*i].0] {
+                (slot, Change::Put { value, .. }) => [&slot.key, value],
+                (slot, _) => [&slot.key, &slot.key],
+            });
+            many("MSET", parts)
+        };
+        let commands: Vec<Command> = places.iter().map(command).collect();
+        let away = if takes { IfAway::FallBack } else { IfAway::Fail };
+        match self.ask_all(&MSET, &commands, away).await? {
+            Ok(replies) => {
+                for reply in replies {
+                    reply.map_err(|failure| self.failed(&MSET, answered(failure)))?;
+                }
+                for (n, ticket) in asked {
+                    if let Some((fallback, ticket)) = self.fallback().zip(ticket) {
+                        fallback.landed(&writes[n].0, &writes[n].1, ticket, sent);
+                    }
+                }
+                Ok(())
+            }
+            Err(error) if takes && is_outage(&error) => {
+                for (n, _) in asked {
+                    keep(n).map_err(refused)?;
+                }
+                Ok(())
+            }
+            Err(error) => Err(self.failed(&MSET, error)),
+        }
+    }
+
+    /// Which of these one command may name together, by their number.
+    fn places<'a>(&self, slots: impl Iterator<Item = &'a Slot>) -> Result<Vec<Vec<usize>>, Error> {
+        let line = self.reachable_line()?;
+        let mut places = BTreeMap::<u16, Vec<usize>>::new();
+        for (n, slot) in slots.enumerate() {
+            places.entry(line.place(&slot.key)).or_default().push(n);
+        }
+        Ok(places.into_values().collect())
+    }
+}
+
+fn many<'a>(name: &'static str, args: impl Iterator<Item = &'a Bytes>) -> Command {
+    let args = args.cloned().collect();
+    Command::Raw(Raw { name: Cow::Borrowed(name), args, route: Route::Key(0) })
+}

@@ -1,0 +1,294 @@
+//! What can be asked: each question says how the server is asked and what memory can tell.
+
+use crate::{
+    command::{Command, Raw, Slot},
+    fallback::{Dirty, Known, Life, Pairs, Refusal, Shadow, Standing},
+    value::Value,
+};
+use bytes::Bytes;
+use mainstay_policy::{Idempotency, Operation};
+use std::time::{Duration, Instant};
+
+/// A question about one key.
+pub(crate) trait Query: Sync {
+    /// The answer; what it is by default is a miss.
+    type Found: Default + Send;
+    fn key(&self) -> &Bytes;
+    fn operation(&self) -> Operation;
+    fn command(&self) -> Command;
+    /// What the server's answer says.
+    fn found(&self, reply: Value) -> Self::Found;
+    /// What was written here and the server has not forgotten yet.
+    fn dirty(&self, dirty: &Dirty, now: Instant) -> Standing<Self::Found>;
+    /// Everything that memory knows, the server being away.
+    fn memory(
+        &self,
+        dirty: &Dirty,
+        shadow: &Shadow,
+        now: Instant,
+    ) -> Result<Known<Self::Found>, Refusal>;
+    /// Keeps an answer of the server for later.
+    fn keep(&self, shadow: &Shadow, found: &Self::Found, at: Instant);
+}
+
+/// GET or HGET.
+pub(crate) struct Get(pub(crate) Slot);
+
+impl Query for Get {
+    type Found = Option<Bytes>;
+
+    fn key(&self) -> &Bytes {
+        &self.0.key
+    }
+
+    fn operation(&self) -> Operation {
+        let name = if self.0.field.is_some() { "hget" } else { "get" };
+        Operation::new(name, Idempotency::Safe)
+    }
+
+    fn command(&self) -> Command {
+        Command::Read(self.0.clone())
+    }
+
+    fn found(&self, reply: Value) -> Option<Bytes> {
+        reply.into_bytes()
+    }
+
+    fn dirty(&self, dirty: &Dirty, now: Instant) -> Standing<Option<Bytes>> {
+        match dirty.read(&self.0, now) {
+            // A text where only fields were written: the server says what else there is.
+            Standing::Clean | Standing::Mixed => Standing::Clean,
+            Standing::Dirty(known) => Standing::Dirty(known.map(|known| known.value().map(Some))),
+        }
+    }
+
+    fn memory(
+        &self,
+        dirty: &Dirty,
+        shadow: &Shadow,
+        now: Instant,
+    ) -> Result<Known<Option<Bytes>>, Refusal> {
+        match self.dirty(dirty, now) {
+            Standing::Dirty(known) => known,
+            _ => shadow.read(&self.0, now).map(|known| known.value().map(Some)),
+        }
+    }
+
+    fn keep(&self, shadow: &Shadow, found: &Option<Bytes>, at: Instant) {
+        match found {
+            Some(value) => shadow.seen(&self.0, value.clone(), at),
+            None => shadow.seen_absent(&self.0),
+        }
+    }
+}
+
+/// EXISTS.
+pub(crate) struct Exists(pub(crate) Slot);
+
+impl Exists {
+    /// A hash is there too.
+    fn of(
+        known: Result<Known<Option<Bytes>>, Refusal>,
+        now: Instant,
+    ) -> Result<Known<bool>, Refusal> {
+        match known {
+            Err(Refusal::WrongType) => Ok(Known::Here { what: true, at: now }),
+            known => known.map(|known| known.map(|_| true)),
+        }
+    }
+}
+
+impl Query for Exists {
+    type Found = bool;
+
+    fn key(&self) -> &Bytes {
+        &self.0.key
+    }
+
+    fn operation(&self) -> Operation {
+        Operation::new("exists", Idempotency::Safe)
+    }
+
+    fn command(&self) -> Command {
+        Command::Raw(Raw::keyed("EXISTS", vec![self.0.key.clone()]))
+    }
+
+    fn found(&self, reply: Value) -> bool {
+        reply.is_positive()
+    }
+
+    fn dirty(&self, dirty: &Dirty, now: Instant) -> Standing<bool> {
+        match dirty.read(&self.0, now) {
+            Standing::Clean => Standing::Clean,
+            Standing::Mixed => Standing::Mixed,
+            Standing::Dirty(known) => {
+                Standing::Dirty(Self::of(known.map(|known| known.value().map(Some)), now))
+            }
+        }
+    }
+
+    fn memory(&self, dirty: &Dirty, shadow: &Shadow, now: Instant) -> Result<Known<bool>, Refusal> {
+        Self::of(Get(self.0.clone()).memory(dirty, shadow, now), now)
+    }
+
+    fn keep(&self, _: &Shadow, _: &bool, _: Instant) {}
+}
+
+/// How long a key still lives.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Ttl {
+    /// There is no such key.
+    #[default]
+    Missing,
+    /// Until it is deleted.
+    Forever,
+    /// This long, to the millisecond.
+    Left(Duration),
+}
+
+/// PTTL.
+pub(crate) struct TtlOf(pub(crate) Slot);
+
+impl TtlOf {
+    fn of(known: Known<super::fallback::Held>, now: Instant) -> Result<Known<Ttl>, Refusal> {
+        Ok(match known {
+            Known::Here { what, at } => {
+                let what = match what.life {
+                    Life::Forever => Ttl::Forever,
+                    Life::Until(end) => Ttl::Left(end.saturating_duration_since(now)),
+                    Life::Unknown => return Err(Refusal::Unavailable),
+                };
+                Known::Here { what, at }
+            }
+            Known::Absent => Known::Absent,
+            Known::Unknown => Known::Unknown,
+        })
+    }
+}
+
+/// Of a hash memory does not know how long it lives.
+fn hash_is_unknown(refusal: Refusal) -> Refusal {
+    match refusal {
+        Refusal::WrongType => Refusal::Unavailable,
+        other => other,
+    }
+}
+
+impl Query for TtlOf {
+    type Found = Ttl;
+
+    fn key(&self) -> &Bytes {
+        &self.0.key
+    }
+
+    fn operation(&self) -> Operation {
+        Operation::new("ttl", Idempotency::Safe)
+    }
+
+    fn command(&self) -> Command {
+        Command::Raw(Raw::keyed("PTTL", vec![self.0.key.clone()]))
+    }
+
+    fn found(&self, reply: Value) -> Ttl {
+        match reply {
+            Value::Integer(-1) => Ttl::Forever,
+            Value::Integer(ms) => {
+                u64::try_from(ms).map_or(Ttl::Missing, |ms| Ttl::Left(Duration::from_millis(ms)))
+            }
+            _ => Ttl::Missing,
+        }
+    }
+
+    fn dirty(&self, dirty: &Dirty, now: Instant) -> Standing<Ttl> {
+        match dirty.read(&self.0, now) {
+            Standing::Clean => Standing::Clean,
+            Standing::Dirty(Ok(known)) => Standing::Dirty(Self::of(known, now)),
+            Standing::Mixed | Standing::Dirty(Err(_)) => Standing::Mixed,
+        }
+    }
+
+    fn memory(&self, dirty: &Dirty, shadow: &Shadow, now: Instant) -> Result<Known<Ttl>, Refusal> {
+        match dirty.read(&self.0, now) {
+            Standing::Dirty(known) => known,
+            Standing::Mixed => Err(Refusal::Unavailable),
+            Standing::Clean => shadow.read(&self.0, now),
+        }
+        .map_err(hash_is_unknown)
+        .and_then(|known| Self::of(known, now))
+    }
+
+    fn keep(&self, shadow: &Shadow, found: &Ttl, at: Instant) {
+        match found {
+            Ttl::Missing => shadow.seen_absent(&self.0),
+            Ttl::Forever => shadow.seen_life(&self.0.key, Life::Forever),
+            // From when it was asked: never longer than the server means.
+            Ttl::Left(left) => shadow.seen_life(&self.0.key, Life::of(Some(*left), at)),
+        }
+    }
+}
+
+/// HGETALL.
+pub(crate) struct All(pub(crate) Bytes);
+
+impl Query for All {
+    type Found = Pairs;
+
+    fn key(&self) -> &Bytes {
+        &self.0
+    }
+
+    fn operation(&self) -> Operation {
+        Operation::new("hgetall", Idempotency::Safe)
+    }
+
+    fn command(&self) -> Command {
+        Command::Raw(Raw::keyed("HGETALL", vec![self.0.clone()]))
+    }
+
+    fn found(&self, reply: Value) -> Pairs {
+        match reply {
+            Value::Map(pairs) => pairs
+                .into_iter()
+                .filter_map(|(field, value)| Some((field.into_bytes()?, value.into_bytes()?)))
+                .collect(),
+            Value::Array(items) => {
+                let mut items = items.into_iter().filter_map(Value::into_bytes);
+                std::iter::from_fn(|| Some((items.next()?, items.next()?))).collect()
+            }
+            _ => Pairs::new(),
+        }
+    }
+
+    fn dirty(&self, dirty: &Dirty, now: Instant) -> Standing<Pairs> {
+        dirty.read_all(&self.0, now)
+    }
+
+    fn memory(
+        &self,
+        dirty: &Dirty,
+        shadow: &Shadow,
+        now: Instant,
+    ) -> Result<Known<Pairs>, Refusal> {
+        match dirty.read_all(&self.0, now) {
+            Standing::Dirty(known) => known,
+            Standing::Clean => shadow.read_all(&self.0, now),
+            // Without the rest of the hash, what was written here is no answer, nor is a miss.
+            Standing::Mixed => match shadow.read_all(&self.0, now)? {
+                Known::Here { what: mut pairs, at } => {
+                    dirty.overlay(&self.0, &mut pairs);
+                    Ok(if pairs.is_empty() {
+                        Known::Absent
+                    } else {
+                        Known::Here { what: pairs, at }
+                    })
+                }
+                _ => Err(Refusal::Unavailable),
+            },
+        }
+    }
+
+    fn keep(&self, shadow: &Shadow, found: &Pairs, at: Instant) {
+        shadow.seen_all(&self.0, found, at);
+    }
+}

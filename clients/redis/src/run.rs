@@ -1,0 +1,370 @@
+//! Any other command, and several in one round trip.
+
+use crate::{
+    classify::RedisFailure,
+    client::{RedisClient, answered},
+    command::{Command, Raw, Route},
+    fallback::OnKeys,
+    value::{ToValue, Value},
+};
+use bytes::Bytes;
+use mainstay_policy::{Error, Idempotency, Operation};
+use std::{
+    borrow::Cow,
+    fmt,
+    future::{Future, IntoFuture},
+    pin::Pin,
+};
+
+/// What it is safe to know of commands; others count as changing something each time.
+const READS: &[&str] = &[
+    "BITCOUNT",
+    "BITPOS",
+    "DBSIZE",
+    "DUMP",
+    "ECHO",
+    "EVALSHA_RO",
+    "EVAL_RO",
+    "EXISTS",
+    "EXPIRETIME",
+    "FCALL_RO",
+    "GEODIST",
+    "GEOHASH",
+    "GEOPOS",
+    "GEOSEARCH",
+    "GET",
+    "GETBIT",
+    "GETRANGE",
+    "HEXISTS",
+    "HGET",
+    "HGETALL",
+    "HKEYS",
+    "HLEN",
+    "HMGET",
+    "HRANDFIELD",
+    "HSCAN",
+    "HSTRLEN",
+    "HVALS",
+    "INFO",
+    "KEYS",
+    "LCS",
+    "LINDEX",
+    "LLEN",
+    "LPOS",
+    "LRANGE",
+    "MGET",
+    "OBJECT",
+    "PEXPIRETIME",
+    "PFCOUNT",
+    "PING",
+    "PTTL",
+    "RANDOMKEY",
+    "ROLE",
+    "SCAN",
+    "SCARD",
+    "SDIFF",
+    "SINTER",
+    "SINTERCARD",
+    "SISMEMBER",
+    "SMEMBERS",
+    "SMISMEMBER",
+    "SORT_RO",
+    "SRANDMEMBER",
+    "SSCAN",
+    "STRLEN",
+    "SUNION",
+    "TIME",
+    "TTL",
+    "TYPE",
+    "XINFO",
+    "XLEN",
+    "XPENDING",
+    "XRANGE",
+    "XREAD",
+    "XREVRANGE",
+    "ZCARD",
+    "ZCOUNT",
+    "ZDIFF",
+    "ZINTER",
+    "ZINTERCARD",
+    "ZLEXCOUNT",
+    "ZMSCORE",
+    "ZRANDMEMBER",
+    "ZRANGE",
+    "ZRANGEBYLEX",
+    "ZRANGEBYSCORE",
+    "ZRANK",
+    "ZREVRANGE",
+    "ZREVRANGEBYLEX",
+    "ZREVRANGEBYSCORE",
+    "ZREVRANK",
+    "ZSCAN",
+    "ZSCORE",
+    "ZUNION",
+];
+/// They leave the same state when they arrive twice, unless one of `ONCE` is among the arguments.
+const SAME: &[&str] = &[
+    "DEL",
+    "EXPIRE",
+    "EXPIREAT",
+    "FLUSHALL",
+    "FLUSHDB",
+    "GEOADD",
+    "HDEL",
+    "HMSET",
+    "HSET",
+    "LSET",
+    "MSET",
+    "PERSIST",
+    "PEXPIRE",
+    "PEXPIREAT",
+    "PFADD",
+    "PFMERGE",
+    "PSETEX",
+    "SADD",
+    "SDIFFSTORE",
+    "SET",
+    "SETBIT",
+    "SETEX",
+    "SETRANGE",
+    "SINTERSTORE",
+    "SREM",
+    "SUNIONSTORE",
+    "TOUCH",
+    "UNLINK",
+    "XACK",
+    "XDEL",
+    "XTRIM",
+    "ZADD",
+    "ZREM",
+    "ZREMRANGEBYLEX",
+    "ZREMRANGEBYSCORE",
+    "ZUNIONSTORE",
+    "ZINTERSTORE",
+    "ZDIFFSTORE",
+    "ZRANGESTORE",
+];
+const ONCE: &[&str] = &["NX", "XX", "GT", "LT", "GET", "INCR"];
+/// They block the connection that all callers share, or change what it is.
+const NOT_HERE: &[&str] = &[
+    "AUTH",
+    "BLMOVE",
+    "BLMPOP",
+    "BLPOP",
+    "BRPOP",
+    "BRPOPLPUSH",
+    "BZMPOP",
+    "BZPOPMAX",
+    "BZPOPMIN",
+    "CLIENT",
+    "DISCARD",
+    "EXEC",
+    "HELLO",
+    "MONITOR",
+    "MULTI",
+    "PSUBSCRIBE",
+    "PSYNC",
+    "PUNSUBSCRIBE",
+    "QUIT",
+    "READONLY",
+    "READWRITE",
+    "RESET",
+    "SELECT",
+    "SSUBSCRIBE",
+    "SUBSCRIBE",
+    "SUNSUBSCRIBE",
+    "SYNC",
+    "UNSUBSCRIBE",
+    "UNWATCH",
+    "WAIT",
+    "WAITAOF",
+    "WATCH",
+    "ASKING",
+];
+/// They change keys that they do not name.
+const ALL_KEYS: &[&str] = &["FLUSHALL", "FLUSHDB", "SWAPDB", "FUNCTION", "SCRIPT", "DEBUG", "MOVE"];
+
+impl RedisClient {
+    /// Any command: `client.run("LPUSH").key("list").arg("value").await?`. Say with `.key` what is a
+    /// key: it gets this client's prefix and finds the node of a cluster.
+    ///
+    /// It goes through the policy and to the server only; while that is away it is an error. What
+    /// may be repeated is known for Redis's own commands, and with
+    /// [`idempotent`](Run::idempotent) for yours. What it may change is forgotten by the fallback.
+    ///
+    /// # Errors
+    /// On `.await`: what the server refuses, what the policy decides, and commands that would block
+    /// or change the connection that all callers share, such as BLPOP, MULTI and SUBSCRIBE.
+    ///
+    /// ```no_run
+    /// # async fn run(cache: &mainstay_redis::RedisClient) -> Result<(), mainstay_policy::Error> {
+    /// let length = cache.run("LPUSH").key("list").arg("value").await?;
+    /// assert_eq!(length.as_integer(), Some(1));
+    /// # Ok(()) }
+    /// ```
+    pub fn run(&self, command: impl Into<String>) -> Run {
+        let mut name = command.into();
+        name.make_ascii_uppercase();
+        let one_word = !name.is_empty() && name.bytes().all(|b| b.is_ascii_graphic());
+        let problem = (!one_word).then(|| {
+            Error::invalid(
+                "redis: a command is one word without spaces; its other words are arguments, as in \
+                 run(\"CONFIG\").arg(\"GET\")",
+            )
+        });
+        Run { client: self.clone(), name, args: Vec::new(), keys: Vec::new(), safe: None, problem }
+    }
+
+    /// Sends commands in this order in one round trip; gives one result for each, as one may be
+    /// refused where others are not. Not a transaction: others' commands may come between.
+    ///
+    /// The policy counts them as one operation, which is repeated only if every one of them may be.
+    ///
+    /// # Errors
+    /// When they were not all answered; with [`Error::is_outcome_unknown`] if some may have happened.
+    ///
+    /// ```no_run
+    /// # async fn run(cache: &mainstay_redis::RedisClient) -> Result<(), mainstay_policy::Error> {
+    /// let results = cache
+    ///     .pipeline([cache.run("INCR").key("visits"), cache.run("GET").key("motd")])
+    ///     .await?;
+    /// assert_eq!(results.len(), 2);
+    /// # Ok(()) }
+    /// ```
+    pub async fn pipeline(
+        &self,
+        commands: impl IntoIterator<Item = Run>,
+    ) -> Result<Vec<Result<Value, Error>>, Error> {
+        let commands: Vec<Run> = commands.into_iter().collect();
+        if commands.is_empty() {
+            return Ok(Vec::new());
+        }
+        let operation = match commands.iter().all(Run::is_safe) {
+            true => Operation::new("pipeline", Idempotency::Safe),
+            false => Operation::new("pipeline", Idempotency::Unsafe),
+        };
+        let replies = self.send(&operation, commands).await?;
+        let told = |failure| self.failed(&operation, answered(failure));
+        Ok(replies.into_iter().map(|reply| reply.map_err(told)).collect())
+    }
+
+    async fn send(
+        &self,
+        operation: &Operation,
+        commands: Vec<Run>,
+    ) -> Result<Vec<Result<Value, RedisFailure>>, Error> {
+        let (mut keys, mut raws) = (Vec::new(), Vec::new());
+        let (mut effect, mut everything) = (OnKeys::Reads, false);
+        for run in commands {
+            everything |= ALL_KEYS.contains(&run.name.as_str());
+            if READS.contains(&run.name.as_str()) {
+                keys.extend(run.keys.iter().map(|n| run.args[*n].clone()));
+            } else {
+                effect = OnKeys::MayChange;
+                // Any argument may be a key that was not said to be one.
+                keys.extend(run.args.iter().cloned());
+            }
+            raws.push(Command::Raw(run.raw()?));
+        }
+        let forget = || match self.fallback() {
+            Some(fallback) if everything => fallback.forget_all(),
+            _ => {}
+        };
+        forget();
+        let replies = self.direct(operation, &keys, effect, &raws).await;
+        forget();
+        replies
+    }
+}
+
+/// A command that has not been sent yet: await it.
+#[must_use = "nothing is sent until it is awaited"]
+pub struct Run {
+    client: RedisClient,
+    name: String,
+    args: Vec<Bytes>,
+    /// Which of `args` are keys.
+    keys: Vec<usize>,
+    safe: Option<bool>,
+    problem: Option<Error>,
+}
+
+impl fmt::Debug for Run {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Run").field("name", &self.name).field("args", &self.args.len()).finish()
+    }
+}
+
+impl Run {
+    /// The next argument, which is a key.
+    pub fn key(mut self, key: impl AsRef<[u8]>) -> Self {
+        match self.client.limits().key(key.as_ref()) {
+            Ok(key) => {
+                self.keys.push(self.args.len());
+                self.args.push(key);
+            }
+            Err(problem) => self.problem = self.problem.or(Some(problem)),
+        }
+        self
+    }
+
+    /// The next argument.
+    pub fn arg(mut self, value: impl ToValue) -> Self {
+        match value.to_value().and_then(|value| self.client.limits().value(value)) {
+            Ok(value) => self.args.push(value),
+            Err(problem) => self.problem = self.problem.or(Some(problem)),
+        }
+        self
+    }
+
+    /// Sending it twice does no harm. Default: as is known of Redis's own commands; of scripts and
+    /// unknown ones that it does.
+    pub const fn idempotent(mut self) -> Self {
+        self.safe = Some(true);
+        self
+    }
+
+    fn is_safe(&self) -> bool {
+        let name = self.name.as_str();
+        self.safe.unwrap_or_else(|| {
+            let once =
+                |arg: &Bytes| ONCE.iter().any(|word| arg.eq_ignore_ascii_case(word.as_bytes()));
+            READS.contains(&name) || SAME.contains(&name) && !self.args.iter().any(once)
+        })
+    }
+
+    fn raw(self) -> Result<Raw, Error> {
+        if let Some(problem) = self.problem {
+            return Err(problem);
+        }
+        let waits = matches!(self.name.as_str(), "XREAD" | "XREADGROUP")
+            && self.args.iter().any(|arg| arg.eq_ignore_ascii_case(b"BLOCK"));
+        if waits || NOT_HERE.contains(&self.name.as_str()) {
+            return Err(Error::invalid(format!(
+                "redis: {} would block or change the connection that all callers share; use a \
+                 connection of your own for it",
+                if waits { "a blocking XREAD" } else { self.name.as_str() },
+            )));
+        }
+        let route = self.keys.first().map_or(Route::Any, |n| Route::Key(*n));
+        Ok(Raw { name: Cow::Owned(self.name), args: self.args, route })
+    }
+}
+
+impl IntoFuture for Run {
+    type Output = Result<Value, Error>;
+    type IntoFuture = Pin<Box<dyn Future<Output = Self::Output> + Send>>;
+
+    fn into_future(self) -> Self::IntoFuture {
+        Box::pin(async move {
+            let operation = match self.is_safe() {
+                true => Operation::new("command", Idempotency::Safe),
+                false => Operation::new("command", Idempotency::Unsafe),
+            };
+            let client = self.client.clone();
+            let mut replies = client.send(&operation, vec![self]).await?;
+            let reply = replies.pop().unwrap_or(Ok(Value::Nil));
+            reply.map_err(|failure| client.failed(&operation, answered(failure)))
+        })
+    }
+}
