@@ -23,7 +23,6 @@ enum What {
     Redirects(usize),
     Upload(Option<reqwest::Error>),
     Changed,
-    NoUrl,
     /// A test double's; whether the request had been sent.
     Lost(bool),
 }
@@ -74,11 +73,6 @@ impl HttpFailure {
     /// A body that is there once was read by an attempt before.
     pub(crate) const fn spent() -> Self {
         Self::of(What::Upload(None), Verdict::permanent().with_outcome(Outcome::Neutral))
-    }
-
-    /// The request's own address makes no sense.
-    pub(crate) const fn no_url() -> Self {
-        Self::of(What::NoUrl, Verdict::permanent().with_outcome(Outcome::Neutral))
     }
 
     /// What was to be resumed is no longer what it was.
@@ -282,7 +276,6 @@ impl fmt::Display for HttpFailure {
             What::Changed => {
                 f.write_str("what was being downloaded has changed on the server; begin anew")
             }
-            What::NoUrl => f.write_str("the request path makes no URL; check what is put into it"),
             What::Lost(true) => f.write_str("the connection was lost before an answer"),
             What::Lost(false) => f.write_str("the server could not be reached"),
             What::Body(error) if error.is_timeout() => f.write_str("the body did not come in time"),

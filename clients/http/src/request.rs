@@ -12,7 +12,6 @@ use crate::{
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 use mainstay_policy::{Error, Idempotency};
-use reqwest::Url;
 use serde::Serialize;
 use std::{fmt, future::IntoFuture, pin::Pin, time::Duration};
 
@@ -32,7 +31,8 @@ use std::{fmt, future::IntoFuture, pin::Pin, time::Duration};
 pub struct Request {
     client: HttpClient,
     method: Method,
-    target: Target,
+    /// Or the first thing that cannot work.
+    target: Result<Target, Error>,
     headers: HeaderMap,
     body: RequestBody,
     keyed: bool,
@@ -42,8 +42,6 @@ pub struct Request {
     max_body: Option<usize>,
     trace: Option<String>,
     resume: bool,
-    /// The first one.
-    problem: Option<Error>,
 }
 
 impl fmt::Debug for Request {
@@ -55,10 +53,7 @@ impl fmt::Debug for Request {
 
 impl Request {
     pub(crate) fn new(client: HttpClient, method: Method, path: &str) -> Self {
-        let (target, problem) = match target(&client, path) {
-            Ok(target) => (target, None),
-            Err(problem) => (Target::default(), Some(problem)),
-        };
+        let target = target(&client, path);
         Self {
             client,
             method,
@@ -72,12 +67,13 @@ impl Request {
             max_body: None,
             trace: None,
             resume: false,
-            problem,
         }
     }
 
     fn refuse(mut self, problem: impl Into<String>) -> Self {
-        self.problem.get_or_insert_with(|| Error::invalid(problem));
+        if self.target.is_ok() {
+            self.target = Err(Error::invalid(problem));
+        }
         self
     }
 
@@ -125,7 +121,9 @@ impl Request {
     pub fn query<T: Serialize + ?Sized>(mut self, pairs: &T) -> Self {
         match serde_urlencoded::to_string(pairs) {
             Ok(pairs) => {
-                base_url::append_query(&mut self.target.text, &pairs);
+                if let Ok(target) = &mut self.target {
+                    base_url::append_query(&mut target.url, &pairs);
+                }
                 self
             }
             Err(_) => self.refuse(
@@ -269,9 +267,6 @@ impl Request {
     }
 
     pub(crate) fn into_call(mut self) -> Result<Call, Error> {
-        if let Some(problem) = self.problem {
-            return Err(problem);
-        }
         let idempotency = self.idempotency();
         let options = &self.client.0.options;
         let traceparent = self.trace.or_else(|| options.trace.as_ref().and_then(|source| source()));
@@ -286,7 +281,7 @@ impl Request {
         Call::new(
             self.client,
             self.method,
-            self.target,
+            self.target?,
             self.headers,
             self.body,
             idempotency,
@@ -324,7 +319,7 @@ fn target(client: &HttpClient, path: &str) -> Result<Target, Error> {
     let inner = &client.0;
     match &inner.base {
         Some(base) if !(inner.options.absolute_urls && base_url::is_absolute(path)) => {
-            Ok(Target { text: base.join(path)?, elsewhere: false })
+            Ok(Target { url: base.join(path)?, elsewhere: false })
         }
         base => {
             if !base_url::is_absolute(path) {
@@ -333,10 +328,10 @@ fn target(client: &HttpClient, path: &str) -> Result<Target, Error> {
                      MAINSTAY_HTTP_BASE_URL, or write https://host/path",
                 ));
             }
-            let url: Url = base_url::absolute(path)?;
+            let url = base_url::absolute(path)?;
             let origin = url.origin().ascii_serialization();
             let elsewhere = base.as_ref().is_none_or(|base| base.origin() != origin);
-            Ok(Target { text: url.into(), elsewhere })
+            Ok(Target { url, elsewhere })
         }
     }
 }

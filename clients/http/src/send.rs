@@ -1,7 +1,6 @@
 //! The one door to the policy: what one attempt of a request is, redirects included.
 
 use crate::{
-    base_url,
     body::RequestBody,
     classify::HttpFailure,
     client::HttpClient,
@@ -24,20 +23,11 @@ use std::{
 const MAX_REDIRECTS: usize = 5;
 
 /// Where a request goes.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub(crate) struct Target {
-    /// Parsed for each attempt: that costs what copying a parsed one would, and the usual call makes
-    /// one attempt.
-    pub(crate) text: String,
+    pub(crate) url: Url,
     /// Another origin than the base's, which gets no default header.
     pub(crate) elsewhere: bool,
-}
-
-impl Target {
-    fn url(&self) -> Result<Url, HttpFailure> {
-        // Never an error: it was looked at when it was made.
-        Url::parse(&self.text).map_err(|_| HttpFailure::no_url())
-    }
 }
 
 /// A request that is ready to be sent, any number of times.
@@ -74,8 +64,7 @@ impl Call {
     ) -> Result<Self, Error> {
         let mut policy = None;
         if target.elsewhere {
-            let url = base_url::absolute(&target.text)?;
-            policy = Some(client.policy_of(&url.origin().ascii_serialization())?);
+            policy = Some(client.policy_of(&target.url.origin().ascii_serialization())?);
         }
         if let Some(timeout) = timeout {
             policy = Some(policy.as_ref().unwrap_or(client.policy()).with_timeout(timeout));
@@ -210,7 +199,7 @@ impl Call {
         attempt: Option<Attempt>,
     ) -> Result<reqwest::Response, HttpFailure> {
         let watch = self.body.is_stream().then(Arc::<AtomicBool>::default);
-        let request = self.request(self.first_hop()?, attempt, watch.as_ref())?;
+        let request = self.request(self.first_hop(), attempt, watch.as_ref())?;
         // In blocks, since what is borrowed in one keeps its room in the future until its end.
         let redirected = {
             match driver.execute(request).await {
@@ -246,7 +235,7 @@ impl Call {
         watch: Option<&Arc<AtomicBool>>,
     ) -> Result<reqwest::Response, HttpFailure> {
         let elsewhere = self.client.0.options.redirects_elsewhere;
-        let mut from = self.first_hop()?;
+        let mut from = self.first_hop();
         for _ in 0..MAX_REDIRECTS {
             let Some(next) = from.next(&answer, elsewhere) else { return Ok(answer) };
             // To its end, so that the connection can be used again.
@@ -260,9 +249,9 @@ impl Call {
         }
     }
 
-    fn first_hop(&self) -> Result<Hop, HttpFailure> {
-        let (url, method) = (self.target.url()?, self.method.clone());
-        Ok(Hop { url, method, defaults: !self.target.elsewhere, secrets: true, body: true })
+    fn first_hop(&self) -> Hop {
+        let (url, method) = (self.target.url.clone(), self.method.clone());
+        Hop { url, method, defaults: !self.target.elsewhere, secrets: true, body: true }
     }
 
     fn request(
