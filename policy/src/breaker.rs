@@ -212,6 +212,19 @@ impl Breaker {
         self.change(None, |machine, _| machine.force_closed());
     }
 
+    /// A streamed operation has ended well: it has been counted when it began, and now forgets
+    /// failures in a row.
+    pub(crate) fn stream_ended(&self) {
+        if self.0.word.load(Relaxed) & FAILING == 0 {
+            return;
+        }
+        let mut permit = self.unasked();
+        if permit.if_closed() {
+            permit.report(Outcome::Success, clock::now(), &Cause::of_a_cut);
+            permit.lease = TOLD;
+        }
+    }
+
     pub(crate) fn configure(&self, config: BreakerConfig) {
         self.0.slow_after.store(config.slow_after(self.0.meter.median()), Relaxed);
         let mut machine = self.machine();
@@ -519,6 +532,24 @@ impl Permit<'_> {
         let slow = took >= inner.slow_after.load(Relaxed);
         if noted == Noted::Median || current && (slow || word & (FAILING | GUARDED) != 0) {
             self.succeed_with_news(noted, current && slow, word, now, &cause);
+        }
+        self.lease = TOLD;
+    }
+
+    /// A streamed operation has begun to be answered: as [`Self::succeed`], but failures in a row
+    /// stay, since its end is still to come. A probe has shown what was asked of it.
+    pub(crate) fn begun(&mut self, now: Instant, cause: impl Fn(Trip) -> Cause) {
+        let inner = &*self.breaker.0;
+        let word = inner.word.load(Relaxed);
+        if self.is_probe() || word & FAILING == 0 || word & GUARDED != 0 {
+            return self.succeed(now, cause);
+        }
+        let current = word >> GENERATION_SHIFT == self.generation;
+        let took = now.nanos_since(self.attempt_since);
+        let noted = inner.meter.answered(now, took, current);
+        let slow = current && took >= inner.slow_after.load(Relaxed);
+        if noted == Noted::Median || slow {
+            self.succeed_with_news(noted, slow, 0, now, &cause);
         }
         self.lease = TOLD;
     }

@@ -171,13 +171,27 @@ fn verdict_of_io(error: &io::Error) -> Verdict {
 pub struct Operation {
     name: &'static str,
     idempotency: Idempotency,
+    streamed: bool,
 }
 
 impl Operation {
     /// An operation with a name for errors and events.
     #[must_use]
     pub const fn new(name: &'static str, idempotency: Idempotency) -> Self {
-        Self { name, idempotency }
+        Self { name, idempotency, streamed: false }
+    }
+
+    /// Its success is only a beginning, such as the head of an answer whose body is still coming: it
+    /// forgets no failures in a row, until [`Policy::stream_ended`](crate::Policy::stream_ended).
+    #[must_use]
+    pub const fn streamed(mut self) -> Self {
+        self.streamed = true;
+        self
+    }
+
+    #[inline]
+    pub(crate) const fn is_streamed(&self) -> bool {
+        self.streamed
     }
 
     /// The name in errors and events.

@@ -41,6 +41,8 @@ pub enum Decider {
     Bulkhead,
     /// The rate limit.
     RateLimit,
+    /// A server that asked for less load a moment ago.
+    Throttle,
 }
 
 impl Decider {
@@ -56,6 +58,7 @@ impl Decider {
             Self::Budget => "budget",
             Self::Bulkhead => "bulkhead",
             Self::RateLimit => "rate_limit",
+            Self::Throttle => "throttle",
         }
     }
 
@@ -69,6 +72,7 @@ impl Decider {
             Self::Budget => "retry budget spent",
             Self::Bulkhead => "too many calls in flight (max_concurrent)",
             Self::RateLimit => "over the rate limit",
+            Self::Throttle => "held back, since the server asked for less load",
         }
     }
 }

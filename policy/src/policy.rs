@@ -378,6 +378,27 @@ impl Policy {
         self.0.tuning.read(|tuning| tuning.timeout)
     }
 
+    /// The deadline of a whole call; `None` when switched off or, in observe mode, not held to.
+    #[must_use]
+    pub fn deadline(&self) -> Option<Duration> {
+        let nanos = self.0.deadline();
+        (nanos != u64::MAX).then(|| Duration::from_nanos(nanos))
+    }
+
+    /// Whether it may delay and refuse calls: not in observe mode, nor with breaker and retries
+    /// switched off. For what a client decides outside [`Policy::run`].
+    #[must_use]
+    pub fn acts(&self) -> bool {
+        let limits = self.0.limits();
+        !limits.observe() && (limits.guarded() || limits.owns_retries())
+    }
+
+    /// What a [streamed](Operation::streamed) operation began has ended well. One that breaks off is
+    /// told as an operation that fails.
+    pub fn stream_ended(&self) {
+        self.0.breaker.stream_ended();
+    }
+
     /// How long one step may take from now on: the attempt timeout, or what is left of the deadline
     /// around it, if that is less. For what a client does outside [`Policy::run`].
     #[must_use]

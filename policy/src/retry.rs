@@ -197,7 +197,12 @@ impl<'p> Run<'p> {
         self.policy.breaker.numbers(|numbers| {
             numbers.succeeded(now.since(self.permit.attempt_since()), now.since(self.started));
         });
-        self.permit.succeed(now, |trip| cause(operation, trip, Effect::Transient, None));
+        let cause = |trip| cause(operation, trip, Effect::Transient, None);
+        if operation.is_streamed() {
+            self.permit.begun(now, cause);
+        } else {
+            self.permit.succeed(now, cause);
+        }
     }
 
     /// Takes in how an attempt ended; `last` and `waited` are of the one before it.

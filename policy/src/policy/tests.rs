@@ -1,7 +1,7 @@
 //! The whole call, in memory, on a paused clock.
 
 use super::*;
-use crate::{BreakerState, Jitter, Verdict};
+use crate::{BreakerState, Jitter, Outcome, Verdict};
 use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 
 const S: Duration = Duration::from_secs(1);
@@ -197,3 +197,49 @@ async fn largest_settings_do_not_panic() {
 
 mod cancel;
 mod order;
+
+#[tokio::test(start_paused = true)]
+async fn a_streamed_success_forgets_no_failures_until_its_end() {
+    const STREAM: Operation = Operation::new("stream", Idempotency::Safe).streamed();
+    const BROKEN: Operation = Operation::new("body", Idempotency::Unsafe);
+    let broken = Verdict::permanent().with_outcome(Outcome::Failure);
+    let begin =
+        async |policy: &Policy| policy.run(&STREAM, |_| async { Ok::<_, Fault>(()) }).await.is_ok();
+    let policy = database("t-streamed").failure_threshold(3).build().unwrap();
+    for n in 1..=3 {
+        assert_eq!(policy.breaker().state(), BreakerState::Closed, "{n}");
+        assert!(begin(&policy).await);
+        against(&policy, &BROKEN, broken).await;
+    }
+    assert_eq!(policy.breaker().state(), BreakerState::Open);
+    assert!(!begin(&policy).await);
+    // A stream that ends well between them, or another success, begins the count anew.
+    for (name, ends) in [("t-streamed-ends", true), ("t-streamed-beside", false)] {
+        let policy = database(name).failure_threshold(3).build().unwrap();
+        for _ in 0..4 {
+            for _ in 0..2 {
+                assert!(begin(&policy).await);
+                against(&policy, &BROKEN, broken).await;
+            }
+            assert!(begin(&policy).await);
+            if ends {
+                policy.stream_ended();
+            } else {
+                policy.run(&READ, |_| async { Ok::<_, Fault>(()) }).await.unwrap();
+            }
+        }
+        assert_eq!(policy.breaker().state(), BreakerState::Closed, "{name}");
+    }
+}
+
+#[test]
+fn a_policy_says_whether_it_acts_and_by_when_a_call_ends() {
+    let policy = database("t-acts").timeout(2 * S).build().unwrap();
+    assert_eq!((policy.deadline(), policy.acts()), (Some(4 * S), true));
+    assert_eq!(policy.with_timeout(3 * S).deadline(), Some(6 * S));
+    let off = database("t-acts-off").enable_timeout(false).enable_retry(false);
+    let off = off.enable_circuit_breaker(false).build().unwrap();
+    assert_eq!((off.deadline(), off.acts()), (None, false));
+    let observing = database("t-acts-observing").mode(Mode::Observe).build().unwrap();
+    assert_eq!((observing.deadline(), observing.acts()), (None, false));
+}
