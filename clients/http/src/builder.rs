@@ -5,6 +5,7 @@ use crate::{
     client::{Drivers, HttpClient, Inner, Options, TraceSource},
     double::HttpDouble,
     driver::{Connections, Driver, ProxyChoice},
+    pace::Pace,
     trace,
 };
 use http::{HeaderMap, HeaderName, HeaderValue, header};
@@ -44,6 +45,7 @@ impl HttpClientBuilder {
                 body_idle: Duration::from_secs(30),
                 redirects_elsewhere: false,
                 absolute_urls: base_url.is_none(),
+                slow_down: true,
                 deadline_header: None,
                 trace: None,
             },
@@ -132,6 +134,13 @@ impl HttpClientBuilder {
     /// default headers, Authorization and Cookie. Default: such a redirect is the response.
     pub const fn follow_redirects_elsewhere(mut self) -> Self {
         self.options.redirects_elsewhere = true;
+        self
+    }
+
+    /// Does not hold requests back when the server asks for less load: each call then heeds only what
+    /// it was told itself. Default: every request to that origin slows down.
+    pub const fn without_slow_down(mut self) -> Self {
+        self.options.slow_down = false;
         self
     }
 
@@ -327,6 +336,7 @@ impl HttpClientBuilder {
             base,
             headers: self.headers,
             options: self.options,
+            pace: Pace::of(policy.name()),
             policy,
             origin_policy,
             origins: std::sync::Mutex::default(),

@@ -23,6 +23,7 @@ enum What {
     Redirects(usize),
     Upload(Option<reqwest::Error>),
     Changed,
+    Held,
     /// A test double's; whether the request had been sent.
     Lost(bool),
 }
@@ -78,6 +79,11 @@ impl HttpFailure {
     /// What was to be resumed is no longer what it was.
     pub(crate) const fn changed() -> Self {
         Self::of(What::Changed, Verdict::permanent().with_outcome(Outcome::Neutral))
+    }
+
+    /// Not sent: it is not yet its turn, since the server asked for less load.
+    pub(crate) const fn held(wait: Duration) -> Self {
+        Self::of(What::Held, Verdict::throttled(Some(wait)).with_outcome(Outcome::Neutral))
     }
 
     /// A test double's connection, lost before (`sent` is false) or after the request was sent.
@@ -140,9 +146,15 @@ impl HttpFailure {
     }
 
     /// RFC 9110: a method that may be repeated is, after any of these; another only if the server
-    /// refused before it did any work. `again` says that the server has answered 425 before.
-    pub(crate) fn status(response: Response, idempotency: Idempotency, again: bool) -> Self {
-        let hint = retry_after(&response.headers);
+    /// refused before it did any work. `again` says that the server has answered 425 before, `turn` is
+    /// the wait that was given to this request.
+    pub(crate) fn status(
+        response: Response,
+        idempotency: Idempotency,
+        again: bool,
+        turn: Option<Duration>,
+    ) -> Self {
+        let hint = retry_after(&response.headers).max(turn);
         let verdict = match response.status.as_u16() {
             408 => Verdict::unknown().with_outcome(Outcome::Neutral),
             // The second attempt does not come early: if it is refused too, so will be a third.
@@ -276,6 +288,7 @@ impl fmt::Display for HttpFailure {
             What::Changed => {
                 f.write_str("what was being downloaded has changed on the server; begin anew")
             }
+            What::Held => f.write_str("held back, since the server asks for less load"),
             What::Lost(true) => f.write_str("the connection was lost before an answer"),
             What::Lost(false) => f.write_str("the server could not be reached"),
             What::Body(error) if error.is_timeout() => f.write_str("the body did not come in time"),

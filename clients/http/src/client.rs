@@ -4,6 +4,7 @@ use crate::{
     base_url::BaseUrl,
     builder::HttpClientBuilder,
     driver::{Connections, Driver},
+    pace::Pace,
     request::Request,
 };
 use http::{HeaderMap, HeaderName, Method};
@@ -28,6 +29,7 @@ pub(crate) struct Options {
     pub(crate) body_idle: Duration,
     pub(crate) redirects_elsewhere: bool,
     pub(crate) absolute_urls: bool,
+    pub(crate) slow_down: bool,
     pub(crate) deadline_header: Option<HeaderName>,
     pub(crate) trace: Option<TraceSource>,
 }
@@ -45,9 +47,10 @@ pub(crate) struct Inner {
     pub(crate) headers: HeaderMap,
     pub(crate) options: Options,
     pub(crate) policy: Policy,
+    pub(crate) pace: Arc<Pace>,
     /// For the origins that only absolute URLs name.
     pub(crate) origin_policy: PolicyBuilder,
-    pub(crate) origins: Mutex<HashMap<String, Policy>>,
+    pub(crate) origins: Mutex<HashMap<String, (Policy, Arc<Pace>)>>,
     pub(crate) drivers: Drivers,
 }
 
@@ -134,19 +137,27 @@ impl HttpClient {
         &self.0.policy
     }
 
-    /// The policy, and with it the breaker, of another origin.
-    pub(crate) fn policy_of(&self, origin: &str) -> Result<Policy, Error> {
+    /// How long a request to the base URL's origin would wait now, since the server asked for less
+    /// load; `None` if it is just sent.
+    #[must_use]
+    pub fn slowed_for(&self) -> Option<Duration> {
+        self.0.pace.wait()
+    }
+
+    /// The policy, and with it the breaker, and the pace of another origin.
+    pub(crate) fn policy_of(&self, origin: &str) -> Result<(Policy, Arc<Pace>), Error> {
         let origins = || self.0.origins.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(policy) = origins().get(origin) {
-            return Ok(policy.clone());
+        if let Some(known) = origins().get(origin) {
+            return Ok(known.clone());
         }
         let policy = self.0.origin_policy.clone().name(format!("http:{origin}")).build()?;
+        let pace = Pace::of(policy.name());
         let mut all = origins();
         if all.len() >= MOST_ORIGINS {
             // The breakers stay in the registry, by their names.
             all.clear();
         }
-        Ok(all.entry(origin.to_owned()).or_insert(policy).clone())
+        Ok(all.entry(origin.to_owned()).or_insert((policy, pace)).clone())
     }
 
     pub(crate) fn driver(&self) -> Result<Driver, Error> {

@@ -29,8 +29,9 @@ type Resuming = Pin<Box<dyn Future<Output = Result<Incoming, Error>> + Send>>;
 ///
 /// It is also a [`Stream`] of pieces. The body has an idle limit, the client's `body_idle`, and ends
 /// by the request's deadline or the one around the call that began it, if there is one. A body that
-/// breaks off or stalls is a failure for the breaker. Dropping it before its end closes the
-/// connection and tells the breaker nothing.
+/// breaks off or stalls is a failure for the breaker, in its window and in a row; one that is read to
+/// its end is a success. Dropping it before its end closes the connection and tells the breaker
+/// nothing.
 pub struct Download {
     status: StatusCode,
     headers: HeaderMap,
@@ -144,6 +145,7 @@ impl Download {
                         }
                         Ok(None) => {
                             self.state = State::Ended;
+                            self.call.policy().stream_ended();
                             return Poll::Ready(Ok(None));
                         }
                         Err(failure) => failure,
@@ -170,6 +172,10 @@ impl Download {
         let progress = self.received - resume.received;
         resume.received = self.received;
         resume.in_a_row = if progress < PROGRESS { resume.in_a_row + 1 } else { 1 };
+        if progress >= PROGRESS {
+            // It gets on: no failure in a row.
+            self.call.policy().stream_ended();
+        }
         if resume.in_a_row > MOST_RESUMES {
             return None;
         }
@@ -242,9 +248,9 @@ fn failure_of_body(call: &Call, attempts: u32, elapsed: Duration, error: HttpFai
     call.error(CallError::Backend { attempts, elapsed, effect: Effect::Permanent, error })
 }
 
-/// The attempt ended with the head, as a success. A body that broke is one more operation that
-/// failed, without a request of its own: a server that always breaks off is at half of its attempts,
-/// which is what opens the breaker.
+/// The attempt ended with the head, as a success that forgets no failures. A body that broke is one
+/// more operation that failed, without a request of its own: five in a row open the breaker, and so
+/// does a server that always breaks off, at half of its attempts.
 fn report(call: &Call, failure: &HttpFailure) {
     let operation = Operation::new("body", Idempotency::Unsafe);
     let tell = call.policy().run(&operation, |_| ready(Err::<(), _>(failure.reported())));

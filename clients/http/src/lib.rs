@@ -19,6 +19,13 @@
 //! the call at once, and the error says when to come again. 4xx and 429 never count against the
 //! breaker, of which there is one for each scheme, host and port.
 //!
+//! A 429, or a 503 with Retry-After, slows down every request to its origin: until the time that the
+//! server named, at most 30 s, nothing is sent there, and then one request after another with a gap
+//! between them, 10 ms at first. Further refusals double the gap, to at most 1 s; each success
+//! takes a sixteenth off, and a gap below 1 ms is none. A request whose turn would come after its
+//! deadline is refused at once ([`Decider::Throttle`](mainstay_policy::Decider)), and the error says
+//! when to come again; [`HttpClient::slowed_for`] tells it before.
+//!
 //! Redirects are followed on the same origin, and never for a POST or PATCH without a key: its first
 //! hop may have done the work, so the redirect itself is the response. Cookies are neither kept nor
 //! sent, other than as headers that the caller sets.
@@ -45,6 +52,7 @@ mod getters;
 mod health;
 mod incoming;
 mod multipart;
+mod pace;
 mod redirect;
 mod request;
 mod response;

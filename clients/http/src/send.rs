@@ -6,11 +6,15 @@ use crate::{
     client::HttpClient,
     driver::Driver,
     incoming::{self, Limits},
+    pace::{Pace, Seen},
     redirect::Hop,
     response::Response,
+    retry_after::retry_after,
 };
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
-use mainstay_policy::{Attempt, CallError, Deadline, Error, Idempotency, Operation, Policy};
+use mainstay_policy::{
+    Attempt, BreakerState, CallError, Deadline, Decider, Error, Idempotency, Operation, Policy,
+};
 use reqwest::Url;
 use std::{
     sync::{
@@ -19,6 +23,7 @@ use std::{
     },
     time::Duration,
 };
+use tokio::time::Instant;
 
 const MAX_REDIRECTS: usize = 5;
 
@@ -40,10 +45,14 @@ pub(crate) struct Call {
     idempotency: Idempotency,
     /// `None`: the client's own.
     policy: Option<Policy>,
+    /// As `policy`.
+    pace: Option<Arc<Pace>>,
     deadline: Option<Duration>,
     limits: Limits,
     /// The server has answered 425.
     early: AtomicBool,
+    /// The next attempt has waited for its turn already.
+    has_turn: AtomicBool,
 }
 
 /// What a streamed body needs to know beside the answer.
@@ -62,9 +71,10 @@ impl Call {
         idempotency: Idempotency,
         (timeout, deadline, max_body): (Option<Duration>, Option<Duration>, Option<usize>),
     ) -> Result<Self, Error> {
-        let mut policy = None;
+        let (mut policy, mut pace) = (None, None);
         if target.elsewhere {
-            policy = Some(client.policy_of(&target.url.origin().ascii_serialization())?);
+            let (other, its_pace) = client.policy_of(&target.url.origin().ascii_serialization())?;
+            (policy, pace) = (Some(other), Some(its_pace));
         }
         if let Some(timeout) = timeout {
             policy = Some(policy.as_ref().unwrap_or(client.policy()).with_timeout(timeout));
@@ -72,7 +82,6 @@ impl Call {
         let options = &client.0.options;
         let size = max_body.unwrap_or(options.max_body);
         let limits = Limits { size, idle: options.body_idle };
-        let early = AtomicBool::new(false);
         Ok(Self {
             client,
             method,
@@ -81,14 +90,25 @@ impl Call {
             body,
             idempotency,
             policy,
+            pace,
             deadline,
             limits,
-            early,
+            early: AtomicBool::new(false),
+            has_turn: AtomicBool::new(false),
         })
     }
 
     pub(crate) fn policy(&self) -> &Policy {
         self.policy.as_ref().unwrap_or(self.client.policy())
+    }
+
+    fn pace(&self) -> &Pace {
+        self.pace.as_ref().unwrap_or(&self.client.0.pace)
+    }
+
+    /// Whether requests are held back when the server asks for less load.
+    fn slows_down(&self) -> bool {
+        self.client.0.options.slow_down && self.policy().acts()
     }
 
     pub(crate) const fn deadline(&self) -> Option<Duration> {
@@ -119,22 +139,26 @@ impl Call {
             body: RequestBody::empty(),
             idempotency: self.idempotency,
             policy: self.policy.clone(),
+            pace: self.pace.clone(),
             deadline: None,
             limits: self.limits,
             early: AtomicBool::new(false),
+            has_turn: AtomicBool::new(false),
         }
     }
 
     /// The answer with its body.
     pub(crate) async fn whole(&self) -> Result<Response, Error> {
         let driver = self.client.driver()?;
-        self.run(|attempt| {
+        self.run(self.operation(), |attempt| {
             let driver = &driver;
             async move {
+                let seen = self.may_send(attempt)?;
                 let mut answer = self.head(driver, Some(attempt)).await?;
                 if HttpFailure::is_failing(answer.status()) {
-                    return Err(Box::pin(self.failure(answer)).await);
+                    return Err(Box::pin(self.failure(answer, seen)).await);
                 }
+                self.pace().answered(seen);
                 let body = incoming::whole(&mut answer, &self.limits).await?;
                 let status = answer.status();
                 Ok(Response { status, headers: std::mem::take(answer.headers_mut()), body })
@@ -146,27 +170,36 @@ impl Call {
     /// The head of the answer, its body still to be read.
     pub(crate) async fn begin(&self) -> Result<Head, Error> {
         let driver = self.client.driver()?;
-        self.run(|attempt| {
+        self.run(self.operation().streamed(), |attempt| {
             let driver = &driver;
             async move {
+                let seen = self.may_send(attempt)?;
                 let answer = self.head(driver, Some(attempt)).await?;
                 if HttpFailure::is_failing(answer.status()) {
-                    return Err(Box::pin(self.failure(answer)).await);
+                    return Err(Box::pin(self.failure(answer, seen)).await);
                 }
+                self.pace().answered(seen);
                 Ok(Head { answer, attempts: attempt.number() })
             }
         })
         .await
     }
 
-    async fn run<T, F, Fut>(&self, attempt: F) -> Result<T, Error>
+    fn operation(&self) -> Operation {
+        Operation::new(name(&self.method), self.idempotency)
+    }
+
+    async fn run<T, F, Fut>(&self, operation: Operation, attempt: F) -> Result<T, Error>
     where
         F: FnMut(Attempt) -> Fut,
         Fut: Future<Output = Result<T, HttpFailure>>,
     {
         // What is rare is boxed here and above, so that the usual call's future stays small.
-        let operation = Operation::new(name(&self.method), self.idempotency);
-        let end = match self.deadline {
+        let mut deadline = self.deadline;
+        if self.pace().is_on() && self.slows_down() {
+            deadline = Box::pin(self.turn()).await?;
+        }
+        let end = match deadline {
             None => self.policy().run(&operation, attempt).await,
             Some(deadline) => {
                 let run = Box::pin(self.policy().run(&operation, attempt));
@@ -176,6 +209,46 @@ impl Call {
         end.map_err(|error| self.error(error))
     }
 
+    /// Waits until this request may be sent to a server that asked for less load; gives what is left
+    /// of its deadline then.
+    async fn turn(&self) -> Result<Option<Duration>, Error> {
+        let policy = self.policy();
+        // What will be refused anyway need not wait for it.
+        if matches!(policy.breaker().state(), BreakerState::Open | BreakerState::Isolated) {
+            return Ok(self.deadline);
+        }
+        let around = Deadline::current().map(Deadline::left);
+        let limit = [self.deadline, policy.deadline(), around].into_iter().flatten().min();
+        let started = Instant::now();
+        match self.pace().turn(limit).await {
+            Ok(()) => Ok(limit.map(|limit| limit.saturating_sub(started.elapsed()))),
+            Err(wait) => {
+                let (by, retry_after) = (Decider::Throttle, Some(wait));
+                Err(self.error(CallError::Rejected { by, retry_after, cause: None }))
+            }
+        }
+    }
+
+    /// A retry has its turn from the refusal before it, or waits for one as a first attempt does.
+    fn may_send(&self, attempt: Attempt) -> Result<Seen, HttpFailure> {
+        let seen = self.pace().seen();
+        if attempt.number() > 1 && !self.has_turn.swap(false, Relaxed) {
+            if let Some(wait) = self.next_turn().filter(|wait| !wait.is_zero()) {
+                return Err(HttpFailure::held(wait));
+            }
+            self.has_turn.store(false, Relaxed);
+        }
+        Ok(seen)
+    }
+
+    /// The wait for the turn of the next attempt, where there are turns.
+    fn next_turn(&self) -> Option<Duration> {
+        let pace = self.pace();
+        let turn = (pace.is_on() && self.slows_down()).then(|| pace.take_turn(None).ok());
+        self.has_turn.store(turn.is_some(), Relaxed);
+        turn.flatten()
+    }
+
     pub(crate) fn error(&self, error: CallError<HttpFailure>) -> Error {
         // A POST that met 503 has an unknown outcome, which says nothing of when to come again.
         let hint = error.last().and_then(HttpFailure::retry_after);
@@ -183,12 +256,20 @@ impl Call {
     }
 
     /// A failing status, with what is worth having of its body.
-    async fn failure(&self, mut answer: reqwest::Response) -> HttpFailure {
+    async fn failure(&self, mut answer: reqwest::Response, seen: Seen) -> HttpFailure {
         let status = answer.status();
         let body = incoming::of_failure(&mut answer, self.limits.size).await;
         let response = Response { status, headers: std::mem::take(answer.headers_mut()), body };
         let again = status == StatusCode::TOO_EARLY && self.early.swap(true, Relaxed);
-        let failure = HttpFailure::status(response, self.idempotency, again);
+        let hint = retry_after(&response.headers);
+        let refused = status == StatusCode::TOO_MANY_REQUESTS
+            || status == StatusCode::SERVICE_UNAVAILABLE && hint.is_some();
+        let mut turn = None;
+        if refused && self.slows_down() {
+            self.pace().refused(seen, hint);
+            turn = self.next_turn();
+        }
+        let failure = HttpFailure::status(response, self.idempotency, again, turn);
         if self.body.is_spent() { failure.of_a_spent_body() } else { failure }
     }
 

@@ -10,6 +10,7 @@ mod load;
 mod redirects;
 mod server;
 mod statuses;
+mod throttling;
 mod tls;
 
 use mainstay_http::{
