@@ -14,7 +14,7 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-type Pieces = Pin<Box<dyn Stream<Item = io::Result<Bytes>> + Send>>;
+pub(crate) type Pieces = Pin<Box<dyn Stream<Item = io::Result<Bytes>> + Send>>;
 /// A stream until somebody has begun to read it.
 type Slot = Arc<Mutex<Option<Pieces>>>;
 
@@ -115,6 +115,31 @@ impl RequestBody {
         let failed = failed.cloned().unwrap_or_default();
         let upload = Upload { slot, pieces: Mutex::new(None), left, failed };
         Ok(Some(reqwest::Body::wrap(upload)))
+    }
+
+    /// The bytes, if it is no stream.
+    pub(crate) const fn bytes(&self) -> Option<&Bytes> {
+        match &self.0 {
+            Source::Bytes(bytes) => Some(bytes),
+            _ => None,
+        }
+    }
+
+    /// In bytes, where it is known.
+    pub(crate) fn length(&self) -> Option<u64> {
+        match &self.0 {
+            Source::Bytes(bytes) => Some(bytes.len() as u64),
+            Source::Factory(_, length) | Source::Once(_, length) => *length,
+        }
+    }
+
+    /// The stream, from its beginning; `None` for bytes, and for one that was begun.
+    pub(crate) fn pieces(&self) -> Option<Pieces> {
+        match &self.0 {
+            Source::Bytes(_) => None,
+            Source::Factory(make, _) => Some(make()),
+            Source::Once(slot, _) => lock(slot).take(),
+        }
     }
 
     pub(crate) const fn is_stream(&self) -> bool {

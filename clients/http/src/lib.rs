@@ -48,6 +48,7 @@ mod dns;
 mod double;
 mod download;
 mod driver;
+mod file;
 mod getters;
 mod health;
 mod incoming;

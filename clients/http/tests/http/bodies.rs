@@ -288,3 +288,79 @@ async fn a_long_body_is_read_whole_and_one_over_the_limit_is_not() {
     assert_eq!(server.client().get("x").max_body(50).await.unwrap().bytes().len(), 50);
     assert!(server.client().get("x").max_body(49).await.is_err());
 }
+
+#[tokio::test]
+async fn a_form_with_a_file_or_stream_is_sent_piece_by_piece_and_again_if_it_can_be_made_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("r.csv");
+    let content: Vec<u8> = (0..400_000).map(|n| b'a' + (n % 26) as u8).collect();
+    std::fs::write(&path, &content).unwrap();
+    let ok = "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
+    let busy = "HTTP/1.1 500 Broken\r\ncontent-length: 0\r\n\r\n";
+    let server = Server::start(&[busy, ok]).await;
+    let file = RequestBody::file(&path).await.unwrap();
+    let form = Multipart::new().text("title", "r").file("f", "r.csv", "text/csv", file);
+    let form =
+        form.file("g", "g.txt", "text/plain", RequestBody::streamed_by(pieces).with_length(6));
+    assert!(form.is_replayable());
+    server.client().put("x").multipart(form).await.unwrap();
+    let [first, second] = [1, 2].map(|n| server.request(n));
+    assert!(first == second && server.seen() == 2);
+    let (head, body) = first.split_once("\r\n\r\n").unwrap();
+    assert!(head.contains(&format!("content-length: {}", body.len())), "{head}");
+    let boundary = head.split_once("boundary=").unwrap().1.split("\r\n").next().unwrap();
+    let content = String::from_utf8(content).unwrap();
+    let expected = format!(
+        "--{boundary}\r\ncontent-disposition: form-data; name=\"title\"\r\n\r\nr\r\n\
+         --{boundary}\r\ncontent-disposition: form-data; name=\"f\"; filename=\"r.csv\"\r\n\
+         content-type: text/csv\r\n\r\n{content}\r\n\
+         --{boundary}\r\ncontent-disposition: form-data; name=\"g\"; filename=\"g.txt\"\r\n\
+         content-type: text/plain\r\n\r\nabcdef\r\n--{boundary}--\r\n"
+    );
+    assert!(body == expected, "{} bytes for {}", body.len(), expected.len());
+    // A part that is there once: sent once, in chunks where a length is not known.
+    let server = Server::start(&[busy, ok]).await;
+    let form = Multipart::new().file("f", "f", "text/plain", RequestBody::streamed_once(pieces()));
+    assert!(!form.is_replayable());
+    let error = server.client().put("x").multipart(form).await.unwrap_err();
+    assert_eq!((server.seen(), error.attempts()), (1, 1), "{error}");
+    assert!(error.is_outcome_unknown(), "{error}");
+    let sent = server.request(1);
+    assert!(sent.contains("transfer-encoding: chunked") && sent.contains("filename=\"f\""));
+    // Unless nobody has begun to read it.
+    let double = HttpDouble::new(|r| match r.number {
+        1 => Reply::refused(),
+        _ => Reply::status(200),
+    });
+    let client = crate::server::builder("http://form.example").double(&double).build().unwrap();
+    let form = Multipart::new().file("f", "f", "text/plain", RequestBody::streamed_once(pieces()));
+    client.post("x").multipart(form).await.unwrap();
+    assert_eq!(double.requests().len(), 2);
+}
+
+#[tokio::test]
+async fn a_file_that_is_missing_or_changes_is_the_callers_fault() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("r.csv");
+    for (missing, why) in [(&*path, "entity not found"), (directory.path(), "is a directory")] {
+        let text = RequestBody::file(missing).await.unwrap_err().to_string();
+        assert!(text.contains(why) && text.contains("check the path"), "{text}");
+    }
+    std::fs::write(&path, b"12345").unwrap();
+    let server = Server::start(&["HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"]).await;
+    let client = server.builder().policy(|p| p.failure_threshold(1)).build().unwrap();
+    client.put("x").body(RequestBody::file(&path).await.unwrap()).await.unwrap();
+    assert!(server.request(1).ends_with("\r\n\r\n12345"));
+    for change in [Some(&b"1234567"[..]), Some(b"1"), None] {
+        std::fs::write(&path, b"12345").unwrap();
+        let body = RequestBody::file(&path).await.unwrap();
+        match change {
+            Some(bytes) => std::fs::write(&path, bytes).unwrap(),
+            None => std::fs::remove_file(&path).unwrap(),
+        }
+        let error = client.put("x").body(body).await.unwrap_err();
+        let text = report(&error).to_string();
+        assert!(error.attempts() == 1 && text.contains("the request's body failed"), "{text}");
+    }
+    assert_eq!((server.seen(), client.policy().breaker().state()), (1, BreakerState::Closed));
+}
