@@ -252,6 +252,21 @@ impl fmt::Display for RedisFailure {
                 "the server refused the credentials; check the user name and password in the \
                  Redis URL",
             ),
+            ErrorKind::IO if certificate(error.details()).is_some() => {
+                let refusal = certificate(error.details()).unwrap_or_default();
+                if refusal.starts_with("NotValidForName") {
+                    f.write_str(
+                        "the server's certificate is for another name than the host in the Redis \
+                         URL",
+                    )
+                } else {
+                    write!(
+                        f,
+                        "the server's certificate is refused ({refusal}); name its authority with \
+                         ssl_ca_certs in the Redis URL, or renew it"
+                    )
+                }
+            }
             ErrorKind::IO => {
                 f.write_str(if matches!(self.what, What::Closed(_)) {
                     UNREACHABLE
@@ -263,6 +278,10 @@ impl fmt::Display for RedisFailure {
                     None => Ok(()),
                 }
             }
+            ErrorKind::Timeout if matches!(self.what, What::Closed(_)) => f.write_str(
+                "the server does not answer; check that it runs and the Redis URL, rediss for TLS \
+                 and redis without",
+            ),
             ErrorKind::Timeout => f.write_str("no answer in time"),
             _ if code(error) == "WRONGTYPE" => f.write_str(WRONG_TYPE),
             _ if is_about_a_number(error) => f.write_str(NOT_A_NUMBER),
@@ -278,7 +297,12 @@ impl fmt::Display for RedisFailure {
                     "the cluster says it is down (CLUSTERDOWN)"
                 }
                 ErrorKind::Cluster => "the cluster has no node for this key now",
-                ErrorKind::Sentinel | ErrorKind::Routing => "no master is known",
+                ErrorKind::Sentinel if error.details() == NO_SUCH_MASTER => {
+                    "the sentinels know no master of this name; check sentinelServiceName in the \
+                     Redis URL"
+                }
+                ErrorKind::Sentinel => "no sentinel answers; check the hosts in the Redis URL",
+                ErrorKind::Routing => "no master is known",
                 ErrorKind::Config if error.details().contains("cluster support disabled") => {
                     "the server is in no cluster; write redis in place of redis-cluster in the \
                      Redis URL"
@@ -291,6 +315,8 @@ impl fmt::Display for RedisFailure {
     }
 }
 
+/// What the link says when sentinels answer so.
+pub(crate) const NO_SUCH_MASTER: &str = "no such master";
 const UNREACHABLE: &str = "the server could not be reached; check that it runs and the Redis URL";
 const NOT_A_NUMBER: &str =
     "the value is no whole number of 64 bits, or the sum would be none; use a key of its own";
@@ -304,6 +330,12 @@ fn is_code(text: &str) -> bool {
 fn io_message(details: &str) -> Option<&str> {
     let (_, rest) = details.split_once("message: \"")?;
     rest.split_once('"').map(|(message, _)| message)
+}
+
+/// Why TLS refused a certificate, in the one word that rustls has for it.
+fn certificate(details: &str) -> Option<&str> {
+    let (_, why) = details.split_once("InvalidCertificate(")?;
+    why.split(|c: char| !c.is_ascii_alphanumeric()).next()
 }
 
 impl StdError for RedisFailure {

@@ -11,6 +11,7 @@ use crate::{
     command::{Command, IfAway, Raw},
     value::Value,
 };
+use arc_swap::ArcSwap;
 use fred::{
     clients::Client,
     error::{Error as Driver, ErrorKind},
@@ -75,14 +76,17 @@ pub(super) struct Peer {
 }
 
 struct Core {
-    client: Client,
+    config: Config,
     limits: Limits,
+    /// Replaced with its connection: what was queued for the old one still counts in fred, which
+    /// sends nothing at once while it believes that more is coming.
+    client: ArcSwap<Client>,
     /// `state` is `Up`: changes with it, and is read by every call.
     up: AtomicBool,
     state: watch::Sender<State>,
     started: Instant,
     answers: AtomicU64,
-    connection: Mutex<JoinHandle<Result<(), Driver>>>,
+    connection: Mutex<Connection>,
 }
 
 impl Drop for Peer {
@@ -95,20 +99,18 @@ impl Drop for Peer {
 impl Peer {
     /// Starts to connect. Must be called inside a runtime.
     pub(super) fn start(config: Config, limits: Limits) -> Result<Self, Driver> {
-        let client = driver::build(config, limits.usual)?;
-        // Before the first attempt, so that its error is not missed.
-        let (errors, reconnects) = (client.error_rx(), client.reconnect_rx());
-        let connection = Mutex::new(client.connect());
+        let (client, connection, events) = connect(config.clone(), limits)?;
         let core = Arc::new(Core {
-            client,
+            config,
             limits,
+            client: ArcSwap::from_pointee(client),
             up: AtomicBool::new(false),
             state: watch::Sender::new(State::Connecting),
             started: Instant::now(),
             answers: AtomicU64::new(0),
-            connection,
+            connection: Mutex::new(connection),
         });
-        let watcher = tokio::spawn(keep(Arc::clone(&core), errors, reconnects)).abort_handle();
+        let watcher = tokio::spawn(keep(Arc::clone(&core), events)).abort_handle();
         Ok(Self { core, watcher })
     }
 
@@ -135,7 +137,7 @@ impl Peer {
         self.watcher.abort();
         let closed = Driver::new(ErrorKind::Canceled, "closed by this program");
         self.core.set(State::Down(Some(closed)));
-        let _ = tokio::time::timeout(within, self.core.client.quit()).await;
+        let _ = tokio::time::timeout(within, self.core.client.load_full().quit()).await;
     }
 
     /// Resolves once calls reach the server.
@@ -182,10 +184,11 @@ impl Peer {
         // What fred knows by itself it need not be told.
         let told = limit.filter(|limit| *limit != core.limits.usual);
         let before = core.answers.load(Ordering::Relaxed);
+        let client = core.client.load_full();
         let answer = if asking {
-            Box::pin(after_asking(&core.client, command, told)).await
+            Box::pin(after_asking(&client, command, told)).await
         } else {
-            driver::call(&core.client, command, told).await
+            driver::call(&client, command, told).await
         };
         let error = match answer {
             Ok(value) => {
@@ -255,7 +258,7 @@ async fn after_asking(
 }
 
 impl Core {
-    fn connection(&self) -> MutexGuard<'_, JoinHandle<Result<(), Driver>>> {
+    fn connection(&self) -> MutexGuard<'_, Connection> {
         self.connection.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -291,24 +294,24 @@ impl Core {
 
     /// Gives the connection up, with whoever still waits on it, and makes another. Not fred's own
     /// way: that waits for a connection that takes nothing more.
-    fn renew(&self) {
-        let mut connection = self.connection();
-        connection.abort();
-        *connection = self.client.connect();
+    fn renew(&self, events: &mut Events) {
+        // The settings are those that did before.
+        let Ok((client, new, fresh)) = connect(self.config.clone(), self.limits) else { return };
+        self.client.store(Arc::new(client));
+        std::mem::replace(&mut *self.connection(), new).abort();
+        *events = fresh;
     }
 
     /// fred ends its loop on errors that it holds for final, such as a wrong kind of server.
-    fn restart_if_ended(&self) {
-        let mut connection = self.connection();
-        if connection.is_finished() {
-            *connection = self.client.connect();
-        }
+    fn has_ended(&self) -> bool {
+        self.connection().is_finished()
     }
 
     /// A round trip; any answer that a working server gives will do.
     async fn ping(&self) -> Result<(), Driver> {
         let ping = Command::Raw(Raw::ping());
-        let call = driver::call(&self.client, &ping, Some(PATIENCE - MARGIN));
+        let client = self.client.load_full();
+        let call = driver::call(&client, &ping, Some(PATIENCE - MARGIN));
         match tokio::time::timeout(PATIENCE, call).await {
             Ok(Ok(_)) => Ok(()),
             Ok(Err(error)) if classify::is_answer(&error) => Ok(()),
@@ -318,11 +321,24 @@ impl Core {
     }
 }
 
-type Errors = broadcast::Receiver<(Driver, Option<Server>)>;
-type Reconnects = broadcast::Receiver<Server>;
+/// What fred says of a connection.
+struct Events {
+    errors: broadcast::Receiver<(Driver, Option<Server>)>,
+    reconnects: broadcast::Receiver<Server>,
+}
+
+type Connection = JoinHandle<Result<(), Driver>>;
+
+fn connect(config: Config, limits: Limits) -> Result<(Client, Connection, Events), Driver> {
+    let client = driver::build(config, limits.usual)?;
+    // Before the first attempt, so that its error is not missed.
+    let events = Events { errors: client.error_rx(), reconnects: client.reconnect_rx() };
+    let connection = client.connect();
+    Ok((client, connection, events))
+}
 
 /// Keeps the gate: closes it on an error, opens it after a round trip.
-async fn keep(core: Arc<Core>, mut errors: Errors, mut reconnects: Reconnects) {
+async fn keep(core: Arc<Core>, mut events: Events) {
     let mut state = core.state.subscribe();
     let mut silent: Option<Instant> = None;
     let mut renewed = None;
@@ -330,7 +346,7 @@ async fn keep(core: Arc<Core>, mut errors: Errors, mut reconnects: Reconnects) {
         if matches!(*state.borrow_and_update(), State::Up) {
             silent = None;
             tokio::select! {
-                error = received(errors.recv()) => core.down(error),
+                error = received(events.errors.recv()) => core.down(error),
                 // From `send`: the server is silent, or serves nobody.
                 _ = state.changed() => {}
             }
@@ -339,28 +355,30 @@ async fn keep(core: Arc<Core>, mut errors: Errors, mut reconnects: Reconnects) {
         let is_readonly = core.cause().is_some_and(|cause| classify::is_readonly(&cause));
         if is_readonly && renewed.is_none_or(|at: Instant| at.elapsed() >= READONLY_PAUSE) {
             // Its name or its port may lead to the new master by now.
-            core.renew();
+            core.renew(&mut events);
             renewed = Some(Instant::now());
         }
         let connected = tokio::select! {
-            error = received(errors.recv()) => {
+            error = received(events.errors.recv()) => {
                 core.down(error);
                 false
             }
-            _ = reconnects.recv() => true,
+            _ = events.reconnects.recv() => true,
             () = tokio::time::sleep(TICK) => false,
         };
         let tried = core.started.elapsed() >= PATIENCE;
         if tried && matches!(*core.state.borrow(), State::Connecting) {
             core.down(Driver::new(ErrorKind::Timeout, "connecting"));
         }
-        core.restart_if_ended();
+        if core.has_ended() {
+            core.renew(&mut events);
+        }
         // Otherwise a PING would wait in fred's queue, one more with each tick.
-        if !connected && core.client.state() != ClientState::Connected {
+        if !connected && core.client.load().state() != ClientState::Connected {
             continue;
         }
         // What was said of the connection before.
-        while errors.try_recv().is_ok() {}
+        while events.errors.try_recv().is_ok() {}
         match core.ping().await {
             Ok(()) => {
                 if matches!(core.set(State::Up), State::Down(_)) {
@@ -372,7 +390,7 @@ async fn keep(core: Arc<Core>, mut errors: Errors, mut reconnects: Reconnects) {
                 // would never give up a connection whose other end is gone without a word.
                 let since = *silent.get_or_insert_with(Instant::now);
                 if since.elapsed() >= core.limits.longest {
-                    core.renew();
+                    core.renew(&mut events);
                     silent = None;
                 }
             }

@@ -184,7 +184,7 @@ impl Sentinel {
             },
             _ => None,
         };
-        address.ok_or_else(|| Driver::new(ErrorKind::Sentinel, "no master of this name"))
+        address.ok_or_else(|| Driver::new(ErrorKind::Sentinel, classify::NO_SUCH_MASTER))
     }
 
     /// Goes to this master, unless he is known or is none yet: a sentinel names the new one a moment

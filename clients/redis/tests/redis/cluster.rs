@@ -1,30 +1,10 @@
 //! A cluster: redirections, moves, failovers, and a dead master that takes nobody else along.
 
-use crate::{ms, text};
+use crate::{ms, strict, text, until_true};
 use mainstay_policy::{BreakerState, Effect, HealthStatus};
-use mainstay_redis::{FallbackConfig, RedisClient, RedisState};
+use mainstay_redis::{RedisClient, RedisState};
 use mainstay_test_support::RedisCluster;
 use std::time::{Duration, Instant};
-
-/// Without retries and without memory, so that nothing hides an error.
-fn strict(name: &str, url: &str) -> RedisClient {
-    RedisClient::builder()
-        .name(name)
-        .url(url)
-        .policy(|p| p.timeout(ms(1500)).max_attempts(1).recovery_timeout(ms(200)))
-        .fallback(FallbackConfig::off())
-        .build()
-        .unwrap()
-}
-
-async fn until(what: &str, limit: Duration, mut holds: impl AsyncFnMut() -> bool) -> Duration {
-    let started = Instant::now();
-    while !holds().await {
-        assert!(started.elapsed() < limit, "not {what}");
-        tokio::time::sleep(ms(5)).await;
-    }
-    started.elapsed()
-}
 
 /// How many keys say MOVED when this node is asked, by its own count.
 fn redirections(cluster: &RedisCluster, node: usize) -> u32 {
@@ -137,9 +117,10 @@ async fn a_dead_master_takes_no_other_keys_along() {
 
     cluster.nodes[0].restart();
     let healed =
-        until("healed", ms(10_000), async || client.get::<String>(&keys[0]).await.is_ok()).await;
+        until_true("healed", ms(10_000), async || client.get::<String>(&keys[0]).await.is_ok())
+            .await;
     println!("healed after {:?}", healed);
-    until("connected", ms(5000), async || client.state() == RedisState::Connected).await;
+    until_true("connected", ms(5000), async || client.state() == RedisState::Connected).await;
 }
 
 #[tokio::test]
@@ -169,7 +150,7 @@ async fn a_frozen_master_is_answered_from_memory_the_others_by_themselves() {
     // Written through, not kept here.
     assert_eq!(cluster.nodes[1].say(&format!("GET {}", keys[1])), "$1\r\n3\r\n");
     cluster.nodes[0].resume();
-    until("recovered", ms(10_000), async || cache.state() == RedisState::Connected).await;
+    until_true("recovered", ms(10_000), async || cache.state() == RedisState::Connected).await;
     assert_eq!(cluster.nodes[0].say(&format!("EXISTS {}", keys[0])), ":0\r\n");
 }
 
@@ -180,11 +161,12 @@ async fn a_replica_that_takes_over_is_found() {
     let key = cluster.key_of(0, 0);
     client.set(&key, "1").await.unwrap();
     cluster.nodes[0].kill();
-    let out = until("writable", ms(20_000), async || client.set(&key, "2").await.is_ok()).await;
+    let out =
+        until_true("writable", ms(20_000), async || client.set(&key, "2").await.is_ok()).await;
     println!("writable again after {out:?}");
     assert!(cluster.nodes[3].say("ROLE").contains("master"));
     assert_eq!(cluster.nodes[3].say(&format!("GET {key}")), "$1\r\n2\r\n");
-    until("whole", ms(5000), async || client.state() == RedisState::Connected).await;
+    until_true("whole", ms(5000), async || client.state() == RedisState::Connected).await;
     // The old one comes back as a replica: nothing changes.
     cluster.nodes[0].restart();
     for _ in 0..100 {
@@ -202,7 +184,7 @@ async fn a_cluster_that_says_it_is_down_is_an_outage_of_its_own_making() {
     client.set(&key, "1").await.unwrap();
     cluster.nodes[0].kill();
     let mut seen = None;
-    until("down", ms(10_000), async || match client.get::<String>(&key).await {
+    until_true("down", ms(10_000), async || match client.get::<String>(&key).await {
         Err(error) if mainstay_policy::report(&error).to_string().contains("says it is down") => {
             seen = Some(error);
             true
@@ -214,7 +196,7 @@ async fn a_cluster_that_says_it_is_down_is_an_outage_of_its_own_making() {
     // Others on that connection got the same words and may have been done.
     assert_eq!(error.effect(), Effect::Unknown, "{error:?}");
     cluster.nodes[0].restart();
-    until("up", ms(15_000), async || client.get::<String>(&key).await.is_ok()).await;
+    until_true("up", ms(15_000), async || client.get::<String>(&key).await.is_ok()).await;
 }
 
 #[tokio::test]

@@ -5,11 +5,19 @@
 mod away;
 #[cfg(feature = "test-servers")]
 mod cluster;
+#[cfg(feature = "test-servers")]
+mod link;
 mod local;
 #[cfg(feature = "test-servers")]
 mod outage;
 #[cfg(feature = "test-servers")]
+mod refusals;
+#[cfg(feature = "test-servers")]
 mod runtimes;
+#[cfg(feature = "test-servers")]
+mod sentinel;
+#[cfg(all(feature = "test-servers", feature = "tls"))]
+mod tls;
 #[cfg(feature = "test-servers")]
 mod wire;
 #[cfg(feature = "test-servers")]
@@ -44,4 +52,27 @@ async fn until(client: &RedisClient, state: mainstay_redis::RedisState) {
         assert!(started.elapsed() < ms(10_000), "still {:?}", client.state());
         tokio::time::sleep(ms(5)).await;
     }
+}
+
+/// Without retries and without memory, so that nothing hides an error.
+#[cfg(feature = "test-servers")]
+fn strict(name: &str, url: &str) -> RedisClient {
+    RedisClient::builder()
+        .name(name)
+        .url(url)
+        .policy(|p| p.timeout(ms(1500)).max_attempts(1).recovery_timeout(ms(200)))
+        .fallback(mainstay_redis::FallbackConfig::off())
+        .build()
+        .unwrap()
+}
+
+/// Waits until this holds; gives how long that took.
+#[cfg(feature = "test-servers")]
+async fn until_true(what: &str, limit: Duration, mut holds: impl AsyncFnMut() -> bool) -> Duration {
+    let started = std::time::Instant::now();
+    while !holds().await {
+        assert!(started.elapsed() < limit, "not {what}");
+        tokio::time::sleep(ms(5)).await;
+    }
+    started.elapsed()
 }

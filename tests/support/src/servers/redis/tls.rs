@@ -1,6 +1,6 @@
 use super::super::{Redis, Server};
-use crate::{Port, directory};
-use std::{fs, net::SocketAddr};
+use crate::{Authority, Port, directory};
+use std::net::SocketAddr;
 
 /// A Redis server that speaks TLS on one port, and plainly on another, for the referee.
 #[derive(Debug)]
@@ -11,20 +11,18 @@ pub struct TlsRedis {
 }
 
 impl TlsRedis {
-    /// With this certificate and key, PEM, for every client.
+    /// With a certificate of this authority for this name; clients need none.
     #[must_use]
-    pub fn start(certificate: &str, key: &str) -> Self {
+    pub fn start(authority: &Authority, name: &str) -> Self {
         let dir = directory::temporary();
-        for (name, pem) in [("certificate.pem", certificate), ("key.pem", key)] {
-            fs::write(dir.path().join(name), pem).unwrap();
-        }
+        authority.sign(name, dir.path());
         let port = Port::reserve();
         let number = port.number().to_string();
-        let arguments = ["--tls-port", &number, "--tls-cert-file", "certificate.pem"];
-        let more = ["--tls-key-file", "key.pem", "--tls-auth-clients", "no"];
-        let more = [&more[..], &["--tls-ca-cert-file", "certificate.pem"]].concat();
-        let server = Server::start_in(dir, &[&arguments[..], &more].concat());
-        Self { server, port }
+        let files = ["--tls-cert-file", "tls.pem", "--tls-key-file", "tls.key"];
+        // It wants one, though it asks nobody for a certificate.
+        let clients = ["--tls-ca-cert-file", "tls.pem", "--tls-auth-clients", "no"];
+        let arguments = [&["--tls-port", &number][..], &files, &clients].concat();
+        Self { server: Server::start_in(dir, &arguments), port }
     }
 
     /// Where it speaks TLS.

@@ -1,0 +1,71 @@
+//! Sentinels: a master that dies or freezes is replaced, and sentinels may die and freeze too.
+
+use crate::{ms, strict, text, until_true};
+use mainstay_policy::HealthStatus;
+use mainstay_test_support::RedisSentinels;
+use std::time::Instant;
+
+#[tokio::test]
+async fn the_new_master_is_found_when_the_old_one_is_killed() {
+    let mut redis = RedisSentinels::start();
+    let client = strict("t-sentinel", &redis.url());
+    client.set("k", "1").await.unwrap();
+    assert_eq!(redis.servers[0].say("GET k"), "$1\r\n1\r\n");
+    redis.servers[0].kill();
+    let out = until_true("writable", ms(20_000), async || client.set("k", "2").await.is_ok()).await;
+    println!("writable again after {out:?}");
+    assert_eq!(redis.servers[1].say("GET k"), "$1\r\n2\r\n");
+    // The old one comes back, believes for a moment that it is master still, and is put right.
+    redis.servers[0].restart();
+    for n in 0..200 {
+        client.set("k", n.to_string()).await.unwrap();
+        assert_eq!(text(&client, "k").await, Some(n.to_string()));
+        tokio::time::sleep(ms(5)).await;
+    }
+    assert_eq!(redis.servers[1].say("GET k"), "$3\r\n199\r\n");
+    assert_eq!(client.health_check().await.status, HealthStatus::Healthy);
+}
+
+#[tokio::test]
+async fn a_frozen_master_is_left_for_the_new_one() {
+    let mut redis = RedisSentinels::start();
+    let client = strict("t-sentinel-frozen", &redis.url());
+    client.set("k", "1").await.unwrap();
+    redis.servers[0].hang();
+    let out = until_true("writable", ms(20_000), async || client.set("k", "2").await.is_ok()).await;
+    println!("writable again after {out:?}");
+    assert_eq!(redis.servers[1].say("GET k"), "$1\r\n2\r\n");
+    redis.servers[0].resume();
+    for _ in 0..100 {
+        client.set("k", "3").await.unwrap();
+    }
+    assert_eq!(redis.servers[1].say("GET k"), "$1\r\n3\r\n");
+}
+
+#[tokio::test]
+async fn one_sentinel_that_lives_is_enough() {
+    let mut redis = RedisSentinels::start();
+    redis.sentinels[0].hang();
+    redis.sentinels[1].kill();
+    let began = Instant::now();
+    let client = strict("t-sentinel-one", &redis.url());
+    client.set("k", "1").await.unwrap();
+    assert!(began.elapsed() < ms(800), "{:?}", began.elapsed());
+    // And with none left calls go on: they do not go through sentinels.
+    redis.sentinels[2].kill();
+    for _ in 0..50 {
+        client.set("k", "2").await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_master_that_nobody_knows_is_said() {
+    let redis = RedisSentinels::start();
+    let url = redis.url().replace("mymaster", "theirmaster");
+    let client = strict("t-sentinel-name", &url);
+    let error = client.get::<String>("k").await.unwrap_err();
+    let text = mainstay_policy::report(&error).to_string();
+    assert!(text.contains("sentinelServiceName"), "{text}");
+    let health = client.health_check().await;
+    assert_eq!(health.status, HealthStatus::Unhealthy, "{}", health.detail);
+}
