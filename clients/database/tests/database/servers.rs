@@ -3,8 +3,10 @@
 mod cancel;
 mod codes;
 mod failover;
+mod faults;
 mod learning;
 mod ledger;
+mod mistakes;
 mod plain_sqlx;
 mod pool;
 mod pooler;

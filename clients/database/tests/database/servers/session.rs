@@ -55,7 +55,7 @@ async fn isolation_and_read_only_reach_the_server() {
     let options = SessionOptions::new().isolation(Isolation::ReadCommitted).read_only();
     let mut session = db.session_with(options).await.unwrap();
     let error = sqlx::query("create table never (n int)").execute(&mut session).await.unwrap_err();
-    println!("MariaDB: {error}");
+    assert!(error.to_string().contains("1792"), "{error}");
     session.rollback().await.unwrap();
 }
 
@@ -87,7 +87,7 @@ async fn a_read_is_refused_by_the_server_when_it_writes() {
     sqlx::raw_sql("create table test_reads (n int)").execute(&db).await.unwrap();
     let error =
         sqlx::query("insert into test_reads values (1)").execute(db.read()).await.unwrap_err();
-    println!("MariaDB: {error}");
+    assert!(error.to_string().contains("1792"), "{error}");
     sqlx::query("insert into test_reads values (2)").execute(&db).await.unwrap();
     let n: i64 =
         sqlx::query_scalar("select count(*) from test_reads").fetch_one(db.read()).await.unwrap();

@@ -1,0 +1,89 @@
+//! What a caller gets wrong at a server: said at once, once, and without what must not be shown.
+
+use super::*;
+use sqlx::postgres::{PgDatabaseError, PgErrorPosition};
+
+async fn is_refused<DB: Backend>(name: &str, url: &str, words: &[&str]) {
+    let db: DatabaseClient<DB> = client(name, url.to_owned());
+    let started = Instant::now();
+    let error = db.session().await.unwrap_err();
+    let text = text(&error);
+    println!("{text}");
+    for word in words {
+        assert!(text.contains(word), "{word}: {text}");
+    }
+    assert!(!text.contains("s3cret") && !text.contains("somebody"), "{text}");
+    assert_eq!((error.attempts(), error.is_outcome_unknown()), (1, false), "{text}");
+    assert!(started.elapsed() < ms(5_000));
+    let health = db.health_check().await;
+    assert!(!health.detail.contains("s3cret"), "{}", health.detail);
+    assert!(health.detail.contains("refuses user or password"), "{}", health.detail);
+}
+
+#[tokio::test]
+async fn a_wrong_password_for_postgres() {
+    let server = Postgres::start();
+    let db: PgDatabase = client("password-pg", server.url());
+    let create = "create role somebody login password 's3cret-right'";
+    sqlx::query(create).execute(&db).await.unwrap();
+    let rules: String = sqlx::query_scalar("show hba_file").fetch_one(&db).await.unwrap();
+    let trusting = std::fs::read_to_string(&rules).unwrap();
+    let asking = format!("host all somebody 127.0.0.1/32 scram-sha-256\n{trusting}");
+    std::fs::write(&rules, asking).unwrap();
+    sqlx::query("select pg_reload_conf()").execute(&db).await.unwrap();
+    let url = |password: &str| server.url().replace("postgres@", &format!("somebody:{password}@"));
+    until("it asks for the password", || async {
+        let plain = sqlx::PgPool::connect(&url("s3cret-wrong")).await;
+        plain.is_err()
+    })
+    .await;
+    let words = ["28P01", "refuses user or password; check the URL"];
+    is_refused::<sqlx::Postgres>("password-pg-wrong", &url("s3cret-wrong"), &words).await;
+    let right: PgDatabase = client("password-pg-right", url("s3cret-right"));
+    sqlx::query("select 1").execute(&right).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_wrong_password_for_mariadb() {
+    let db = mariadb("password-maria");
+    let create = "create user somebody identified by 's3cret-right'";
+    sqlx::raw_sql(create).execute(&db).await.unwrap();
+    let url = |password: &str| {
+        let url = MARIADB.url().replace("root@", &format!("somebody:{password}@"));
+        url.replace("/mysql?", "/?")
+    };
+    let words = ["28000", "refuses user or password; check the URL"];
+    is_refused::<sqlx::MySql>("password-maria-wrong", &url("s3cret-wrong"), &words).await;
+    let right: MySqlDatabase = client("password-maria-right", url("s3cret-right"));
+    sqlx::query("do 1").execute(&right).await.unwrap();
+}
+
+/// Through the client, a session and a transaction, with the driver's own error kept.
+#[tokio::test]
+async fn an_error_in_sql_keeps_its_position() {
+    let db = postgres("position");
+    let wrong = "select 1 frm pg_class";
+    let position = |error: Error| {
+        let driver = error.downcast_ref::<sqlx::Error>().unwrap().as_database_error().unwrap();
+        match driver.downcast_ref::<PgDatabaseError>().position() {
+            Some(PgErrorPosition::Original(position)) => position,
+            other => panic!("{other:?}"),
+        }
+    };
+    let error = sqlx::query(wrong).execute(&db).await.unwrap_err();
+    assert_eq!(position(error.into()), 14);
+    let mut session = db.session().await.unwrap();
+    let error = sqlx::query(wrong).execute(&mut session).await.unwrap_err();
+    assert_eq!(position(error.into()), 14);
+    let error = db
+        .transaction(async |tx| {
+            sqlx::query(wrong).execute(&mut *tx).await?;
+            Ok::<_, Error>(())
+        })
+        .await
+        .unwrap_err();
+    assert_eq!(position(error), 14);
+
+    let error = sqlx::query_scalar::<_, i64>("select 'text'").fetch_one(&db).await.unwrap_err();
+    assert!(matches!(error, sqlx::Error::ColumnDecode { .. }), "{error}");
+}
