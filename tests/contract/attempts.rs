@@ -3,7 +3,7 @@
 use crate::subject::{Client, Mood, Remote, ms, ready};
 use mainstay::{Decider, get_resilience_health};
 
-each!(the_server_counts_what_the_error_says: database redis http s3);
+each!(the_server_counts_what_the_error_says: database mariadb redis http s3);
 
 async fn the_server_counts_what_the_error_says<S: Remote>() {
     let server = S::start().await;

@@ -98,6 +98,13 @@ macro_rules! doors {
             type Failure = mainstay::DatabaseFailure;
             type Driver = sqlx::Error;
 
+            /// Silence while connecting is noticed by the client, not by the driver: MariaDB's first
+            /// byte is of a length, and corrupt it is a packet that never ends.
+            fn is_answer(error: &mainstay::Error) -> bool {
+                let failure = error.downcast_ref::<mainstay::DatabaseFailure>();
+                failure.is_some_and(|f| f.to_string().contains("did not answer within"))
+            }
+
             fn policy(&self) -> &mainstay::Policy {
                 self.policy()
             }

@@ -20,7 +20,7 @@ const STUBBORN: Tune = |policy| {
 };
 const BOUND: Tune = |policy| STUBBORN(policy).deadline(DEADLINE);
 
-each!(holds_under_every_fault: database redis http s3);
+each!(holds_under_every_fault: database mariadb redis http s3);
 
 async fn holds_under_every_fault<S: Remote>() {
     let server = S::start().await;
@@ -103,7 +103,7 @@ impl Overruns {
     }
 }
 
-each!(of_a_caller_says_nothing_of_the_server: database redis http s3);
+each!(of_a_caller_says_nothing_of_the_server: database mariadb redis http s3);
 
 /// Three impatient callers must not cut off everybody else.
 async fn of_a_caller_says_nothing_of_the_server<S: Remote>() {
@@ -129,7 +129,7 @@ async fn of_a_caller_says_nothing_of_the_server<S: Remote>() {
     }
 }
 
-each!(of_a_first_caller_says_nothing_of_the_server: database redis http s3);
+each!(of_a_first_caller_says_nothing_of_the_server: database mariadb redis http s3);
 
 /// Nor while the first connection is still being made.
 async fn of_a_first_caller_says_nothing_of_the_server<S: Remote>() {

@@ -24,7 +24,7 @@ const UNKNOWN: &[Effect] = &[Effect::Unknown];
 const BROKEN: &[Effect] = &[Effect::NeverSent, Effect::Unknown];
 const NOT_NOW: &[Effect] = &[Effect::Transient, Effect::Throttled { retry_after: None }];
 
-each!(is_named_under_faults_of_the_network: database redis http s3);
+each!(is_named_under_faults_of_the_network: database mariadb redis http s3);
 
 async fn is_named_under_faults_of_the_network<S: Remote>() {
     let server = S::start().await;
@@ -48,7 +48,7 @@ async fn is_named_under_faults_of_the_network<S: Remote>() {
     }
 }
 
-each!(is_named_whatever_the_server_answers: database redis http s3);
+each!(is_named_whatever_the_server_answers: database mariadb redis http s3);
 
 async fn is_named_whatever_the_server_answers<S: Remote>() {
     let server = S::start().await;
@@ -67,7 +67,7 @@ async fn is_named_whatever_the_server_answers<S: Remote>() {
         if by == Decider::Deadline {
             call = Box::pin(Deadline::within(LIMIT + LIMIT / 2).scope(call));
         }
-        Expected { by: &[by], effects: UNKNOWN }.of::<S>(&hurried, "no answer", call).await;
+        Expected { by: &[by], effects: S::UNANSWERED }.of::<S>(&hurried, "no answer", call).await;
     }
 }
 
@@ -103,7 +103,7 @@ fn keeps_its_cause<C: Client>(error: &Error) -> bool {
 }
 
 // To HTTP, a status that will not change is a response like any other.
-each!(is_nobody_where_the_answer_is_final: database redis s3);
+each!(is_nobody_where_the_answer_is_final: database mariadb redis s3);
 
 async fn is_nobody_where_the_answer_is_final<S: Remote>() {
     let server = S::start().await;

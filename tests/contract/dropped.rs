@@ -17,7 +17,7 @@ const ONE_OF_EACH: Tune = |policy| {
     policy.recovery_timeout(ms(1)).ramp(false)
 };
 
-each!(at_any_await_it_gives_everything_back: database sqlite redis http s3);
+each!(at_any_await_it_gives_everything_back: database mariadb sqlite redis http s3);
 
 async fn at_any_await_it_gives_everything_back<S: Subject>() {
     let server = S::start().await;
@@ -86,7 +86,7 @@ impl Future for Polled {
     }
 }
 
-each!(while_it_waits_to_retry_the_budget_gets_its_token_back: database redis http s3);
+each!(while_it_waits_to_retry_the_budget_gets_its_token_back: database mariadb redis http s3);
 
 async fn while_it_waits_to_retry_the_budget_gets_its_token_back<S: Remote>() {
     let server = S::start().await;
@@ -114,7 +114,7 @@ async fn while_it_waits_to_retry_the_budget_gets_its_token_back<S: Remote>() {
     assert!(left >= tokens && tokens > 0, "{}: {left} of {tokens}", client.name());
 }
 
-each!(a_place_is_refused_only_while_it_is_taken: database redis http s3);
+each!(a_place_is_refused_only_while_it_is_taken: database mariadb redis http s3);
 
 /// That the promise above can fail: with the one place taken, the next call is refused.
 async fn a_place_is_refused_only_while_it_is_taken<S: Remote>() {

@@ -25,7 +25,7 @@ macro_rules! each_alone {
     };
 }
 
-each_alone!(runtimes_leave_no_descriptor: database sqlite redis http s3);
+each_alone!(runtimes_leave_no_descriptor: database mariadb sqlite redis http s3);
 
 fn runtimes_leave_no_descriptor<S: Subject>() {
     let own = runtime();
@@ -88,7 +88,7 @@ fn until(mut holds: impl FnMut() -> bool, told: impl Fn() -> String) {
     }
 }
 
-each!(a_dropped_client_leaves_its_runtime_as_it_was: database redis http s3);
+each!(a_dropped_client_leaves_its_runtime_as_it_was: database mariadb redis http s3);
 
 async fn a_dropped_client_leaves_its_runtime_as_it_was<S: Remote>() {
     let server = S::start().await;

@@ -25,6 +25,7 @@ mod subject;
 
 mod database;
 mod http;
+mod mariadb;
 mod redis;
 mod s3;
 mod sqlite;

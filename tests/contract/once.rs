@@ -10,7 +10,7 @@ fn patient(policy: PolicyBuilder) -> PolicyBuilder {
 }
 
 // Neither Redis nor S3 has a door for it: see their `ONCE`.
-each!(a_write_whose_reply_is_lost_is_unknown_and_not_repeated: database http);
+each!(a_write_whose_reply_is_lost_is_unknown_and_not_repeated: database mariadb http);
 
 async fn a_write_whose_reply_is_lost_is_unknown_and_not_repeated<S: Remote>() {
     let server = S::start().await;
@@ -26,7 +26,7 @@ async fn a_write_whose_reply_is_lost_is_unknown_and_not_repeated<S: Remote>() {
     assert_eq!(server.asked(once).await, 1, "{}: it was sent twice", client.name());
 }
 
-each!(what_may_be_done_twice_is_repeated_and_succeeds: database redis http s3);
+each!(what_may_be_done_twice_is_repeated_and_succeeds: database mariadb redis http s3);
 
 async fn what_may_be_done_twice_is_repeated_and_succeeds<S: Remote>() {
     let server = S::start().await;
@@ -53,7 +53,7 @@ async fn what_may_be_done_twice_is_repeated_and_succeeds<S: Remote>() {
     }
 }
 
-each!(what_was_never_sent_is_repeated_whatever_it_is: database http);
+each!(what_was_never_sent_is_repeated_whatever_it_is: database mariadb http);
 
 async fn what_was_never_sent_is_repeated_whatever_it_is<S: Remote>() {
     let server = S::start().await;

@@ -1,6 +1,6 @@
 //! What a promise needs of a client and of the server behind it.
 
-use mainstay::{Error, Health, Policy, PolicyBuilder};
+use mainstay::{Effect, Error, Health, Policy, PolicyBuilder};
 use mainstay_test_support::Proxy;
 use std::{
     error::Error as StdError,
@@ -49,7 +49,7 @@ pub(crate) trait Client: Clone + Debug + Send + Sync + 'static {
         self.policy().name()
     }
 
-    /// The server's answer is the cause, and no error of the driver.
+    /// The server's answer, or its silence, is the cause, and no error of the driver.
     fn is_answer(_: &Error) -> bool {
         false
     }
@@ -81,6 +81,8 @@ pub(crate) enum Mood {
 pub(crate) trait Remote: Subject {
     /// The server speaks first: on a connection that says nothing, nothing is asked.
     const GREETS: bool;
+    /// What a request may have done that is not answered in time.
+    const UNANSWERED: &'static [Effect] = &[Effect::Unknown];
 
     fn proxy(&self) -> &Proxy;
 
