@@ -63,6 +63,7 @@ pub use mainstay_redis::{
 };
 #[cfg(feature = "s3")]
 pub use mainstay_s3::{
-    Addressing, CustomerKey, Encryption, ObjectSummary, PutOptions, S3Client, S3Failure, Written,
-    get_s3_client, get_s3_client_named, set_s3_client,
+    Addressing, CustomerKey, Deletion, Encryption, ObjectHead, ObjectStream, ObjectSummary, Page,
+    Presigned, PutOptions, S3Client, S3Failure, Written, get_s3_client, get_s3_client_named,
+    set_s3_client,
 };

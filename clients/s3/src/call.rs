@@ -19,6 +19,11 @@ pub(crate) const GET: Operation = safe("get");
 pub(crate) const DELETE: Operation = safe("delete");
 pub(crate) const HEAD: Operation = safe("head");
 pub(crate) const LIST: Operation = safe("list");
+pub(crate) const COPY: Operation = safe("copy");
+pub(crate) const DELETE_MANY: Operation = safe("delete_many");
+pub(crate) const TAGS: Operation = safe("tags");
+pub(crate) const SET_TAGS: Operation = safe("set_tags");
+pub(crate) const PRESIGN: Operation = safe("presign");
 pub(crate) const UPLOAD: Operation = safe("upload_file");
 pub(crate) const CREATE_UPLOAD: Operation = safe("create_upload");
 pub(crate) const UPLOAD_PART: Operation = safe("upload_part");
@@ -117,8 +122,14 @@ impl S3Client {
         // New credentials are asked for once: those that are refused again are all there are.
         let renewed = &AtomicBool::new(false);
         let run = policy.run(operation, |a| {
-            let (began, work) = (Instant::now(), attempt(link.sdk.clone(), a.number()));
+            let work = attempt(link.sdk.clone(), a.number());
             async move {
+                // Before the clock is read: those of this attempt are not newer than it. Why there
+                // are none the SDK is told, too.
+                if let Some(credentials) = credentials {
+                    let _ = credentials.load().await;
+                }
+                let began = Instant::now();
                 let end = work.await;
                 match (end, credentials) {
                     (Err(e), Some(credentials))
@@ -143,6 +154,21 @@ impl S3Client {
         let (attempts, elapsed, effect) = (0, Duration::ZERO, Effect::Permanent);
         let error = CallError::Backend { attempts, elapsed, effect, error: failure };
         Error::from_call(self.policy().name(), operation.name(), error)
+    }
+
+    /// The end of an operation that may have happened, and must not be repeated.
+    pub(crate) fn unknown(
+        &self,
+        operation: &Operation,
+        target: Target<'_>,
+        attempts: u32,
+        started: Instant,
+        error: S3Failure,
+    ) -> Error {
+        let error = error.about(target.bucket, target.key.is_some());
+        let (elapsed, effect) = (started.elapsed(), Effect::Unknown);
+        let end = CallError::Backend { attempts, elapsed, effect, error };
+        Error::from_call(self.policy().name(), operation.name(), end)
     }
 
     /// The same dependency with more time for many bytes; a deadline set by the user stays.

@@ -49,6 +49,10 @@ enum What {
     Changed,
     /// The object is not the one that a write's condition names.
     Condition,
+    TooLong {
+        length: Option<u64>,
+        limit: u64,
+    },
     Local(&'static str, PathBuf),
     NoObject,
     NoBucket,
@@ -105,6 +109,16 @@ impl S3Failure {
         self
     }
 
+    /// A 412 to a read that named its version, rather than to a transfer's next part.
+    pub(crate) fn of_a_read(self) -> Self {
+        if self.is_changed() { self.of_the_condition() } else { self }
+    }
+
+    /// Of one key among many, all of which were answered.
+    pub(crate) fn is_of_a_key(&self) -> bool {
+        self.status == Some(200) && self.source.is_none()
+    }
+
     pub(crate) fn of_the_condition(mut self) -> Self {
         self.what = What::Condition;
         self
@@ -135,6 +149,37 @@ impl S3Failure {
     /// An answer that does not fit the request.
     pub(crate) fn garbled() -> Self {
         Self::new(What::Garbled, Verdict::permanent(), None)
+    }
+
+    /// More bytes than the caller wants in memory.
+    pub(crate) fn too_long(length: Option<u64>, limit: u64) -> Self {
+        Self::new(What::TooLong { length, limit }, Verdict::permanent(), None)
+    }
+
+    /// A body of which nothing came for too long.
+    pub(crate) fn stalled() -> Self {
+        Self::new(What::Timeout, Verdict::transient(), None)
+    }
+
+    /// The bytes have been handed out: they cannot be asked for again.
+    pub(crate) fn damaged() -> Self {
+        Self::short().for_good()
+    }
+
+    /// Not to be repeated, and the server's fault.
+    pub(crate) fn for_good(mut self) -> Self {
+        self.verdict = Verdict::permanent().with_outcome(Outcome::Failure);
+        self
+    }
+
+    /// What the store says of one key of many.
+    pub(crate) fn of_a_key(code: &str, attempt: u32) -> Self {
+        let (what, verdict) = judge(Some(code), 200, None, attempt);
+        Self { code: Some(code.to_owned()), status: Some(200), ..Self::new(what, verdict, None) }
+    }
+
+    pub(crate) fn is_repeatable(&self) -> bool {
+        self.verdict.effect != Effect::Permanent
     }
 
     /// A body shorter than it was announced.
@@ -238,6 +283,7 @@ fn judge(code: Option<&str>, status: u16, wait: Option<Duration>, attempt: u32) 
         ("BadDigest" | "XAmzContentChecksumMismatch", _) => (What::Answer, once),
         ("NoSuchKey", _) => (What::NoObject, Verdict::permanent()),
         ("NoSuchBucket", _) => (What::NoBucket, Verdict::permanent()),
+        ("ServiceUnavailable", 200) => (What::Answer, Verdict::transient()),
         ("PreconditionFailed", _) | (_, 412) => (What::Changed, Verdict::permanent()),
         (
             "InvalidAccessKeyId"
@@ -262,7 +308,10 @@ fn judge(code: Option<&str>, status: u16, wait: Option<Duration>, attempt: u32) 
             Some(_) => (What::Answer, Verdict::throttled(wait).with_outcome(Outcome::Failure)),
             None => (What::Answer, Verdict::transient()),
         },
+        (_, 501 | 505) => (What::Answer, Verdict::permanent()),
         (_, 500..) => (What::Answer, Verdict::unknown()),
+        // Neither what was asked for nor an error of S3's.
+        ("", 200..=299) => (What::Garbled, Verdict::permanent()),
         _ => (What::Answer, Verdict::permanent()),
     }
 }
@@ -367,6 +416,14 @@ impl fmt::Display for S3Failure {
                 f,
                 "the {object} is not as the condition of the request says; read it and decide again"
             ),
+            What::TooLong { length, limit } => {
+                write!(f, "the {object} has ")?;
+                match length {
+                    Some(length) => write!(f, "{length} bytes, ")?,
+                    None => f.write_str("more bytes ")?,
+                }
+                write!(f, "over the limit of {limit}; raise limit(), or use stream()")
+            }
             What::Local(doing, path) => {
                 write!(f, "local file `{}` cannot be {doing}", path.display())?;
                 match self.source.as_deref().and_then(|e| find::<io::Error>(e)) {

@@ -1,21 +1,14 @@
 //! The client: cheap to clone, one store, one breaker.
 
 use crate::{
-    S3Failure,
-    call::{DELETE, GET, Target},
     config::{Connection, S3ClientBuilder},
     credentials::Remembered,
-    transfer::part,
 };
 use aws_sdk_s3::Client;
-use bytes::Bytes;
 use mainstay_policy::{
     ConfigError, Error, PerRuntime, Policy, PolicyBuilder, Singletons, settings,
 };
 use std::{fmt, sync::Arc};
-
-/// Read at once, in the plain attempt timeout; a longer object is asked for again, in more time.
-const AT_ONCE: u64 = 4 * 1024 * 1024;
 
 struct Inner {
     driver: Driver,
@@ -102,51 +95,16 @@ impl S3Client {
         self.link().map(|link| link.sdk)
     }
 
+    pub(crate) fn is_anonymous(&self) -> bool {
+        matches!(&self.0.driver.0, Kind::Own { connection, .. } if connection.is_anonymous())
+    }
+
     pub(crate) fn link(&self) -> Result<Link, Error> {
         match &self.0.driver.0 {
             Kind::Given(sdk) => Some(Link { sdk: sdk.clone(), credentials: None }),
             Kind::Own { connection, links } => links.get_or_init(|| connection.connect()),
         }
         .ok_or_else(|| Error::invalid("an S3 call needs a tokio runtime around it"))
-    }
-
-    /// Reads an object into memory, its checksum verified if the store sends one.
-    ///
-    /// # Errors
-    /// A missing object or bucket, or what kept it from being read.
-    pub async fn get(&self, bucket: &str, key: &str) -> Result<Bytes, Error> {
-        let target = Target::object(bucket, key)?;
-        let read = |limit: u64, expected: u64| {
-            self.call(&GET, target, expected, move |sdk, attempt| {
-                let get = sdk.get_object().bucket(bucket).key(key).send();
-                async move {
-                    let got = get.await.map_err(|e| S3Failure::sdk(e, attempt))?;
-                    match got.content_length().and_then(|n| u64::try_from(n).ok()) {
-                        Some(length) if length > limit => Ok(Err(length)),
-                        length => part::collect(got.body, length).await.map(Ok),
-                    }
-                }
-            })
-        };
-        let (mut limit, mut expected) = (AT_ONCE, 0);
-        loop {
-            match read(limit, expected).await? {
-                Ok(bytes) => return Ok(bytes),
-                Err(length) => (limit, expected) = (length, length),
-            }
-        }
-    }
-
-    /// Deletes an object; one that is not there is no error.
-    ///
-    /// # Errors
-    /// A missing bucket, or what kept it from being deleted.
-    pub async fn delete(&self, bucket: &str, key: &str) -> Result<(), Error> {
-        self.call(&DELETE, Target::object(bucket, key)?, 0, |sdk, attempt| {
-            let delete = sdk.delete_object().bucket(bucket).key(key).send();
-            async move { delete.await.map(drop).map_err(|e| S3Failure::sdk(e, attempt)) }
-        })
-        .await
     }
 }
 

@@ -276,6 +276,10 @@ enum Signature {
 }
 
 impl Connection {
+    pub(crate) const fn is_anonymous(&self) -> bool {
+        matches!(self.signing, Signature::None)
+    }
+
     pub(crate) fn connect(&self) -> Link {
         let timeouts = TimeoutConfig::builder()
             .connect_timeout(CONNECT_TIMEOUT)

@@ -102,7 +102,7 @@ impl Remembered {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn load(&self) -> provider::Result {
+    pub(crate) async fn load(&self) -> provider::Result {
         let search: Shared<Search> = {
             let mut state = self.state();
             if let Some(known) = state.known() {

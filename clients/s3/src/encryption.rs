@@ -101,6 +101,18 @@ impl fmt::Debug for CustomerKey {
     }
 }
 
+/// A request with the customer's key, if there is one; they share no trait.
+macro_rules! with_key {
+    ($request:expr, $key:expr) => {{
+        let key: Option<&$crate::CustomerKey> = $key;
+        $request
+            .set_sse_customer_algorithm(key.map($crate::CustomerKey::algorithm))
+            .set_sse_customer_key(key.map($crate::CustomerKey::base64))
+            .set_sse_customer_key_md5(key.map($crate::CustomerKey::md5))
+    }};
+}
+pub(crate) use with_key;
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -19,22 +19,36 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
 mod call;
+mod checksum;
 mod classify;
 mod client;
 mod config;
 mod content_type;
+mod copy;
 mod credentials;
+mod delete;
 mod encryption;
+mod get;
 mod health;
 mod list;
+mod object;
 mod options;
+mod presign;
 mod put;
+mod stream;
+mod tags;
 mod transfer;
 
 pub use classify::S3Failure;
 pub use client::{S3Client, get_s3_client, get_s3_client_named, set_s3_client};
 pub use config::{Addressing, S3ClientBuilder};
+pub use copy::Copy;
+pub use delete::{Deletion, NotDeleted};
 pub use encryption::{CustomerKey, Encryption};
-pub use list::ObjectSummary;
+pub use get::Get;
+pub use list::{List, ObjectSummary, Page};
+pub use object::ObjectHead;
 pub use options::PutOptions;
+pub use presign::{PresignPut, Presigned};
 pub use put::{Put, Written};
+pub use stream::ObjectStream;

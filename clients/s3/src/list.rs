@@ -1,12 +1,13 @@
-//! What a bucket holds.
+//! What a bucket holds, page by page.
 
 use crate::{
     S3Client, S3Failure,
-    call::{HEAD, LIST, Target},
+    call::{LIST, Target},
 };
 use aws_sdk_s3::operation::list_objects_v2::ListObjectsV2Output;
+use futures_util::{FutureExt, Stream, TryStreamExt, stream};
 use mainstay_policy::Error;
-use std::time::SystemTime;
+use std::{fmt, pin::Pin, time::SystemTime};
 
 /// One object, without its bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,78 +23,162 @@ pub struct ObjectSummary {
     pub last_modified: Option<SystemTime>,
 }
 
+/// Up to 1,000 entries of a listing.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Page {
+    /// Objects, in the order of their keys.
+    pub objects: Vec<ObjectSummary>,
+    /// With a [`delimiter`](List::delimiter): what the keys of the others begin with.
+    pub prefixes: Vec<String>,
+}
+
+/// A listing to be made; see [`S3Client::list`].
+#[derive(Clone)]
+#[must_use = "a listing is made when this is awaited or streamed"]
+pub struct List {
+    client: S3Client,
+    bucket: String,
+    prefix: String,
+    delimiter: Option<String>,
+    start_after: Option<String>,
+    page_size: Option<i32>,
+}
+
+impl fmt::Debug for List {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("List").field("bucket", &self.bucket).finish_non_exhaustive()
+    }
+}
+
 impl S3Client {
-    /// Every object whose key begins with `prefix`; an empty prefix means the whole bucket.
+    /// Lists the objects whose keys begin with `prefix`; an empty one means the whole bucket.
     ///
-    /// Pages of up to 1,000 are read until the end, each by its own call.
+    /// Awaited it gives all of them at once, whose number only the bucket bounds;
+    /// [`List::stream`] holds a page of up to 1,000 at a time. Each page is a call of its own.
     ///
     /// # Errors
     /// A missing bucket, or what kept a page from being read.
-    pub async fn list(&self, bucket: &str, prefix: &str) -> Result<Vec<ObjectSummary>, Error> {
-        let target = Target::bucket(bucket)?;
-        let mut objects = Vec::new();
-        let mut next = None;
-        loop {
-            let page: ListObjectsV2Output = self
-                .call(&LIST, target, 0, |sdk, attempt| {
-                    let page = sdk
-                        .list_objects_v2()
-                        .bucket(bucket)
-                        .prefix(prefix)
-                        .set_continuation_token(next.clone())
-                        .send();
-                    async move { page.await.map_err(|e| S3Failure::sdk(e, attempt)) }
-                })
-                .await?;
-            let more = page.is_truncated() == Some(true);
-            let token = page.next_continuation_token;
-            objects.extend(page.contents.into_iter().flatten().map(|object| ObjectSummary {
-                key: object.key.unwrap_or_default(),
-                size: size(object.size),
-                etag: object.e_tag,
-                last_modified: object.last_modified.and_then(|t| t.try_into().ok()),
-            }));
-            // The same token again would go round for ever.
-            if !more || token.is_none() || token == next {
-                return Ok(objects);
-            }
-            next = token;
-        }
-    }
-
-    /// Length, ETag and time of one object.
     ///
-    /// # Errors
-    /// A missing object or bucket (the store does not say which), or what kept it from being asked.
-    pub async fn head(&self, bucket: &str, key: &str) -> Result<ObjectSummary, Error> {
-        let target = Target::object(bucket, key)?;
-        let head = self
-            .call(&HEAD, target, 0, |sdk, attempt| {
-                let head = sdk.head_object().bucket(bucket).key(key).send();
-                async move { head.await.map_err(|e| S3Failure::sdk(e, attempt)) }
-            })
-            .await?;
-        Ok(ObjectSummary {
-            key: key.to_owned(),
-            size: size(head.content_length),
-            etag: head.e_tag,
-            last_modified: head.last_modified.and_then(|t| t.try_into().ok()),
-        })
-    }
-
-    /// Whether there is such an object; `false` for a missing bucket too.
+    /// # Examples
+    /// ```no_run
+    /// # async fn main_(s3: mainstay_s3::S3Client) -> Result<(), mainstay_policy::Error> {
+    /// use futures_util::TryStreamExt;
     ///
-    /// # Errors
-    /// As [`S3Client::head`], a missing object apart.
-    pub async fn exists(&self, bucket: &str, key: &str) -> Result<bool, Error> {
-        match self.head(bucket, key).await {
-            Ok(_) => Ok(true),
-            Err(error) if error.downcast_ref().is_some_and(S3Failure::is_not_found) => Ok(false),
-            Err(error) => Err(error),
+    /// for object in s3.list("bucket", "2026/").await? {
+    ///     println!("{} {}", object.size, object.key);
+    /// }
+    /// let mut all = std::pin::pin!(s3.list("bucket", "").stream());
+    /// while let Some(object) = all.try_next().await? {
+    ///     println!("{} {}", object.size, object.key);
+    /// }
+    /// # Ok(()) }
+    /// ```
+    pub fn list(&self, bucket: &str, prefix: &str) -> List {
+        List {
+            client: self.clone(),
+            bucket: bucket.to_owned(),
+            prefix: prefix.to_owned(),
+            delimiter: None,
+            start_after: None,
+            page_size: None,
         }
     }
 }
 
-fn size(bytes: Option<i64>) -> u64 {
-    bytes.and_then(|n| n.try_into().ok()).unwrap_or_default()
+/// Where the next page begins.
+enum Next {
+    First,
+    Token(String),
+    None,
+}
+
+impl List {
+    /// Keys that have this after the prefix are not listed: what they begin with up to there is, in
+    /// [`Page::prefixes`]. With `/` that is a folder's view. Default: none.
+    pub fn delimiter(mut self, delimiter: impl Into<String>) -> Self {
+        self.delimiter = Some(delimiter.into());
+        self
+    }
+
+    /// Begins after this key, to go on with a listing that was left.
+    pub fn start_after(mut self, key: impl Into<String>) -> Self {
+        self.start_after = Some(key.into());
+        self
+    }
+
+    /// Entries in a page, 1 to 1,000. Default: the store's, 1,000.
+    pub const fn page_size(mut self, entries: u16) -> Self {
+        self.page_size = Some(entries as i32);
+        self
+    }
+
+    /// Objects as they come, a page at a time in memory; the next is asked for when the last one has
+    /// been taken. It ends after an error.
+    pub fn stream(self) -> impl Stream<Item = Result<ObjectSummary, Error>> + Send {
+        self.pages().map_ok(|page| stream::iter(page.objects.into_iter().map(Ok))).try_flatten()
+    }
+
+    /// Pages as they come, objects and prefixes; the next is asked for when this one has been taken.
+    /// It ends after an error.
+    pub fn pages(self) -> impl Stream<Item = Result<Page, Error>> + Send {
+        stream::unfold((self, Next::First), |(list, next)| async {
+            let token = match next {
+                Next::First => None,
+                Next::Token(token) => Some(token),
+                Next::None => return None,
+            };
+            Some(match list.page(token).await {
+                Ok((page, next)) => (Ok(page), (list, next)),
+                Err(error) => (Err(error), (list, Next::None)),
+            })
+        })
+    }
+
+    async fn page(&self, token: Option<String>) -> Result<(Page, Next), Error> {
+        let target = Target::bucket(&self.bucket)?;
+        if self.page_size.is_some_and(|entries| !(1..=1_000).contains(&entries)) {
+            return Err(Error::invalid("a page of a listing has 1 to 1,000 entries"));
+        }
+        let page: ListObjectsV2Output = self
+            .client
+            .call(&LIST, target, 0, |sdk, attempt| {
+                let page = sdk
+                    .list_objects_v2()
+                    .bucket(&self.bucket)
+                    .prefix(&self.prefix)
+                    .set_delimiter(self.delimiter.clone())
+                    .set_start_after(self.start_after.clone())
+                    .set_max_keys(self.page_size)
+                    .set_continuation_token(token.clone())
+                    .send();
+                async move { page.await.map_err(|e| S3Failure::sdk(e, attempt)) }
+            })
+            .await?;
+        let next = match page.next_continuation_token {
+            // The same token again would go round for ever.
+            Some(next) if page.is_truncated == Some(true) && token.as_ref() != Some(&next) => {
+                Next::Token(next)
+            }
+            _ => Next::None,
+        };
+        let objects = page.contents.unwrap_or_default().into_iter().map(|object| ObjectSummary {
+            key: object.key.unwrap_or_default(),
+            size: object.size.and_then(|n| n.try_into().ok()).unwrap_or_default(),
+            etag: object.e_tag,
+            last_modified: object.last_modified.and_then(|t| t.try_into().ok()),
+        });
+        let prefixes = page.common_prefixes.unwrap_or_default().into_iter();
+        let prefixes = prefixes.filter_map(|entry| entry.prefix).collect();
+        Ok((Page { objects: objects.collect(), prefixes }, next))
+    }
+}
+
+impl IntoFuture for List {
+    type Output = Result<Vec<ObjectSummary>, Error>;
+    type IntoFuture = Pin<Box<dyn Future<Output = Self::Output> + Send>>;
+
+    fn into_future(self) -> Self::IntoFuture {
+        self.stream().try_collect().boxed()
+    }
 }

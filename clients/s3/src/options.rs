@@ -1,6 +1,9 @@
 //! What an object carries and how it is kept: options that `put`, `copy` and `upload_file` share.
 
-use crate::{content_type, encryption::Encryption};
+use crate::{
+    content_type,
+    encryption::{CustomerKey, Encryption, with_key},
+};
 use aws_sdk_s3::{
     operation::{
         complete_multipart_upload::builders::CompleteMultipartUploadFluentBuilder as Complete,
@@ -188,6 +191,11 @@ impl PutOptions {
         self
     }
 
+    /// The customer's own key, which goes with parts and with reads too.
+    pub(crate) fn customer(&self) -> Option<&CustomerKey> {
+        self.encryption.as_ref().and_then(Encryption::customer)
+    }
+
     fn if_none_match(&self) -> Option<String> {
         matches!(self.condition, Some(Condition::Absent)).then(|| "*".to_owned())
     }
@@ -267,8 +275,7 @@ macro_rules! carry {
         let metadata = &options.metadata;
         let metadata = (!metadata.is_empty()).then(|| metadata.clone().into_iter().collect());
         let encryption = options.encryption.as_ref();
-        let customer = encryption.and_then(Encryption::customer);
-        request
+        let request = request
             .set_content_type(options.content_type.clone())
             .set_cache_control(options.cache_control.clone())
             .set_content_disposition(options.content_disposition.clone())
@@ -279,10 +286,8 @@ macro_rules! carry {
             .set_tagging(options.tagging())
             .set_storage_class(options.storage_class.as_deref().map(StorageClass::from))
             .set_server_side_encryption(encryption.and_then(Encryption::by_the_store))
-            .set_ssekms_key_id(encryption.and_then(Encryption::kms_key))
-            .set_sse_customer_algorithm(customer.map(|key| key.algorithm()))
-            .set_sse_customer_key(customer.map(|key| key.base64()))
-            .set_sse_customer_key_md5(customer.map(|key| key.md5()))
+            .set_ssekms_key_id(encryption.and_then(Encryption::kms_key));
+        with_key!(request, options.customer())
     }};
 }
 
@@ -293,7 +298,6 @@ impl PutOptions {
             .set_if_match(self.if_match_etag())
     }
 
-    #[allow(dead_code, reason = "comes with the builder of copies")]
     pub(crate) fn copy(&self, request: Copy) -> Copy {
         carry!(self, request)
             .set_if_none_match(self.if_none_match())
@@ -309,13 +313,8 @@ impl PutOptions {
 
     #[allow(dead_code, reason = "comes with the builder of uploads")]
     pub(crate) fn complete(&self, request: Complete) -> Complete {
-        let customer = self.encryption.as_ref().and_then(Encryption::customer);
-        request
-            .set_if_none_match(self.if_none_match())
-            .set_if_match(self.if_match_etag())
-            .set_sse_customer_algorithm(customer.map(|key| key.algorithm()))
-            .set_sse_customer_key(customer.map(|key| key.base64()))
-            .set_sse_customer_key_md5(customer.map(|key| key.md5()))
+        let request = with_key!(request, self.customer());
+        request.set_if_none_match(self.if_none_match()).set_if_match(self.if_match_etag())
     }
 }
 

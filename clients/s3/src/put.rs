@@ -3,12 +3,12 @@
 use crate::{
     S3Client, S3Failure,
     call::{PUT, Target},
-    encryption::Encryption,
+    encryption::with_key,
     options::{PutOptions, put_options},
 };
 use aws_sdk_s3::{Client, primitives::ByteStream};
 use bytes::Bytes;
-use mainstay_policy::{CallError, Effect, Error, Operation};
+use mainstay_policy::{Error, Operation};
 use std::{
     fmt,
     pin::Pin,
@@ -134,12 +134,7 @@ impl S3Client {
                 }
             })
             .await?;
-        end.map_err(|(attempts, error)| {
-            let error = error.about(target.bucket, true);
-            let (elapsed, effect) = (started.elapsed(), Effect::Unknown);
-            let end = CallError::Backend { attempts, elapsed, effect, error };
-            Error::from_call(self.policy().name(), operation.name(), end)
-        })
+        end.map_err(|(attempts, error)| self.unknown(operation, target, attempts, started, error))
     }
 }
 
@@ -151,18 +146,9 @@ async fn landed(
     mark: &str,
     attempt: u32,
 ) -> Result<Option<Written>, S3Failure> {
-    let customer = options.encryption.as_ref().and_then(Encryption::customer);
-    let head = sdk
-        .head_object()
-        .bucket(target.bucket)
-        .key(target.key.unwrap_or_default())
-        .set_sse_customer_algorithm(customer.map(|key| key.algorithm()))
-        .set_sse_customer_key(customer.map(|key| key.base64()))
-        .set_sse_customer_key_md5(customer.map(|key| key.md5()))
-        .send()
-        .await
-        .map_err(|e| S3Failure::sdk(e, attempt));
-    match head {
+    let head = with_key!(sdk.head_object(), options.customer());
+    let head = head.bucket(target.bucket).key(target.key.unwrap_or_default()).send().await;
+    match head.map_err(|e| S3Failure::sdk(e, attempt)) {
         Ok(head) => {
             let ours = head.metadata().and_then(|m| m.get(MARK)).is_some_and(|m| m == mark);
             Ok(ours.then_some(Written { etag: head.e_tag, version_id: head.version_id }))

@@ -9,7 +9,7 @@ pub use memory::{Memory, Sums};
 use crate::{Port, directory};
 use futures_util::{Stream, StreamExt, stream};
 use hyper::{
-    Request, Response,
+    HeaderMap, Request, Response,
     body::{Bytes, Incoming},
     service::service_fn,
 };
@@ -44,6 +44,8 @@ pub enum Answer {
     Pass,
     /// The front answers with this status and error code; without a code, with no body.
     Status(u16, &'static str),
+    /// The front answers with this status, headers and body.
+    Reply(u16, &'static [(&'static str, &'static str)], &'static str),
     /// The connection is closed, the store untouched.
     Close,
     /// The store does what it was asked, and the connection is closed instead of an answer.
@@ -66,6 +68,7 @@ type Front = Box<dyn Fn(&str) -> Answer + Send>;
 struct Shared {
     root: PathBuf,
     seen: Arc<Mutex<Vec<String>>>,
+    headers: Arc<Mutex<Vec<HeaderMap>>>,
     front: Arc<Mutex<Front>>,
     memory: Option<Memory>,
 }
@@ -106,6 +109,7 @@ impl S3 {
         let shared = Shared {
             root: directory.path().to_owned(),
             seen: Arc::default(),
+            headers: Arc::default(),
             front: Arc::new(Mutex::new(Box::new(|_| Answer::Pass))),
             memory,
         };
@@ -142,6 +146,16 @@ impl S3 {
     #[must_use]
     pub fn seen(&self, like: impl Fn(&str) -> bool) -> usize {
         self.shared.seen.lock().unwrap().iter().filter(|line| like(line)).count()
+    }
+
+    /// The value of a header in each request so far; empty where it was not sent.
+    #[must_use]
+    pub fn sent(&self, header: &str) -> Vec<String> {
+        let value = |headers: &HeaderMap| {
+            let value = headers.get(header).and_then(|value| value.to_str().ok());
+            value.unwrap_or_default().to_owned()
+        };
+        self.shared.headers.lock().unwrap().iter().map(value).collect()
     }
 
     /// The file that holds an object.
@@ -217,9 +231,16 @@ async fn answer(
     let line = line(&request);
     let bucket = request.uri().path().split('/').nth(1).unwrap_or_default().to_owned();
     shared.seen.lock().unwrap().push(line.clone());
+    shared.headers.lock().unwrap().push(request.headers().clone());
     let decided = (shared.front.lock().unwrap())(&line);
     match decided {
         Answer::Status(status, code) => return Ok(refusal(status, code)),
+        Answer::Reply(status, headers, body) => {
+            let reply = Response::builder().status(status);
+            let reply =
+                headers.iter().fold(reply, |reply, (name, value)| reply.header(*name, *value));
+            return Ok(reply.body(Body::from(body.to_owned())).unwrap());
+        }
         Answer::Close => return Err(io::ErrorKind::ConnectionAborted.into()),
         Answer::Hang => std::future::pending().await,
         _ => {}
@@ -275,7 +296,11 @@ fn broken(body: Body, at: usize, how: Break) -> Body {
                 let rest: Pieces = Box::pin(stream::iter([Ok(piece.slice(left..))]).chain(body));
                 Some((Ok(piece.slice(..left)), (Some(rest), 0)))
             }
-            Break::Cut => Some((Err(io::ErrorKind::ConnectionAborted.into()), (None, 0))),
+            Break::Cut => {
+                // What came before is sent while this waits, and not dropped with the connection.
+                tokio::task::yield_now().await;
+                Some((Err(io::ErrorKind::ConnectionAborted.into()), (None, 0)))
+            }
             Break::Stall => std::future::pending().await,
         }
     };

@@ -1,11 +1,19 @@
 //! Who signs, who does not, and what is said of it.
 
 use crate::{again, builder, client, inner};
+use aws_credential_types::{
+    Credentials,
+    provider::{ProvideCredentials, future},
+};
 use mainstay_policy::{BreakerState, report};
-use mainstay_s3::get_s3_client;
+use mainstay_s3::{S3Client, get_s3_client};
 use mainstay_test_support::{
     S3,
-    s3::{Answer, BUCKET, KEY, SECRET},
+    s3::{Answer, BUCKET, KEY, SECRET, Sums},
+};
+use std::sync::{
+    Arc,
+    atomic::{AtomicU32, Ordering::SeqCst},
 };
 use tempfile::TempDir;
 
@@ -73,4 +81,79 @@ async fn nothing_is_sent_without_credentials() {
         assert_eq!(error.attempts(), 1);
     }
     assert_eq!(s3.policy().breaker().state(), BreakerState::Closed);
+}
+
+/// Gives new credentials each time: those of the first are not the store's.
+#[derive(Debug, Clone, Default)]
+struct Renewed(Arc<AtomicU32>);
+
+impl ProvideCredentials for Renewed {
+    fn provide_credentials<'a>(&'a self) -> future::ProvideCredentials<'a>
+    where
+        Self: 'a,
+    {
+        let token = format!("token-{}", self.0.fetch_add(1, SeqCst));
+        let found = Credentials::new(KEY, SECRET, Some(token), None, "test");
+        future::ProvideCredentials::ready(Ok(found))
+    }
+}
+
+#[tokio::test]
+async fn credentials_that_the_store_calls_expired_are_renewed_once() {
+    const EXPIRED: &str = "<Error><Code>ExpiredToken</Code></Error>";
+    let (store, memory) = S3::in_memory(Sums::Full).await;
+    memory.put("k", "bytes");
+    for head in [false, true] {
+        let provider = Renewed::default();
+        let s3 = builder(store.endpoint()).credentials_provider(provider.clone()).build().unwrap();
+        let requests = AtomicU32::new(0);
+        store.front(move |_| match requests.fetch_add(1, SeqCst) {
+            // To HEAD there is no reason given.
+            0 => Answer::Reply(400, &[], if head { "" } else { EXPIRED }),
+            _ => Answer::Pass,
+        });
+        match head {
+            true => drop(s3.head(BUCKET, "k").await.unwrap()),
+            false => drop(s3.get(BUCKET, "k").await.unwrap()),
+        }
+        s3.get(BUCKET, "k").await.unwrap();
+        assert_eq!(provider.0.load(SeqCst), 2);
+        let sent = store.sent("x-amz-security-token");
+        let last: Vec<_> = sent.iter().rev().take(3).map(String::as_str).collect();
+        assert_eq!(last, ["token-1", "token-1", "token-0"]);
+    }
+    // Renewed to no avail: that is all.
+    let provider = Renewed::default();
+    let s3 = builder(store.endpoint()).credentials_provider(provider.clone()).build().unwrap();
+    store.front(|_| Answer::Status(400, "ExpiredToken"));
+    let error = s3.get(BUCKET, "k").await.unwrap_err();
+    assert_eq!((error.attempts(), provider.0.load(SeqCst)), (2, 2));
+    assert!(report(&error).to_string().contains("not accepted (ExpiredToken)"), "{error:?}");
+}
+
+#[tokio::test]
+async fn a_session_token_is_sent_along() {
+    let (store, _) = S3::in_memory(Sums::Full).await;
+    let s3 = builder(store.endpoint()).session_token("t0ken").build().unwrap();
+    s3.put(BUCKET, "k", "v").await.unwrap();
+    assert_eq!(store.sent("x-amz-security-token"), ["t0ken"]);
+}
+
+#[test]
+fn bad_credentials_are_refused_by_the_builder_and_not_shown() {
+    let new = || S3Client::builder().endpoint_url("http://127.0.0.1:1");
+    for (bad, words) in [
+        (new().credentials("", "s3cr3t"), "access key is empty"),
+        (new().credentials("s3cr3t\n", "x"), "access key is empty or holds spaces or line breaks"),
+        (new().credentials("x", "s3cr3t\r\n"), "secret is empty or holds"),
+        (new().credentials("x", "y").session_token("s3 cr3t"), "session token is empty or holds"),
+        (new().session_token("s3cr3t"), "without credentials"),
+        (new().anonymous().session_token("s3cr3t"), "without credentials"),
+        (new().region("eu west"), "S3 region holds other than"),
+    ] {
+        let shown = format!("{bad:?}");
+        let error = bad.build().unwrap_err().to_string();
+        assert!(error.contains(words), "{words}: {error}");
+        assert!(!error.contains("cr3t") && !shown.contains("cr3t"), "{error}");
+    }
 }

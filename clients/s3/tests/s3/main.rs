@@ -2,13 +2,20 @@
 //! One binary, a file per idea.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod answers;
+mod conditions;
+mod copy;
 mod credentials;
 mod download;
 mod failures;
 mod health;
+mod many;
 mod missing;
 mod objects;
+mod options;
+mod presign;
 mod settings;
+mod stream;
 mod surface;
 mod upload;
 

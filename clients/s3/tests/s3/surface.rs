@@ -7,6 +7,8 @@ use mainstay_test_support::{
     s3::{Answer, BUCKET},
 };
 
+use std::time::Duration;
+
 #[test]
 fn one_client_serves_two_runtimes() {
     let server = tokio::runtime::Runtime::new().unwrap();
@@ -15,7 +17,7 @@ fn one_client_serves_two_runtimes() {
     for _ in 0..2 {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(s3.put(BUCKET, "k", "v").into_future()).unwrap();
-        assert_eq!(runtime.block_on(s3.get(BUCKET, "k")).unwrap(), "v");
+        assert_eq!(runtime.block_on(s3.get(BUCKET, "k").into_future()).unwrap(), "v");
     }
 }
 
@@ -39,8 +41,16 @@ fn every_call_can_be_spawned() {
     fn spawns(_: impl Send) {}
     let s3 = builder("http://localhost:1").build().unwrap();
     spawns(s3.put("b", "k", "v").into_future());
-    spawns(s3.get("b", "k"));
-    spawns(s3.list("b", "p"));
+    spawns(s3.get("b", "k").into_future());
+    spawns(s3.get("b", "k").stream());
+    spawns(s3.list("b", "p").into_future());
+    spawns(s3.list("b", "p").stream());
+    spawns(s3.copy(("b", "k"), ("b", "l")).into_future());
+    spawns(s3.delete_many("b", ["k"]));
+    spawns(s3.tags("b", "k"));
+    spawns(s3.set_tags("b", "k", [("n", "v")]));
+    spawns(s3.presign_get("b", "k", Duration::from_secs(1)));
+    spawns(s3.presign_put("b", "k", Duration::from_secs(1)).into_future());
     spawns(s3.head("b", "k"));
     spawns(s3.exists("b", "k"));
     spawns(s3.delete("b", "k"));

@@ -46,14 +46,92 @@ struct Object {
     full: bool,
     /// The length of the first part, and how many there were.
     parts: Option<(i64, i32)>,
+    said: Said,
+}
+
+/// What a writer says of an object beside its bytes.
+#[derive(Debug, Clone, Default)]
+struct Said {
     metadata: Option<Metadata>,
+    content_type: Option<String>,
+    cache_control: Option<String>,
+    content_disposition: Option<String>,
+    content_encoding: Option<String>,
+    content_language: Option<String>,
+    expires: Option<Timestamp>,
+    storage_class: Option<StorageClass>,
+    encryption: Option<ServerSideEncryption>,
+    /// Of the customer's own key.
+    key_md5: Option<String>,
+    tags: TagSet,
+}
+
+/// Of any of the requests that write an object.
+macro_rules! said {
+    ($input:expr) => {
+        Said {
+            metadata: $input.metadata,
+            content_type: $input.content_type,
+            cache_control: $input.cache_control,
+            content_disposition: $input.content_disposition,
+            content_encoding: $input.content_encoding,
+            content_language: $input.content_language,
+            expires: $input.expires,
+            storage_class: $input.storage_class,
+            encryption: $input.server_side_encryption,
+            key_md5: $input.sse_customer_key_md5,
+            tags: $input.tagging.as_deref().map(tags).unwrap_or_default(),
+        }
+    };
+}
+
+/// Of any of the answers about an object.
+macro_rules! tell {
+    ($object:expr, $output:ident { $($field:ident: $value:expr),* $(,)? }) => {
+        $output {
+            $($field: $value,)*
+            e_tag: Some($object.etag),
+            metadata: $object.said.metadata,
+            content_type: $object.said.content_type,
+            cache_control: $object.said.cache_control,
+            content_disposition: $object.said.content_disposition,
+            content_encoding: $object.said.content_encoding,
+            content_language: $object.said.content_language,
+            expires: $object.said.expires,
+            storage_class: $object.said.storage_class,
+            server_side_encryption: $object.said.encryption,
+            ..Default::default()
+        }
+    };
+}
+
+/// From the header `x-amz-tagging`.
+fn tags(header: &str) -> TagSet {
+    let decoded = |text: &str| {
+        let mut bytes = Vec::new();
+        let mut rest = text.as_bytes();
+        while let [first, after @ ..] = rest {
+            rest = after;
+            match (first, rest) {
+                (b'%', [high, low, after @ ..]) => {
+                    let hex = [*high, *low];
+                    bytes.push(u8::from_str_radix(str::from_utf8(&hex).unwrap(), 16).unwrap());
+                    rest = after;
+                }
+                _ => bytes.push(*first),
+            }
+        }
+        String::from_utf8(bytes).unwrap()
+    };
+    let pairs = header.split('&').filter_map(|pair| pair.split_once('='));
+    pairs.map(|(k, v)| Tag { key: Some(decoded(k)), value: Some(decoded(v)) }).collect()
 }
 
 #[derive(Debug)]
 struct Upload {
     key: String,
     full: bool,
-    metadata: Option<Metadata>,
+    said: Said,
     initiated: Timestamp,
     parts: BTreeMap<i32, (Bytes, ETag, String)>,
 }
@@ -95,7 +173,7 @@ impl Memory {
 
     /// Puts an object there as another client would.
     pub fn put(&self, key: &str, bytes: impl Into<Bytes>) {
-        self.store(key, bytes.into(), None);
+        self.store(key, bytes.into(), Said::default());
     }
 
     /// Puts an object there whose checksum is not that of its bytes.
@@ -106,12 +184,35 @@ impl Memory {
         }
     }
 
-    fn store(&self, key: &str, bytes: Bytes, metadata: Option<Metadata>) -> Object {
+    fn store(&self, key: &str, bytes: Bytes, said: Said) -> Object {
         let crc32 = (self.sums != Sums::Without).then(|| STANDARD.encode(crc(&bytes)));
         let etag = etag(&bytes, "");
-        let object = Object { bytes, etag, crc32, full: true, parts: None, metadata };
+        let object = Object { bytes, etag, crc32, full: true, parts: None, said };
         self.data().objects.insert(key.to_owned(), object.clone());
         object
+    }
+
+    /// Whether a write's condition holds.
+    fn may_write(
+        &self,
+        key: &str,
+        if_match: Option<&IfMatch>,
+        if_none_match: Option<&IfNoneMatch>,
+    ) -> S3Result<()> {
+        let there = self.data().objects.contains_key(key);
+        match (if_match, if_none_match) {
+            (Some(_), _) => self.find(key, if_match).map(drop),
+            (None, Some(_)) if there => Err(s3_error!(PreconditionFailed)),
+            _ => Ok(()),
+        }
+    }
+
+    /// An object that was written with a key of the customer's is read with that key only.
+    fn unlock(object: &Object, key_md5: Option<&String>) -> S3Result<()> {
+        match object.said.key_md5.as_ref() == key_md5 {
+            true => Ok(()),
+            false => Err(s3_error!(InvalidRequest)),
+        }
     }
 
     fn find(&self, key: &str, if_match: Option<&IfMatch>) -> S3Result<Object> {
@@ -180,7 +281,8 @@ impl S3 for Memory {
     ) -> S3Result<S3Response<PutObjectOutput>> {
         let input = request.input;
         let bytes = read(input.body, input.checksum_crc32.as_deref()).await?;
-        let object = self.store(&input.key, bytes, input.metadata);
+        self.may_write(&input.key, input.if_match.as_ref(), input.if_none_match.as_ref())?;
+        let object = self.store(&input.key, bytes, said!(input));
         done(PutObjectOutput { e_tag: Some(object.etag), ..Default::default() })
     }
 
@@ -198,6 +300,7 @@ impl S3 for Memory {
     ) -> S3Result<S3Response<GetObjectOutput>> {
         let input = request.input;
         let object = self.find(&input.key, input.if_match.as_ref())?;
+        Self::unlock(&object, input.sse_customer_key_md5.as_ref())?;
         let total = object.bytes.len();
         // As AWS, which says nothing about the whole when asked for a range.
         let ((checksum_crc32, checksum_type), range) = match input.range {
@@ -211,18 +314,18 @@ impl S3 for Memory {
                 let told = format!("bytes {}-{}/{total}", range.start, range.end - 1);
                 (object.bytes.slice(part), Some(told))
             }
-            None => (object.bytes, None),
+            None => (object.bytes.clone(), None),
         };
-        done(GetObjectOutput {
-            content_length: Some(length(bytes.len())),
-            body: Some(blob(bytes)),
-            content_range,
-            e_tag: Some(object.etag),
-            checksum_crc32,
-            checksum_type,
-            metadata: object.metadata,
-            ..Default::default()
-        })
+        done(tell!(
+            object,
+            GetObjectOutput {
+                content_length: Some(length(bytes.len())),
+                body: Some(blob(bytes)),
+                content_range: content_range,
+                checksum_crc32: checksum_crc32,
+                checksum_type: checksum_type,
+            }
+        ))
     }
 
     async fn head_object(
@@ -231,20 +334,21 @@ impl S3 for Memory {
     ) -> S3Result<S3Response<HeadObjectOutput>> {
         let input = request.input;
         let object = self.find(&input.key, input.if_match.as_ref())?;
+        Self::unlock(&object, input.sse_customer_key_md5.as_ref())?;
         let (checksum_crc32, checksum_type) = object.sum(input.checksum_mode.as_ref());
         let (content_length, parts_count) = match (input.part_number, object.parts) {
             (Some(_), Some((first, parts))) => (first, Some(parts)),
             _ => (length(object.bytes.len()), None),
         };
-        done(HeadObjectOutput {
-            content_length: Some(content_length),
-            parts_count,
-            e_tag: Some(object.etag),
-            checksum_crc32,
-            checksum_type,
-            metadata: object.metadata,
-            ..Default::default()
-        })
+        done(tell!(
+            object,
+            HeadObjectOutput {
+                content_length: Some(content_length),
+                parts_count: parts_count,
+                checksum_crc32: checksum_crc32,
+                checksum_type: checksum_type,
+            }
+        ))
     }
 
     async fn create_multipart_upload(
@@ -260,7 +364,7 @@ impl S3 for Memory {
         let upload = Upload {
             key: input.key.clone(),
             full,
-            metadata: input.metadata,
+            said: said!(input),
             initiated: SystemTime::now().into(),
             parts: BTreeMap::new(),
         };
@@ -296,6 +400,7 @@ impl S3 for Memory {
         request: S3Request<CompleteMultipartUploadInput>,
     ) -> S3Result<S3Response<CompleteMultipartUploadOutput>> {
         let input = request.input;
+        self.may_write(&input.key, input.if_match.as_ref(), input.if_none_match.as_ref())?;
         let mut data = self.data();
         let upload = data.uploads.get(&input.upload_id).ok_or_else(|| s3_error!(NoSuchUpload))?;
         let mut whole = Vec::new();
@@ -331,7 +436,7 @@ impl S3 for Memory {
             crc32: (self.sums != Sums::Without).then_some(sum),
             full: upload.full,
             parts: Some((first, count)),
-            metadata: upload.metadata.clone(),
+            said: upload.said.clone(),
         };
         let key = upload.key.clone();
         let (checksum_crc32, e_tag) = (object.crc32.clone(), Some(object.etag.clone()));
@@ -394,5 +499,130 @@ impl S3 for Memory {
             checksum_type: (self.sums != Sums::Without).then(|| ChecksumType::from_static(kind)),
             ..Default::default()
         })
+    }
+
+    async fn list_buckets(
+        &self,
+        _: S3Request<ListBucketsInput>,
+    ) -> S3Result<S3Response<ListBucketsOutput>> {
+        done(ListBucketsOutput::default())
+    }
+
+    async fn list_objects_v2(
+        &self,
+        request: S3Request<ListObjectsV2Input>,
+    ) -> S3Result<S3Response<ListObjectsV2Output>> {
+        let input = request.input;
+        let prefix = input.prefix.unwrap_or_default();
+        let after = input.continuation_token.or(input.start_after);
+        let most = usize::try_from(input.max_keys.unwrap_or(1_000)).unwrap();
+        let data = self.data();
+        let (mut contents, mut folders) = (Vec::new(), Vec::<String>::new());
+        let (mut last, mut more) = (None, false);
+        for (key, object) in &data.objects {
+            let Some(rest) = key.strip_prefix(&prefix) else { continue };
+            let folder = input.delimiter.as_ref().and_then(|d| {
+                let (folder, _) = rest.split_once(d.as_str())?;
+                Some(format!("{prefix}{folder}{d}"))
+            });
+            let entry = folder.as_ref().unwrap_or(key);
+            if after.as_ref().is_some_and(|after| entry <= after) || folders.last() == Some(entry) {
+                continue;
+            }
+            if contents.len() + folders.len() == most {
+                more = true;
+                break;
+            }
+            last = Some(entry.clone());
+            match folder {
+                Some(folder) => folders.push(folder),
+                None => contents.push(s3s::dto::Object {
+                    key: Some(key.clone()),
+                    size: Some(length(object.bytes.len())),
+                    e_tag: Some(object.etag.clone()),
+                    ..Default::default()
+                }),
+            }
+        }
+        let common = folders.into_iter().map(|prefix| CommonPrefix { prefix: Some(prefix) });
+        done(ListObjectsV2Output {
+            contents: Some(contents),
+            common_prefixes: Some(common.collect()),
+            is_truncated: Some(more),
+            next_continuation_token: last.filter(|_| more),
+            ..Default::default()
+        })
+    }
+
+    /// Keys that begin with `locked/` may not be deleted.
+    async fn delete_objects(
+        &self,
+        request: S3Request<DeleteObjectsInput>,
+    ) -> S3Result<S3Response<DeleteObjectsOutput>> {
+        let objects = request.input.delete.objects;
+        if objects.len() > 1_000 {
+            return Err(s3_error!(MalformedXML));
+        }
+        let mut errors = Vec::new();
+        for object in objects {
+            if object.key.starts_with("locked/") {
+                let code = Some("AccessDenied".to_owned());
+                let key = Some(object.key);
+                errors.push(s3s::dto::Error { code, key, ..Default::default() });
+            } else {
+                self.data().objects.remove(&object.key);
+            }
+        }
+        done(DeleteObjectsOutput { errors: Some(errors), ..Default::default() })
+    }
+
+    async fn copy_object(
+        &self,
+        request: S3Request<CopyObjectInput>,
+    ) -> S3Result<S3Response<CopyObjectOutput>> {
+        // The conditions on the target are newer than s3s.
+        let condition = |name| {
+            let value = request.headers.get(name)?;
+            ETagCondition::parse_http_header(value.as_bytes()).ok()
+        };
+        let (if_match, if_none_match) = (condition("if-match"), condition("if-none-match"));
+        let input = request.input;
+        let CopySource::Bucket { key: from, .. } = &input.copy_source else {
+            return Err(s3_error!(NotImplemented));
+        };
+        let source = self.find(from, input.copy_source_if_match.as_ref())?;
+        Self::unlock(&source, input.copy_source_sse_customer_key_md5.as_ref())?;
+        self.may_write(&input.key, if_match.as_ref(), if_none_match.as_ref())?;
+        let replaces = |directive: Option<&str>| directive == Some("REPLACE");
+        let meta = replaces(input.metadata_directive.as_ref().map(MetadataDirective::as_str));
+        let tagged = replaces(input.tagging_directive.as_ref().map(TaggingDirective::as_str));
+        let own = said!(input);
+        let mut said = if meta { own.clone() } else { source.said.clone() };
+        said.tags = if tagged { own.tags } else { source.said.tags };
+        said.storage_class = own.storage_class;
+        said.encryption = own.encryption;
+        said.key_md5 = own.key_md5;
+        let copy = self.store(&input.key, source.bytes, said);
+        let result = CopyObjectResult { e_tag: Some(copy.etag), ..Default::default() };
+        done(CopyObjectOutput { copy_object_result: Some(result), ..Default::default() })
+    }
+
+    async fn get_object_tagging(
+        &self,
+        request: S3Request<GetObjectTaggingInput>,
+    ) -> S3Result<S3Response<GetObjectTaggingOutput>> {
+        let tag_set = self.find(&request.input.key, None)?.said.tags;
+        done(GetObjectTaggingOutput { tag_set, ..Default::default() })
+    }
+
+    async fn put_object_tagging(
+        &self,
+        request: S3Request<PutObjectTaggingInput>,
+    ) -> S3Result<S3Response<PutObjectTaggingOutput>> {
+        let input = request.input;
+        let mut data = self.data();
+        let object = data.objects.get_mut(&input.key).ok_or_else(|| s3_error!(NoSuchKey))?;
+        object.said.tags = input.tagging.tag_set;
+        done(PutObjectTaggingOutput::default())
     }
 }

@@ -1,0 +1,211 @@
+//! An object copied inside the store.
+
+use crate::{
+    CustomerKey, PutOptions, S3Client, S3Failure, Written,
+    call::{COPY, Target},
+    get::Get,
+    object::ObjectHead,
+    options::put_options,
+};
+use aws_sdk_s3::types::{MetadataDirective, TaggingDirective};
+use mainstay_policy::Error;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use std::{
+    fmt,
+    pin::Pin,
+    sync::atomic::{AtomicU32, Ordering::Relaxed},
+    time::Instant,
+};
+
+/// What S3 copies in one request.
+const LONGEST: u64 = 5 * 1024 * 1024 * 1024;
+/// The store copies faster than it is sent to: so many times as much in the same time.
+const FASTER: u64 = 64;
+/// What stays as it is in a copy's source.
+const ENCODED: &AsciiSet =
+    &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~').remove(b'/');
+
+/// A copy to be made; see [`S3Client::copy`].
+#[must_use = "an object is copied when this is awaited"]
+pub struct Copy {
+    source: Get,
+    source_version: Option<String>,
+    source_key: Option<CustomerKey>,
+    bucket: String,
+    key: String,
+    options: PutOptions,
+}
+
+put_options!(Copy);
+
+impl fmt::Debug for Copy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Copy")
+            .field("from", &self.source.bucket)
+            .field("to", &self.bucket)
+            .finish_non_exhaustive()
+    }
+}
+
+impl S3Client {
+    /// Copies an object inside the store, up to 5 GiB: from a bucket and key to a bucket and key.
+    ///
+    /// Type, metadata and tags go along; those that are set here replace them, each on its own. So a
+    /// copy onto itself changes an object's metadata. The copy is of the version that was there
+    /// when it began.
+    ///
+    /// # Errors
+    /// A missing object or bucket, an object over 5 GiB, a condition on the target that does not
+    /// hold or a source that was replaced meanwhile
+    /// ([`is_precondition_failed`](S3Failure::is_precondition_failed)), or what kept it from being
+    /// copied. The target is then as it was, unless the [outcome is
+    /// unknown](Error::is_outcome_unknown).
+    ///
+    /// # Cancel safety
+    /// A future that is dropped leaves the target as it was or copied, never in part.
+    ///
+    /// # Examples
+    /// ```no_run
+    /// # async fn main_(s3: mainstay_s3::S3Client) -> Result<(), mainstay_policy::Error> {
+    /// s3.copy(("bucket", "new/a.csv"), ("bucket", "done/a.csv")).await?;
+    /// s3.copy(("bucket", "a.csv"), ("bucket", "a.csv")).metadata("checked", "yes").await?;
+    /// # Ok(()) }
+    /// ```
+    pub fn copy(&self, from: (&str, &str), to: (&str, &str)) -> Copy {
+        Copy {
+            source: self.get(from.0, from.1),
+            source_version: None,
+            source_key: None,
+            bucket: to.0.to_owned(),
+            key: to.1.to_owned(),
+            options: PutOptions::new(),
+        }
+    }
+}
+
+impl Copy {
+    /// This version of the source, in a bucket that keeps versions.
+    pub fn source_version_id(mut self, id: impl Into<String>) -> Self {
+        let id = id.into();
+        self.source = self.source.version_id(id.clone());
+        self.source_version = Some(id);
+        self
+    }
+
+    /// The key that the source was [encrypted](crate::Encryption::Customer) with.
+    pub fn source_customer_key(mut self, key: CustomerKey) -> Self {
+        self.source = self.source.customer_key(key.clone());
+        self.source_key = Some(key);
+        self
+    }
+
+    async fn run(self) -> Result<Written, Error> {
+        let target = Target::object(&self.bucket, &self.key)?;
+        self.options.check()?;
+        let client = &self.source.client;
+        let head = self.source.head().await?;
+        if head.size > LONGEST {
+            return Err(Error::invalid(format!(
+                "the object to copy has {} bytes, and S3 copies {LONGEST} in one request; download \
+                 and upload it",
+                head.size
+            )));
+        }
+        let replaces = self.options.replaces_head();
+        let options = if replaces { self.options.or_of(&head) } else { self.options };
+        let source = source(&self.source, self.source_version.as_deref());
+        let (started, undone) = (Instant::now(), &AtomicU32::new(0));
+        let end = client
+            .call(&COPY, target, head.size / FASTER, |sdk, attempt| {
+                let key = self.source_key.as_ref();
+                let copy = options
+                    .copy(sdk.copy_object())
+                    .bucket(&self.bucket)
+                    .key(&self.key)
+                    .copy_source(&source)
+                    .set_copy_source_if_match(head.etag.clone())
+                    .set_copy_source_sse_customer_algorithm(key.map(CustomerKey::algorithm))
+                    .set_copy_source_sse_customer_key(key.map(CustomerKey::base64))
+                    .set_copy_source_sse_customer_key_md5(key.map(CustomerKey::md5))
+                    .set_metadata_directive(replaces.then_some(MetadataDirective::Replace))
+                    .set_tagging_directive(
+                        (!options.tags.is_empty()).then_some(TaggingDirective::Replace),
+                    );
+                let (send, conditional) = (copy.send(), options.condition.is_some());
+                async move {
+                    let error = match send.await {
+                        Ok(copied) => {
+                            let etag = copied.copy_object_result.and_then(|result| result.e_tag);
+                            return Ok(Ok(Written { etag, version_id: copied.version_id }));
+                        }
+                        Err(error) => S3Failure::sdk(error, attempt),
+                    };
+                    if conditional && error.is_precondition_failed() {
+                        // An earlier attempt may have copied it, and this is its echo.
+                        let known = undone.load(Relaxed) + 1 == attempt;
+                        let error = error.of_the_condition();
+                        return if known { Err(error) } else { Ok(Err((attempt, error))) };
+                    }
+                    undone.fetch_add(u32::from(error.is_undone()), Relaxed);
+                    Err(error)
+                }
+            })
+            .await?;
+        end.map_err(|(attempts, error)| client.unknown(&COPY, target, attempts, started, error))
+    }
+}
+
+impl IntoFuture for Copy {
+    type Output = Result<Written, Error>;
+    type IntoFuture = Pin<Box<dyn Future<Output = Self::Output> + Send>>;
+
+    fn into_future(self) -> Self::IntoFuture {
+        Box::pin(self.run())
+    }
+}
+
+/// As the header `x-amz-copy-source` wants it.
+fn source(source: &Get, version: Option<&str>) -> String {
+    let encode = |text| utf8_percent_encode(text, ENCODED);
+    let (bucket, key) = (&source.bucket, encode(&source.key));
+    match version {
+        Some(version) => format!("{bucket}/{key}?versionId={}", encode(version)),
+        None => format!("{bucket}/{key}"),
+    }
+}
+
+impl PutOptions {
+    /// Whether something is set that S3 takes over from the source as a whole or not at all.
+    fn replaces_head(&self) -> bool {
+        !self.metadata.is_empty()
+            || self.expires.is_some()
+            || [
+                &self.content_type,
+                &self.cache_control,
+                &self.content_disposition,
+                &self.content_encoding,
+                &self.content_language,
+            ]
+            .iter()
+            .any(|value| value.is_some())
+    }
+
+    /// What is not set, as the source has it.
+    fn or_of(mut self, head: &ObjectHead) -> Self {
+        fn or<T: Clone>(own: &mut Option<T>, of_source: &Option<T>) {
+            if own.is_none() {
+                own.clone_from(of_source);
+            }
+        }
+        or(&mut self.content_type, &head.content_type);
+        or(&mut self.cache_control, &head.cache_control);
+        or(&mut self.content_disposition, &head.content_disposition);
+        or(&mut self.content_encoding, &head.content_encoding);
+        or(&mut self.content_language, &head.content_language);
+        or(&mut self.expires, &head.expires);
+        if self.metadata.is_empty() {
+            self.metadata.clone_from(&head.metadata);
+        }
+        self
+    }
+}

@@ -1,0 +1,111 @@
+//! Writes that are done only if, and what a repeat of one means.
+
+use crate::client;
+use mainstay_policy::{Effect, Error, report};
+use mainstay_s3::S3Failure;
+use mainstay_test_support::{
+    S3,
+    s3::{Answer, BUCKET, Memory, Sums},
+};
+use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
+
+fn failed_precondition(error: &Error) {
+    let failure = error.downcast_ref::<S3Failure>().unwrap();
+    assert!(failure.is_precondition_failed(), "{error:?}");
+    let told = report(error).to_string();
+    assert!(told.contains("not as the condition of the request says"), "{told}");
+}
+
+/// Does this to the first PUT, and to it alone.
+fn first_put(store: &S3, answer: impl Fn() -> Answer + Send + 'static) {
+    let puts = AtomicU32::new(0);
+    store.front(move |line| match line.starts_with("PUT") && puts.fetch_add(1, SeqCst) == 0 {
+        true => answer(),
+        false => Answer::Pass,
+    });
+}
+
+async fn with_store() -> (S3, Memory, mainstay_s3::S3Client) {
+    let (store, memory) = S3::in_memory(Sums::Full).await;
+    let s3 = client(&store);
+    (store, memory, s3)
+}
+
+#[tokio::test]
+async fn only_the_first_takes_what_is_absent() {
+    let (store, _, s3) = with_store().await;
+    let first = s3.put(BUCKET, "lock", "a").if_absent().await.unwrap();
+    let error = s3.put(BUCKET, "lock", "b").if_absent().await.unwrap_err();
+    failed_precondition(&error);
+    assert_eq!((error.attempts(), error.effect()), (1, Effect::Permanent));
+    let etag = first.etag.unwrap();
+    let second = s3.put(BUCKET, "lock", "c").if_match(&etag).await.unwrap();
+    failed_precondition(&s3.put(BUCKET, "lock", "d").if_match(&etag).await.unwrap_err());
+    failed_precondition(&s3.get(BUCKET, "lock").if_match(&etag).await.unwrap_err());
+    let read = s3.get(BUCKET, "lock").if_match(second.etag.unwrap()).await.unwrap();
+    assert_eq!(read, "c");
+    assert_eq!(store.seen(|r| r.starts_with("PUT")), 4);
+}
+
+#[tokio::test]
+async fn the_echo_of_ones_own_write_is_a_success() {
+    let (store, memory, s3) = with_store().await;
+    first_put(&store, || Answer::ApplyThenClose);
+    let written = s3.put(BUCKET, "lock", "mine").if_absent().await.unwrap();
+    assert_eq!(memory.object("lock").unwrap(), "mine");
+    assert_eq!(written.etag, s3.head(BUCKET, "lock").await.unwrap().etag);
+    // Sent twice, then looked at.
+    assert_eq!(store.seen(|r| r.starts_with("PUT")), 2);
+}
+
+#[tokio::test]
+async fn somebody_elses_object_after_an_unanswered_write_is_an_unknown_outcome() {
+    let (store, memory, s3) = with_store().await;
+    let other = memory.clone();
+    first_put(&store, move || {
+        other.put("lock", "theirs");
+        Answer::Close
+    });
+    let error = s3.put(BUCKET, "lock", "mine").if_absent().await.unwrap_err();
+    failed_precondition(&error);
+    assert!(error.is_outcome_unknown(), "{error}");
+    assert_eq!(error.attempts(), 2);
+    assert!(error.to_string().contains("look before repeating it"), "{error}");
+    assert_eq!(memory.object("lock").unwrap(), "theirs");
+}
+
+#[tokio::test]
+async fn after_a_refusal_the_outcome_is_known() {
+    let (store, memory, s3) = with_store().await;
+    let other = memory.clone();
+    first_put(&store, move || {
+        other.put("lock", "theirs");
+        Answer::Status(503, "SlowDown")
+    });
+    let error = s3.put(BUCKET, "lock", "mine").if_absent().await.unwrap_err();
+    failed_precondition(&error);
+    assert_eq!((error.attempts(), error.effect()), (2, Effect::Permanent));
+}
+
+#[tokio::test]
+async fn a_conflict_is_tried_again() {
+    let (store, memory, s3) = with_store().await;
+    first_put(&store, || Answer::Status(409, "ConditionalRequestConflict"));
+    s3.put(BUCKET, "lock", "mine").if_absent().await.unwrap();
+    assert_eq!(memory.object("lock").unwrap(), "mine");
+}
+
+#[tokio::test]
+async fn a_copy_that_is_repeated_on_a_condition_says_what_it_cannot_know() {
+    let (store, memory, s3) = with_store().await;
+    memory.put("from", "bytes");
+    s3.copy((BUCKET, "from"), (BUCKET, "to")).if_absent().await.unwrap();
+    let error = s3.copy((BUCKET, "from"), (BUCKET, "to")).if_absent().await.unwrap_err();
+    failed_precondition(&error);
+    assert!(!error.is_outcome_unknown());
+    first_put(&store, || Answer::ApplyThenClose);
+    let error = s3.copy((BUCKET, "from"), (BUCKET, "new")).if_absent().await.unwrap_err();
+    failed_precondition(&error);
+    assert!(error.is_outcome_unknown());
+    assert_eq!(memory.object("new").unwrap(), "bytes");
+}
