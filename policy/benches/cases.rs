@@ -56,6 +56,9 @@ impl Classify for Fault {
 /// What the work answers: a load, which the optimiser can neither foresee nor must spill.
 static ANSWER: AtomicU64 = AtomicU64::new(1);
 
+/// The time, where a case is given it: a minute after some start.
+static NOW: AtomicU64 = AtomicU64::new(60_000_000_000);
+
 /// The dependency: ready after so many polls, and woken at once when a runtime polls it.
 pub struct Work<const PENDING: u32>(u32);
 
@@ -234,6 +237,10 @@ fn closed() -> Vec<Case> {
         Case::new("closed: recloser again", || recloser.call(Ready::new())),
         Case::new("closed: failsafe", move || failsafe.call(Ready::new())),
         Case::new("closed: TR", tower(breaker_of_tower().layer(service_fn(|()| Ready::new())))),
+        Case::new("closed: ours, the time given", || async {
+            let now = NOW.load(Relaxed);
+            mainstay_policy::__bench::guarded(policy, now, Ready::new()).await.unwrap_or(Err(Fault))
+        }),
         Case::new("closed: ours", || call(policy, Ready::new)),
     ]
 }

@@ -124,7 +124,7 @@ fn one_thread() -> Vec<Row> {
             target: target.map(Target::AtMost),
         }
     };
-    let time_given = &[("closed: ours", 1.0), ("two clock reads", -1.0)];
+    let time_given = &[("closed: ours, the time given", 1.0)];
     let retry_alone = &[("retry: ours", 1.0), ("ours, all switched off", -1.0)];
     let ready = &[("ready: ours", 1.0)];
     let pending = &[("pending once: ours", 1.0)];
@@ -136,7 +136,7 @@ fn one_thread() -> Vec<Row> {
             None,
         ),
         row(
-            "closed, less its two clock reads / recloser",
+            "closed, admit and record, time given / recloser",
             time_given,
             "closed: recloser",
             Some(1.0),
@@ -233,7 +233,12 @@ fn two_threads() -> Vec<Row> {
         Row { what, ours, peer, ratio: ours, target: target.map(Target::AtLeast) }
     };
     vec![
-        row("two threads, closed (recloser)", "closed: ours", "closed: recloser", Some(1.9)),
+        row(
+            "two threads, admit and record (recloser)",
+            "closed: ours, the time given",
+            "closed: recloser",
+            Some(1.9),
+        ),
         row("two threads, whole pipeline (by hand)", "ready: ours", "ready: by hand", Some(1.9)),
         // Tokio's timer is one for all.
         row(

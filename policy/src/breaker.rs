@@ -7,23 +7,24 @@
 //! and a snapshot for everybody else. The lock is taken by failures, probes and transitions.
 
 mod config;
+mod permit;
 mod state;
 
 pub(crate) use config::BreakerConfig;
+pub(crate) use permit::{Ended, Permit};
 
 #[cfg(feature = "metrics")]
 use crate::telemetry::numbers::Numbers;
 use crate::{
-    classify::Outcome,
     clock::{self, Instant},
-    error::{Cause, Decider},
+    error::{Cause, Decider, OpenedBy},
     event::{self, Event},
-    meter::{Counts, Meter, Noted},
+    meter::{Counts, Meter},
     sync::{AtomicU64, Mutex, MutexGuard, Swap},
 };
 use serde::Serialize;
 pub(crate) use state::Trip;
-use state::{Admitted, Gate, Machine};
+use state::{Gate, Machine};
 use std::{
     fmt,
     sync::{
@@ -100,6 +101,11 @@ struct Inner {
     /// The generation, and whether the breaker is plainly closed and whether it has failures in a
     /// row. Written under the lock, after `snapshot`.
     word: AtomicU64,
+    /// Until when, in nanoseconds, everybody is refused; 0 when the snapshot must be asked. Written
+    /// before the word, and after `opened_by`.
+    shut_until: AtomicU64,
+    /// The number of the opening that `shut_until` is of; 0 when somebody isolated it by hand.
+    opened_by: AtomicU64,
     snapshot: Swap<Snapshot>,
     machine: Mutex<Machine>,
     /// In nanoseconds; follows the median.
@@ -132,10 +138,10 @@ impl fmt::Debug for Breaker {
 }
 
 /// A refusal, and what opened the breaker.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Refusal {
     pub(crate) shut: Shut,
-    pub(crate) cause: Option<Arc<Cause>>,
+    pub(crate) opened_by: Option<OpenedBy>,
 }
 
 /// For how long: nanoseconds until the next probe, or the largest value when somebody isolated the
@@ -144,19 +150,22 @@ pub(crate) struct Refusal {
 pub(crate) struct Shut(u64);
 
 impl Shut {
+    #[inline]
     pub(crate) const fn by(self) -> Decider {
         if self.0 == u64::MAX { Decider::Isolation } else { Decider::Breaker }
     }
 
+    #[inline]
     pub(crate) fn retry_after(self) -> Option<Duration> {
         (self.0 != u64::MAX).then_some(Duration::from_nanos(self.0))
     }
 }
 
 impl Refusal {
-    fn new(until: Instant, now: Instant, cause: Option<&Arc<Cause>>) -> Self {
+    #[inline]
+    fn new(until: Instant, now: Instant, opened_by: Option<OpenedBy>) -> Self {
         let wait = if until.is_never() { u64::MAX } else { until.nanos_since(now) };
-        Self { shut: Shut(wait), cause: cause.cloned() }
+        Self { shut: Shut(wait), opened_by }
     }
 }
 
@@ -169,6 +178,8 @@ impl Breaker {
         Self(Arc::new(Inner {
             name,
             word: AtomicU64::new(0),
+            shut_until: AtomicU64::new(0),
+            opened_by: AtomicU64::new(0),
             snapshot: Swap::new(snapshot),
             machine: Mutex::new(Machine::new(config)),
             slow_after,
@@ -220,8 +231,7 @@ impl Breaker {
         }
         let mut permit = self.unasked();
         if permit.if_closed() {
-            permit.report(Outcome::Success, clock::now(), &Cause::of_a_cut);
-            permit.lease = TOLD;
+            permit.forget_failures(clock::now());
         }
     }
 
@@ -284,11 +294,36 @@ impl Breaker {
         permit.ask(now).map(|()| permit)
     }
 
+    /// What opened it, without a wait.
+    #[inline]
+    fn opened_by(&self) -> Option<OpenedBy> {
+        OpenedBy::numbered(self.0.opened_by.load(Relaxed))
+    }
+
+    /// Not plainly closed.
+    #[inline]
+    pub(crate) fn is_guarded(&self) -> bool {
+        self.0.word.load(Relaxed) & GUARDED != 0
+    }
+
+    /// Refuses while it is shut for a while yet, without a look at the exact time. Else `None`: ask
+    /// for a permit.
+    #[inline(always)]
+    pub(crate) fn refuses(&self) -> Option<Refusal> {
+        let until = self.0.shut_until.load(Acquire);
+        if until == 0 {
+            return None;
+        }
+        let until = Instant::of_nanos(until);
+        let now = if until.is_never() { Instant::NEVER } else { clock::about_now() };
+        let surely = until.is_never() || until.nanos_since(now) > clock::ABOUT;
+        surely.then(|| Refusal::new(until, now, self.opened_by()))
+    }
+
     /// A permit for nothing yet.
     #[inline]
     pub(crate) const fn unasked(&self) -> Permit<'_> {
-        let (generation, attempt_since) = (NO_GENERATION, Instant::NEVER);
-        Permit { breaker: self, generation, lease: TOLD, attempt_since }
+        Permit::unasked(self)
     }
 
     /// Runs `event` on the machine, publishes what it made of it and tells the observers.
@@ -305,7 +340,10 @@ impl Breaker {
         let to = machine.stands();
         let mut told = self.cause();
         if let (Some(trip), Some(cause)) = (trip, cause) {
-            told = Some(Arc::new(cause(trip)));
+            let cause = Arc::new(cause(trip));
+            let number = OpenedBy::remember(&cause).map_or(0, OpenedBy::number);
+            self.0.opened_by.store(number, Relaxed);
+            told = Some(cause);
         } else if matches!(to, BreakerState::Closed | BreakerState::ForcedClosed) {
             told = None;
         }
@@ -338,8 +376,17 @@ impl Breaker {
     }
 
     fn publish(&self, machine: &Machine, cause: Option<Arc<Cause>>) {
-        let config = machine.config.clone();
-        self.0.snapshot.store(Snapshot { gate: machine.gate(), cause, config });
+        let (gate, config) = (machine.gate(), machine.config.clone());
+        let until = match gate {
+            Gate::Shut(until) => until.as_nanos(),
+            Gate::Isolated => Instant::NEVER.as_nanos(),
+            Gate::Closed | Gate::Ramp(_) | Gate::ForcedClosed => 0,
+        };
+        if gate == Gate::Isolated && cause.is_none() {
+            self.0.opened_by.store(0, Relaxed);
+        }
+        self.0.snapshot.store(Snapshot { gate, cause, config });
+        self.0.shut_until.store(until, Release);
         self.write_word(machine);
     }
 
@@ -376,265 +423,6 @@ impl Breaker {
     #[cfg(feature = "metrics")]
     pub(crate) fn numbers(&self, record: impl FnOnce(&Numbers)) {
         self.0.numbers.read(record);
-    }
-}
-
-/// The right to run one operation. Dropped in mid-attempt it tells the breaker a slow call if the
-/// attempt was slow by then, else nothing; dropped in any way it frees its probe. Small, since it
-/// sits in every call's future.
-#[derive(Debug)]
-pub(crate) struct Permit<'a> {
-    breaker: &'a Breaker,
-    generation: u64,
-    lease: u64,
-    /// "Never" between attempts.
-    attempt_since: Instant,
-}
-
-/// The lease of a call that is no probe.
-const NO_LEASE: u64 = u64::MAX;
-/// The lease of a call that has told how it ended.
-const TOLD: u64 = u64::MAX - 1;
-
-impl Permit<'_> {
-    /// The right to pass, if the breaker is plainly closed.
-    #[inline]
-    pub(crate) fn if_closed(&mut self) -> bool {
-        let word = self.breaker.0.word.load(Acquire);
-        let closed = word & GUARDED == 0;
-        if closed {
-            (self.generation, self.lease) = (word >> GENERATION_SHIFT, NO_LEASE);
-        }
-        closed
-    }
-
-    /// The right to pass, as a probe perhaps, or why not.
-    pub(crate) fn ask(&mut self, now: Instant) -> Result<(), Refusal> {
-        if self.if_closed() {
-            return Ok(());
-        }
-        let breaker = self.breaker;
-        let generation = breaker.0.word.load(Acquire) >> GENERATION_SHIFT;
-        // `Some` decides; `None` asks the machine.
-        let decided = breaker.0.snapshot.read(|snapshot| {
-            let passes = match snapshot.gate {
-                Gate::ForcedClosed => Ok(true),
-                Gate::Isolated => Err(Instant::NEVER),
-                Gate::Shut(until) if now < until => Err(until),
-                Gate::Shut(_) | Gate::Closed => Ok(false),
-                Gate::Ramp(ramp) => ramp.pass(now, fastrand::f64()).map(|()| ramp.goes_on(now)),
-            };
-            match passes {
-                Ok(true) => Some(Ok(Admitted { generation, lease: None })),
-                Ok(false) => None,
-                Err(until) => Some(Err(Refusal::new(until, now, snapshot.cause.as_ref()))),
-            }
-        });
-        let admitted = match decided {
-            Some(decided) => decided?,
-            None => breaker
-                .change(None, |machine, _| machine.admit(now, fastrand::f64()))
-                .map_err(|until| Refusal::new(until, now, breaker.cause().as_ref()))?,
-        };
-        self.generation = admitted.generation;
-        self.lease = admitted.lease.unwrap_or(NO_LEASE);
-        Ok(())
-    }
-
-    /// The right to pass for a call that the breaker neither guards nor learns from.
-    #[inline]
-    pub(crate) const fn unguarded(&mut self) -> bool {
-        (self.generation, self.lease) = (NO_GENERATION, NO_LEASE);
-        true
-    }
-
-    /// Half-open: one attempt only, so that a sick dependency sees no burst.
-    #[inline]
-    pub(crate) const fn is_probe(&self) -> bool {
-        self.lease != NO_LEASE
-    }
-
-    /// Whether calls in flight should stop: the breaker has opened since this permit was given.
-    pub(crate) fn gate(&self, now: Instant) -> Result<(), Refusal> {
-        let word = self.breaker.0.word.load(Acquire);
-        if word >> GENERATION_SHIFT == self.generation || self.generation == NO_GENERATION {
-            return Ok(());
-        }
-        self.breaker.0.snapshot.read(|snapshot| {
-            let until = match snapshot.gate {
-                Gate::Closed | Gate::Ramp(_) | Gate::ForcedClosed => return Ok(()),
-                Gate::Shut(until) => until,
-                Gate::Isolated => Instant::NEVER,
-            };
-            Err(Refusal::new(until, now, snapshot.cause.as_ref()))
-        })
-    }
-
-    pub(crate) const fn attempt_since(&self) -> Instant {
-        self.attempt_since
-    }
-
-    #[inline]
-    pub(crate) fn begin_attempt(&mut self, now: Instant) {
-        self.attempt_since = now;
-    }
-
-    /// The attempt ended: feeds the windows. A cut attempt is one that a drop or the caller's
-    /// deadline ended.
-    pub(crate) fn end_attempt(
-        &mut self,
-        ended: Ended,
-        now: Instant,
-        cause: &dyn Fn(Trip) -> Cause,
-    ) {
-        let inner = &*self.breaker.0;
-        let took = now.nanos_since(self.attempt_since);
-        self.attempt_since = Instant::NEVER;
-        if !self.is_current() {
-            return;
-        }
-        let slow = took >= inner.slow_after.load(Relaxed);
-        match (ended, slow) {
-            (Ended::Failed, _) => {
-                inner.meter.failed(now);
-                if slow {
-                    inner.meter.slow(now);
-                }
-            }
-            (Ended::Cut, true) => inner.meter.cut(now),
-            (Ended::Neutral | Ended::Cut, _) => return,
-        }
-        self.weigh(now, cause);
-    }
-
-    /// Whether nothing has happened to the breaker since this permit was given.
-    fn is_current(&self) -> bool {
-        self.breaker.0.word.load(Relaxed) >> GENERATION_SHIFT == self.generation
-    }
-
-    /// Asks the machine whether the windows are over a rate.
-    fn weigh(&self, now: Instant, cause: &dyn Fn(Trip) -> Cause) {
-        let generation = self.generation;
-        let counts = self.breaker.counts(now);
-        self.breaker.change(Some(cause), |machine, trip| {
-            *trip = machine.attempt(generation, &counts, now, fastrand::f64());
-        });
-    }
-
-    /// The operation succeeded with the attempt in flight.
-    #[inline(always)]
-    pub(crate) fn succeed(&mut self, now: Instant, cause: impl Fn(Trip) -> Cause) {
-        let inner = &*self.breaker.0;
-        let word = inner.word.load(Relaxed);
-        let current = word >> GENERATION_SHIFT == self.generation;
-        let took = now.nanos_since(self.attempt_since);
-        let noted = inner.meter.answered(now, took, current);
-        let slow = took >= inner.slow_after.load(Relaxed);
-        if noted == Noted::Median || current && (slow || word & (FAILING | GUARDED) != 0) {
-            self.succeed_with_news(noted, current && slow, word, now, &cause);
-        }
-        self.lease = TOLD;
-    }
-
-    /// A streamed operation has begun to be answered: as [`Self::succeed`], but failures in a row
-    /// stay, since its end is still to come. A probe has shown what was asked of it.
-    pub(crate) fn begun(&mut self, now: Instant, cause: impl Fn(Trip) -> Cause) {
-        let inner = &*self.breaker.0;
-        let word = inner.word.load(Relaxed);
-        if self.is_probe() || word & FAILING == 0 || word & GUARDED != 0 {
-            return self.succeed(now, cause);
-        }
-        let current = word >> GENERATION_SHIFT == self.generation;
-        let took = now.nanos_since(self.attempt_since);
-        let noted = inner.meter.answered(now, took, current);
-        let slow = current && took >= inner.slow_after.load(Relaxed);
-        if noted == Noted::Median || slow {
-            self.succeed_with_news(noted, slow, 0, now, &cause);
-        }
-        self.lease = TOLD;
-    }
-
-    #[cold]
-    fn succeed_with_news(
-        &self,
-        noted: Noted,
-        slow: bool,
-        word: u64,
-        now: Instant,
-        cause: &dyn Fn(Trip) -> Cause,
-    ) {
-        if noted == Noted::Median {
-            self.breaker.follow_median(now);
-        }
-        if slow {
-            self.breaker.0.meter.slow(now);
-            self.weigh(now, cause);
-        }
-        if word & (FAILING | GUARDED) != 0 {
-            self.report(Outcome::Success, now, cause);
-        }
-    }
-
-    /// The operation ended without success; its attempts have been told already.
-    pub(crate) fn finish(&mut self, outcome: Outcome, now: Instant, cause: &dyn Fn(Trip) -> Cause) {
-        let counters = &self.breaker.0.counters;
-        match outcome {
-            Outcome::Success => return self.succeed(now, cause),
-            Outcome::Failure => Counters::add(&counters.failed),
-            Outcome::Neutral => Counters::add(&counters.neutral),
-        }
-        self.report(outcome, now, cause);
-        self.lease = TOLD;
-    }
-
-    fn report(&self, outcome: Outcome, now: Instant, cause: &dyn Fn(Trip) -> Cause) {
-        let (generation, lease) = (self.generation, self.is_probe().then_some(self.lease));
-        let admitted = Admitted { generation, lease };
-        if generation == NO_GENERATION {
-            return;
-        }
-        let counts = self.breaker.counts(now);
-        self.breaker.change(Some(cause), |machine, trip| {
-            *trip = machine.operation(admitted, outcome, &counts, now, fastrand::f64());
-        });
-    }
-}
-
-/// How one attempt ended, where it was no success.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Ended {
-    Failed,
-    Neutral,
-    Cut,
-}
-
-impl Drop for Permit<'_> {
-    #[inline]
-    fn drop(&mut self) {
-        if self.lease != TOLD {
-            self.drop_untold();
-        }
-    }
-}
-
-impl Permit<'_> {
-    #[cold]
-    fn drop_untold(&mut self) {
-        let now = clock::now();
-        let cause = Cause::of_a_cut;
-        let mut outcome = Outcome::Neutral;
-        if !self.attempt_since.is_never() {
-            let took = now.nanos_since(self.attempt_since);
-            // A probe that hung until its caller gave up has shown what there was to see.
-            if took >= self.breaker.0.slow_after.load(Relaxed) && self.is_probe() {
-                outcome = Outcome::Failure;
-            }
-            self.end_attempt(Ended::Cut, now, &cause);
-        }
-        Counters::add(&self.breaker.0.counters.neutral);
-        if self.is_probe() {
-            self.report(outcome, now, &cause);
-        }
     }
 }
 

@@ -51,8 +51,8 @@ impl Instant {
         self.0
     }
 
-    #[cfg(test)]
-    pub(crate) const fn from_nanos(nanos: u64) -> Self {
+    #[inline]
+    pub(crate) const fn of_nanos(nanos: u64) -> Self {
         Self(nanos)
     }
 }
@@ -86,6 +86,36 @@ pub(crate) fn now() -> Instant {
 #[cfg(any(test, feature = "test-util"))]
 pub(crate) fn now() -> Instant {
     Instant(nanos(TokioInstant::now().into_std().saturating_duration_since(*START)))
+}
+
+/// How far [`about_now`] may be off: a tick of the system's clock takes 10 ms at most.
+pub(crate) const ABOUT: u64 = 25_000_000;
+
+/// The time at a third of the price, for those who wait for something that is further away than
+/// [`ABOUT`]: what the system noted at its last tick, and how far that was from [`now`] a second ago.
+#[cfg(all(target_os = "linux", not(any(test, feature = "test-util"))))]
+#[inline]
+pub(crate) fn about_now() -> Instant {
+    const STALE: u64 = 1_000_000_000;
+    static AHEAD: AtomicI64 = AtomicI64::new(0);
+    static MEASURED: AtomicU64 = AtomicU64::new(0);
+    let Ok(tick) = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC_COARSE) else {
+        return now();
+    };
+    let (seconds, nanos) = (tick.tv_sec().cast_unsigned(), tick.tv_nsec().cast_unsigned());
+    let seen = seconds.wrapping_mul(1_000_000_000).wrapping_add(nanos);
+    if seen.wrapping_sub(MEASURED.load(Relaxed)) > STALE {
+        let own = now();
+        AHEAD.store(own.0.wrapping_sub(seen).cast_signed(), Relaxed);
+        MEASURED.store(seen, Relaxed);
+        return own;
+    }
+    Instant(seen.wrapping_add_signed(AHEAD.load(Relaxed)))
+}
+
+#[cfg(not(all(target_os = "linux", not(any(test, feature = "test-util")))))]
+pub(crate) fn about_now() -> Instant {
+    now()
 }
 
 /// Not after the first question: a paused clock stands where it was stopped, so that what tests see

@@ -5,311 +5,16 @@
 
 #[cfg(feature = "axum")]
 mod axum;
+mod call;
+mod cause;
 #[cfg(feature = "sqlx")]
 mod sqlx;
 
-use crate::{
-    breaker::Trip,
-    classify::{Effect, Outcome, Verdict},
-};
-use serde::Serialize;
-use std::{
-    any::Any,
-    error::Error as StdError,
-    fmt,
-    sync::Arc,
-    time::{Duration, SystemTime},
-};
+pub use call::{CallError, Decider};
+pub use cause::{Cause, OpenedBy};
 
-/// Which policy decided.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Decider {
-    /// The circuit breaker.
-    Breaker,
-    /// Somebody who isolated the dependency by hand.
-    Isolation,
-    /// The attempt timeout.
-    Timeout,
-    /// The deadline of the whole call, or the one around it.
-    Deadline,
-    /// The number of attempts ran out.
-    Retry,
-    /// The dependency's retry budget is spent.
-    Budget,
-    /// The bulkhead: too many attempts were in flight.
-    Bulkhead,
-    /// The rate limit.
-    RateLimit,
-    /// A server that asked for less load a moment ago.
-    Throttle,
-}
-
-impl Decider {
-    /// A name for logs and metrics.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Breaker => "breaker",
-            Self::Isolation => "isolation",
-            Self::Timeout => "timeout",
-            Self::Deadline => "deadline",
-            Self::Retry => "retry",
-            Self::Budget => "budget",
-            Self::Bulkhead => "bulkhead",
-            Self::RateLimit => "rate_limit",
-            Self::Throttle => "throttle",
-        }
-    }
-
-    const fn words(self) -> &'static str {
-        match self {
-            Self::Breaker => "circuit breaker open",
-            Self::Isolation => "isolated by hand, until reset() or force_closed()",
-            Self::Timeout => "attempt timeout",
-            Self::Deadline => "deadline",
-            Self::Retry => "no attempts left",
-            Self::Budget => "retry budget spent",
-            Self::Bulkhead => "too many calls in flight (max_concurrent)",
-            Self::RateLimit => "over the rate limit",
-            Self::Throttle => "held back, since the server asked for less load",
-        }
-    }
-}
-
-/// What opened a breaker, without anything secret.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[non_exhaustive]
-pub struct Cause {
-    /// What was too much: `failures in a row`, `failure rate`, `slow calls` or `failed probe`.
-    pub reason: &'static str,
-    /// The operation whose failure opened it.
-    pub operation: &'static str,
-    /// What the error said happened.
-    pub effect: &'static str,
-    /// The backend's code, such as a status or an SQLSTATE.
-    pub code: Option<String>,
-    /// When it opened.
-    pub at: SystemTime,
-}
-
-impl Cause {
-    /// Of an attempt that was given up before it said anything.
-    pub(crate) fn of_a_cut(trip: Trip) -> Self {
-        let (operation, effect) = ("a call", "given up by its caller");
-        Self { reason: trip.words(), operation, effect, code: None, at: SystemTime::now() }
-    }
-}
-
-impl fmt::Display for Cause {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} ({}, {}", self.operation, self.effect, self.reason)?;
-        if let Some(code) = &self.code {
-            write!(f, ", code {code}")?;
-        }
-        f.write_str(")")
-    }
-}
-
-/// The end of a call that did not succeed.
-#[derive(Debug)]
-#[non_exhaustive]
-pub enum CallError<E> {
-    /// No attempt was made, so it is safe to try elsewhere.
-    Rejected {
-        /// Who refused.
-        by: Decider,
-        /// When it may be worth trying again.
-        retry_after: Option<Duration>,
-        /// What opened the breaker.
-        cause: Option<Arc<Cause>>,
-    },
-    /// Attempts were made, then a policy stopped them.
-    Stopped {
-        /// Who stopped them.
-        by: Decider,
-        /// Attempts made.
-        attempts: u32,
-        /// Time since the call began.
-        elapsed: Duration,
-        /// Whether it may have happened.
-        effect: Effect,
-        /// When it may be worth trying again.
-        retry_after: Option<Duration>,
-        /// The backend's last error; `None` if it never answered.
-        last: Option<E>,
-    },
-    /// Answered, and not worth or not safe to repeat.
-    Backend {
-        /// Attempts made.
-        attempts: u32,
-        /// Time since the call began.
-        elapsed: Duration,
-        /// Whether it may have happened.
-        effect: Effect,
-        /// The backend's own error.
-        error: E,
-    },
-}
-
-impl<E> CallError<E> {
-    /// Attempts made; 0 when refused.
-    #[must_use]
-    pub const fn attempts(&self) -> u32 {
-        match self {
-            Self::Rejected { .. } => 0,
-            Self::Stopped { attempts, .. } | Self::Backend { attempts, .. } => *attempts,
-        }
-    }
-
-    /// Time since the call began; zero when refused.
-    #[must_use]
-    pub const fn elapsed(&self) -> Duration {
-        match self {
-            Self::Rejected { .. } => Duration::ZERO,
-            Self::Stopped { elapsed, .. } | Self::Backend { elapsed, .. } => *elapsed,
-        }
-    }
-
-    /// What is known to have happened at the backend.
-    #[must_use]
-    pub const fn effect(&self) -> Effect {
-        match self {
-            Self::Rejected { .. } => Effect::NeverSent,
-            Self::Stopped { effect, .. } | Self::Backend { effect, .. } => *effect,
-        }
-    }
-
-    /// Which policy decided; `None` when the backend's answer did.
-    #[must_use]
-    pub const fn decider(&self) -> Option<Decider> {
-        match self {
-            Self::Rejected { by, .. } | Self::Stopped { by, .. } => Some(*by),
-            Self::Backend { .. } => None,
-        }
-    }
-
-    /// Refused or stopped by an open breaker.
-    #[must_use]
-    pub const fn is_circuit_open(&self) -> bool {
-        matches!(self.decider(), Some(Decider::Breaker | Decider::Isolation))
-    }
-
-    /// Ended by the attempt timeout or the deadline.
-    #[must_use]
-    pub const fn is_timeout(&self) -> bool {
-        matches!(self.decider(), Some(Decider::Timeout | Decider::Deadline))
-    }
-
-    /// No attempt was made.
-    #[must_use]
-    pub const fn is_rejected(&self) -> bool {
-        matches!(self, Self::Rejected { .. })
-    }
-
-    /// Repeating was allowed, and attempts or budget ran out.
-    #[must_use]
-    pub const fn is_exhausted(&self) -> bool {
-        matches!(self.decider(), Some(Decider::Retry | Decider::Budget))
-    }
-
-    /// It may or may not have happened: look before repeating it.
-    #[must_use]
-    pub const fn is_outcome_unknown(&self) -> bool {
-        matches!(self.effect(), Effect::Unknown)
-    }
-
-    /// When it may be worth trying again, if anybody said so.
-    #[must_use]
-    pub const fn retry_after(&self) -> Option<Duration> {
-        match self {
-            Self::Rejected { retry_after, .. } | Self::Stopped { retry_after, .. } => *retry_after,
-            Self::Backend { effect: Effect::Throttled { retry_after }, .. } => *retry_after,
-            _ => None,
-        }
-    }
-
-    /// The backend's last error.
-    #[must_use]
-    pub const fn last(&self) -> Option<&E> {
-        match self {
-            Self::Rejected { .. } => None,
-            Self::Stopped { last, .. } => last.as_ref(),
-            Self::Backend { error, .. } => Some(error),
-        }
-    }
-
-    /// The same end with another error type.
-    #[must_use]
-    pub fn map<O>(self, change: impl FnOnce(E) -> O) -> CallError<O> {
-        match self {
-            Self::Rejected { by, retry_after, cause } => {
-                CallError::Rejected { by, retry_after, cause }
-            }
-            Self::Stopped { by, attempts, elapsed, effect, retry_after, last } => {
-                let last = last.map(change);
-                CallError::Stopped { by, attempts, elapsed, effect, retry_after, last }
-            }
-            Self::Backend { attempts, elapsed, effect, error } => {
-                CallError::Backend { attempts, elapsed, effect, error: change(error) }
-            }
-        }
-    }
-
-    /// The backend's last error, by value.
-    #[must_use]
-    pub fn into_last(self) -> Option<E> {
-        match self {
-            Self::Rejected { .. } => None,
-            Self::Stopped { last, .. } => last,
-            Self::Backend { error, .. } => Some(error),
-        }
-    }
-}
-
-impl<E> fmt::Display for CallError<E> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Rejected { by, cause, .. } => {
-                write!(f, "refused without an attempt: {}", by.words())?;
-                if let Some(cause) = cause {
-                    write!(f, ", opened by {cause}")?;
-                }
-            }
-            Self::Stopped { by, .. } => write!(
-                f,
-                "stopped after {} and {:.3?}: {}",
-                Attempts(self.attempts()),
-                self.elapsed(),
-                by.words()
-            )?,
-            Self::Backend { .. } => {
-                write!(f, "failed after {} and {:.3?}", Attempts(self.attempts()), self.elapsed())?
-            }
-        }
-        if self.is_outcome_unknown() {
-            f.write_str("; it may have happened, so look before repeating it")?;
-        }
-        if let Some(wait) = self.retry_after() {
-            write!(f, "; try again in {wait:.1?}")?;
-        }
-        Ok(())
-    }
-}
-
-struct Attempts(u32);
-
-impl fmt::Display for Attempts {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} attempt{}", self.0, if self.0 == 1 { "" } else { "s" })
-    }
-}
-
-impl<E: StdError + 'static> StdError for CallError<E> {
-    fn source(&self) -> Option<&(dyn StdError + 'static)> {
-        self.last().map(|e| e as _)
-    }
-}
+use crate::classify::{Effect, Outcome, Verdict};
+use std::{any::Any, error::Error as StdError, fmt, sync::Arc, time::Duration};
 
 /// A setting that cannot be used; every problem found, one per line.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -369,6 +74,7 @@ struct Inner {
     elapsed: Duration,
     effect: Effect,
     retry_after: Option<Duration>,
+    cause: Option<Arc<Cause>>,
     source: Option<Box<dyn StdError + Send + Sync>>,
     /// The context says what may be said; the source adds nothing, or what must not be logged.
     says_all: bool,
@@ -400,6 +106,7 @@ impl Error {
             elapsed: error.elapsed(),
             effect: error.effect(),
             retry_after: error.retry_after(),
+            cause: error.cause(),
             source: error.into_last().map(|e| Box::new(e) as _),
             says_all: false,
         }))
@@ -440,6 +147,7 @@ impl Error {
             elapsed: Duration::ZERO,
             effect: Effect::NeverSent,
             retry_after: None,
+            cause: None,
             source,
             says_all: true,
         }))
@@ -479,6 +187,12 @@ impl Error {
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {
         self.0.retry_after
+    }
+
+    /// What opened the breaker that refused the call.
+    #[must_use]
+    pub fn cause(&self) -> Option<&Cause> {
+        self.0.cause.as_deref()
     }
 
     /// Refused or stopped by an open breaker.
@@ -551,11 +265,12 @@ where
             CallError::Backend { error, .. } => (error as &dyn Any).downcast_ref(),
             _ => None,
         };
-        let answer = answer.map(|answer| (answer.kind(), answer.decider(), answer.retry_after()));
+        let answer = answer.map(|Self(answer)| {
+            (answer.kind, answer.decider, answer.retry_after, answer.cause.clone())
+        });
         let mut own = Self::named(format!("call {error}"), error);
-        if let Some((kind, decider, retry_after)) = answer {
-            own.0.kind = kind;
-            own.0.decider = decider;
+        if let Some((kind, decider, retry_after, cause)) = answer {
+            (own.0.kind, own.0.decider, own.0.cause) = (kind, decider, cause);
             own.0.retry_after = own.0.retry_after.or(retry_after);
         }
         own

@@ -158,17 +158,26 @@ impl Drop for Subscription {
 }
 
 /// Builds the event only if somebody listens.
+#[inline]
 pub(crate) fn emit(make: impl FnOnce() -> Event) {
-    let listening = LISTENING.load(Relaxed) > 0;
-    if !listening && !telemetry::listens() {
-        return;
+    if is_heard() || telemetry::counts() {
+        tell(&make());
     }
-    let event = make();
-    telemetry::tell(&event);
-    if listening {
+}
+
+/// Whether an observer, or a subscriber of `tracing`, hears of events.
+#[inline]
+pub(crate) fn is_heard() -> bool {
+    LISTENING.load(Relaxed) > 0 || telemetry::listens()
+}
+
+#[cold]
+fn tell(event: &Event) {
+    telemetry::tell(event);
+    if LISTENING.load(Relaxed) > 0 {
         let observers = OBSERVERS.lock().unwrap_or_else(PoisonError::into_inner).clone();
         for (_, observer) in observers {
-            let _ = catch_unwind(AssertUnwindSafe(|| observer.on_event(&event)));
+            let _ = catch_unwind(AssertUnwindSafe(|| observer.on_event(event)));
         }
     }
 }

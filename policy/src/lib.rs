@@ -17,6 +17,9 @@
 //! | `readiness` | whether to be sent work, without a storm of checks |
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
+#[cfg(feature = "__bench")]
+#[doc(hidden)]
+pub mod __bench;
 #[cfg(feature = "macros")]
 #[doc(hidden)]
 pub mod __private;
@@ -62,7 +65,7 @@ pub use classify::{Classify, Effect, Idempotency, Operation, Outcome, Verdict};
 pub use config::{Settings, reload, set_settings_prefix, settings};
 pub use context::{ContextBuilder, ResilientContext};
 pub use deadline::Deadline;
-pub use error::{CallError, Cause, ConfigError, Decider, Error, ErrorKind, report};
+pub use error::{CallError, Cause, ConfigError, Decider, Error, ErrorKind, OpenedBy, report};
 pub use event::{Event, Observer, Subscription, observe};
 pub use health::{BreakerHealth, Health, HealthStatus, ResilienceHealth, get_resilience_health};
 pub use hedge::Hedge;

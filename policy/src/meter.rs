@@ -13,7 +13,7 @@ use std::{
     cell::Cell,
     sync::{
         OnceLock,
-        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
+        atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -23,6 +23,8 @@ use window::{Ring, Total};
 const MOST_SHARDS: usize = 16;
 /// So many answers make a median worth keeping for a second.
 const ENOUGH: u64 = 64;
+/// Of the answers that were ready at once and quick, one in so many is timed.
+const TIMED_ONE_IN: u32 = 8;
 
 /// Attempts of the last seconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -61,6 +63,9 @@ struct Shard {
     /// Answers that belong to no window.
     late: AtomicU64,
     blocked: AtomicU64,
+    /// Answers that were ready at once until one is timed, itself included; 0 when all are, since the
+    /// last one was not quick.
+    untimed: AtomicU32,
     latencies: Latencies,
 }
 
@@ -85,13 +90,23 @@ pub(crate) enum Noted {
     Median,
 }
 
+/// Whether an answer that was ready at once is to be timed.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Timed {
+    /// It is counted already.
+    No,
+    /// And speaks for so many.
+    OneOf(u32),
+}
+
 impl Meter {
-    /// One answer. `in_window`: it belongs to the breaker's present state.
+    /// One answer, whose time stands for that of so many. `in_window`: it belongs to the breaker's
+    /// present state.
     #[inline(always)]
-    pub(crate) fn answered(&self, now: Instant, took: u64, in_window: bool) -> Noted {
+    pub(crate) fn answered(&self, now: Instant, took: u64, like: u32, in_window: bool) -> Noted {
         let (shard, second) = (self.shard(), now.second());
         let begins = !shard.answered.is_in(second) && shard.begin(second);
-        shard.latencies.add(second, took);
+        shard.latencies.add(second, took, like);
         if !in_window {
             shard.late.fetch_add(1, Relaxed);
             return Noted::Nothing;
@@ -104,6 +119,34 @@ impl Meter {
             return self.take_median();
         }
         Noted::Nothing
+    }
+
+    /// One answer that was ready at once, in the second in which it began. It is counted here unless it
+    /// is to be timed: when it is no calm moment, or its turn.
+    #[inline(always)]
+    pub(crate) fn answered_at_once(&self, began: Instant, calm: bool) -> Timed {
+        let shard = self.shard();
+        let left = shard.untimed.load(Relaxed);
+        if !calm || left == 0 || !shard.answered.is_in(began.second()) {
+            return Timed::OneOf(1);
+        }
+        if left == 1 {
+            return Timed::OneOf(TIMED_ONE_IN);
+        }
+        // Where two threads meet one is timed a little later.
+        shard.untimed.store(left - 1, Relaxed);
+        if shard.answered.add().met_another {
+            self.spread();
+        }
+        Timed::No
+    }
+
+    /// Whether what was ready at once took so little time that others like it need not be timed.
+    #[inline]
+    pub(crate) fn tell_quick(&self, quick: bool) {
+        let shard = self.shard();
+        let enough = quick && shard.answered.all() >= ENOUGH;
+        shard.untimed.store(if enough { TIMED_ONE_IN } else { 0 }, Relaxed);
     }
 
     pub(crate) fn failed(&self, now: Instant) {
@@ -235,14 +278,14 @@ mod tests {
     use super::*;
 
     fn at(seconds: u64) -> Instant {
-        Instant::from_nanos(seconds * 1_000_000_000)
+        Instant::of_nanos(seconds * 1_000_000_000)
     }
 
     #[test]
     fn windows_slide_and_totals_stay() {
         let meter = Meter::default();
         for second in 0..20 {
-            meter.answered(at(second), 1_000_000, true);
+            meter.answered(at(second), 1_000_000, 1, true);
             meter.failed(at(second));
         }
         meter.cut(at(19));
@@ -256,13 +299,42 @@ mod tests {
     }
 
     #[test]
+    fn of_quick_answers_one_in_eight_is_timed_and_speaks_for_the_rest() {
+        let meter = Meter::default();
+        let mut timed = 0;
+        let answer = |took: u64| match meter.answered_at_once(at(1), true) {
+            Timed::No => false,
+            Timed::OneOf(like) => {
+                meter.answered(at(1), took, like, true);
+                meter.tell_quick(took < 1_000_000);
+                true
+            }
+        };
+        assert!((0..ENOUGH).all(|_| answer(5_000)), "until the median is known");
+        for _ in 0..8_000 {
+            timed += u32::from(answer(5_000));
+        }
+        assert_eq!((timed, meter.answers()), (1_000, 8_000 + ENOUGH));
+        assert_eq!(meter.counts(at(1), 10).answered, 8_000 + ENOUGH);
+        // A slow one is seen within eight, and from then on all are.
+        let before = (0..9).take_while(|_| !answer(90_000_000)).count();
+        assert_eq!(before, 7);
+        assert!((0..100).all(|_| answer(90_000_000)));
+        assert!(answer(5_000));
+        assert!(!answer(5_000));
+        // One slow one spoke for those before it, and each for itself: about 1 %.
+        assert!(meter.quantile(0.97).is_some_and(|seen| seen < Duration::from_micros(6)));
+        assert!(meter.quantile(0.99).is_some_and(|seen| seen > Duration::from_millis(70)));
+    }
+
+    #[test]
     fn threads_that_meet_lose_no_answer() {
         let meter = Meter::default();
         std::thread::scope(|scope| {
             for _ in 0..4 {
                 scope.spawn(|| {
                     for n in 0..50_000 {
-                        meter.answered(at(n / 10_000), 1_000, true);
+                        meter.answered(at(n / 10_000), 1_000, 1, true);
                     }
                 });
             }

@@ -7,12 +7,12 @@ mod drive;
 
 use crate::{
     attempt::Attempt,
-    breaker::{Counters, Ended, Permit, Refusal, Trip},
+    breaker::{Counters, Ended, Permit, Refusal, Shut, Trip},
     budget::Paid,
     classify::{Effect, Operation, Outcome, Verdict},
     clock::{self, Instant},
     deadline::Scope,
-    error::{CallError, Cause, Decider},
+    error::{CallError, Cause, Decider, OpenedBy},
     event::{self, Event},
     policy::{Inner, Limits},
     timeout::End,
@@ -20,7 +20,6 @@ use crate::{
 pub(crate) use drive::{drive, drive_blocking};
 use std::{
     mem,
-    sync::Arc,
     time::{Duration, SystemTime},
 };
 
@@ -85,7 +84,7 @@ enum Next<'p> {
 struct Refused {
     by: Decider,
     retry_after: Option<Duration>,
-    cause: Option<Arc<Cause>>,
+    opened_by: Option<OpenedBy>,
 }
 
 /// How an attempt failed.
@@ -126,53 +125,81 @@ impl<'p> Run<'p> {
     /// attempt is not just made.
     #[inline(always)]
     fn begin(&mut self) -> bool {
-        self.started = clock::now();
         self.limits = self.policy.limits();
-        let around = Scope::current().deadline;
-        self.end = self.started.after_nanos(self.policy.deadline()).min(around);
+        if self.limits.guarded() && self.policy.breaker.is_guarded() {
+            return false;
+        }
+        self.start();
         if self.end <= self.started || !self.limits.is_plain() {
             return false;
         }
         if self.limits.guarded() { self.permit.if_closed() } else { self.permit.unguarded() }
     }
 
-    /// Admission of a call that has begun: the deadline has not passed, and the breaker is not open.
-    #[inline(always)] // As above.
+    #[inline(always)]
+    fn start(&mut self) {
+        self.started = clock::now();
+        let around = Scope::current().deadline;
+        self.end = self.started.after_nanos(self.policy.deadline()).min(around);
+    }
+
+    /// Refuses a call that has not begun, if the breaker is open for a while yet.
+    #[inline(always)]
+    fn shut(&self) -> Option<Refusal> {
+        if self.limits.observe() || !self.limits.guarded() {
+            return None;
+        }
+        let refusal = self.policy.breaker.refuses()?;
+        self.blocked(refusal.shut);
+        Some(refusal)
+    }
+
+    /// Admission, where a look at the word did not do: the breaker is not open, and the deadline has
+    /// not passed.
     fn admit(&mut self) -> Result<(), Refused> {
         let policy = self.policy;
+        if self.started.is_never() {
+            self.start();
+        }
         if self.limits.observe() {
             self.end = self.started.after_nanos(policy.deadline());
         }
         if self.end <= self.started {
-            return Err(self.refused(Decider::Deadline, None, None));
+            return Err(self.refused(Decider::Deadline, None));
         }
         if !self.limits.guarded() {
             self.permit.unguarded();
             return Ok(());
         }
-        // Taken apart at once: a whole one would be copied, and its parts have just been written.
-        let Err(Refusal { shut, cause }) = self.permit.ask(self.started) else { return Ok(()) };
-        policy.breaker.meter().blocked();
-        #[cfg(feature = "metrics")]
-        policy.breaker.numbers(crate::telemetry::numbers::Numbers::refused);
+        let Err(Refusal { shut, opened_by }) = self.permit.ask(self.started) else { return Ok(()) };
+        self.blocked(shut);
         if self.limits.observe() {
-            self.tell_refusal(shut.by(), true);
             self.permit.unguarded();
             return Ok(());
         }
-        Err(self.refused(shut.by(), shut.retry_after(), cause))
+        Err(Refused { by: shut.by(), retry_after: shut.retry_after(), opened_by })
     }
 
-    fn refused(
-        &self,
-        by: Decider,
-        retry_after: Option<Duration>,
-        cause: Option<Arc<Cause>>,
-    ) -> Refused {
+    /// By the breaker.
+    #[inline]
+    fn blocked(&self, shut: Shut) {
+        let breaker = &self.policy.breaker;
+        breaker.meter().blocked();
+        #[cfg(feature = "metrics")]
+        breaker.numbers(|numbers| numbers.refused(shut.by()));
+        // Counted already: whoever listens beside.
+        if event::is_heard() {
+            self.tell_refusal(shut.by(), self.limits.observe());
+        }
+    }
+
+    /// By a limit of our own.
+    fn refused(&self, by: Decider, retry_after: Option<Duration>) -> Refused {
         self.tell_refusal(by, false);
-        Refused { by, retry_after, cause }
+        Refused { by, retry_after, opened_by: None }
     }
 
+    #[cold]
     fn tell_refusal(&self, by: Decider, observed: bool) {
         let (dependency, operation) = (&self.policy.breaker, self.operation.name());
         event::emit(|| {
@@ -203,6 +230,18 @@ impl<'p> Run<'p> {
         } else {
             self.permit.succeed(now, cause);
         }
+    }
+
+    /// As [`Self::succeed`], for work that did not have to wait.
+    #[inline(always)]
+    fn succeed_at_once(&mut self) {
+        // Who counts durations counts every one; what is streamed has only begun.
+        if cfg!(feature = "metrics") || self.operation.is_streamed() {
+            return self.succeed(clock::now());
+        }
+        let operation = self.operation;
+        let cause = |trip| cause(operation, trip, Effect::Transient, None);
+        self.permit.succeed_at_once(clock::now, cause);
     }
 
     /// Takes in how an attempt ended; `last` and `waited` are of the one before it.
@@ -438,7 +477,7 @@ impl<'p> Run<'p> {
     ) -> CallError<E> {
         if self.number == 1 {
             self.permit.finish(Outcome::Neutral, now, &Cause::of_a_cut);
-            return self.refused(by, retry_after, None).into();
+            return self.refused(by, retry_after).into();
         }
         let effect = self.effect(Effect::NeverSent);
         let (mut attempts, elapsed) = self.close(effect, None, now);
@@ -493,8 +532,8 @@ pub(crate) fn cause(
 
 impl<E> From<Refused> for CallError<E> {
     #[inline]
-    fn from(Refused { by, retry_after, cause }: Refused) -> Self {
-        Self::Rejected { by, retry_after, cause }
+    fn from(Refused { by, retry_after, opened_by }: Refused) -> Self {
+        Self::Rejected { by, retry_after, opened_by }
     }
 }
 

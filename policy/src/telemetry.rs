@@ -13,18 +13,35 @@ use std::{
 };
 use tracing::{Span, level_filters::LevelFilter};
 
-/// Whether anybody hears of events: a subscriber of `tracing`, or a recorder of `metrics`.
+/// Whether a subscriber of `tracing` may hear of events.
+#[inline]
 pub(crate) fn listens() -> bool {
-    cfg!(feature = "metrics") || LevelFilter::current() != LevelFilter::OFF
+    LevelFilter::current() != LevelFilter::OFF
+}
+
+/// Whether a recorder of `metrics` may count them.
+#[inline]
+pub(crate) const fn counts() -> bool {
+    cfg!(feature = "metrics")
 }
 
 /// The spans of a call and of its first attempt, if anybody wants them. Most do not, so they are one
 /// word in its future.
 pub(crate) type Spans = Option<Box<(Span, Span)>>;
 
-/// The span of one call; that of its first attempt comes later.
-#[inline]
+/// The span of one call; that of its first attempt comes later. Where no subscriber wants any, this
+/// is one load of what `tracing` keeps for that.
+#[inline(always)]
 pub(crate) fn spans(dependency: &str, operation: &str) -> Spans {
+    if LevelFilter::current() < LevelFilter::INFO {
+        return None;
+    }
+    wanted_spans(dependency, operation)
+}
+
+#[cold]
+#[inline(never)]
+fn wanted_spans(dependency: &str, operation: &str) -> Spans {
     if !tracing::span_enabled!(tracing::Level::INFO) {
         return None;
     }

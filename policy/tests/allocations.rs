@@ -143,7 +143,7 @@ async fn a_refused_call_and_its_error_allocate_nothing() {
     assert_eq!(of_many(|| async { fails().await.unwrap_err().is_rejected() }).await, 0);
     let refused = || async {
         let end = policy.call(|| async { Err::<(), _>(Fault) }).await;
-        matches!(end, Err(CallError::Rejected { cause: Some(_), .. }))
+        matches!(end, Err(CallError::Rejected { opened_by: Some(_), .. }))
     };
     assert_eq!(of_many(refused).await, 0);
     policy.breaker().isolate();

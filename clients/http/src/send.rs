@@ -224,7 +224,7 @@ impl Call {
             Ok(()) => Ok(limit.map(|limit| limit.saturating_sub(started.elapsed()))),
             Err(wait) => {
                 let (by, retry_after) = (Decider::Throttle, Some(wait));
-                Err(self.error(CallError::Rejected { by, retry_after, cause: None }))
+                Err(self.error(CallError::Rejected { by, retry_after, opened_by: None }))
             }
         }
     }

@@ -134,8 +134,30 @@ fn a_refusal_always_knows_what_opened_it() {
         let other = thread::spawn(move || fail(&two));
         match one.admit(clock::now()) {
             Ok(permit) => std::mem::forget(permit),
-            Err(refusal) => assert!(refusal.cause.is_some()),
+            Err(refusal) => assert!(refusal.opened_by.is_some()),
         }
         other.join().unwrap();
+    });
+}
+
+/// The same for who does not ask the snapshot: a refusal has a cause, and where the word is closed for
+/// good nobody is refused any more.
+#[test]
+fn a_refusal_at_once_knows_what_opened_it_and_ends_with_the_break() {
+    loom::model(|| {
+        let one = long_break(1);
+        let two = one.clone();
+        let other = thread::spawn(move || fail(&two));
+        if let Some(refusal) = one.refuses() {
+            assert!(refusal.opened_by.is_some());
+            assert_eq!(refusal.shut.by(), Decider::Breaker);
+        }
+        other.join().unwrap();
+        assert!(one.refuses().is_some());
+        let two = one.clone();
+        let other = thread::spawn(move || two.reset());
+        let _ = one.refuses();
+        other.join().unwrap();
+        assert!(one.refuses().is_none());
     });
 }

@@ -64,7 +64,7 @@ fn what_an_inner_client_decided_stands_where_no_outer_policy_did() {
 #[test]
 fn a_refusal_and_a_foreign_error_convert_too() {
     let refused: CallError<io::Error> =
-        CallError::Rejected { by: Decider::Breaker, retry_after: Some(S), cause: None };
+        CallError::Rejected { by: Decider::Breaker, retry_after: Some(S), opened_by: None };
     let error = Error::from(refused);
     assert!(error.is_rejected() && error.is_circuit_open());
     assert_eq!((error.attempts(), error.retry_after()), (0, Some(S)));

@@ -25,10 +25,10 @@ impl Default for Latencies {
 
 impl Latencies {
     #[inline]
-    pub(super) fn add(&self, second: u32, nanos: u64) {
+    pub(super) fn add(&self, second: u32, nanos: u64, answers: u32) {
         if let Some(count) = self.counts[(second / TURN) as usize % 2].get(bucket(nanos)) {
             // Where two threads meet one may be lost, which no quantile notices.
-            count.store(count.load(Relaxed).wrapping_add(1), Relaxed);
+            count.store(count.load(Relaxed).wrapping_add(answers), Relaxed);
         }
     }
 
@@ -109,7 +109,7 @@ mod tests {
         let one = Latencies::default();
         let add = |second, nanos| {
             one.begin(second);
-            one.add(second, nanos);
+            one.add(second, nanos, 1);
         };
         let median = |l: &Latencies| Latencies::quantile([l].into_iter(), 0.5);
         assert_eq!(median(&one), None);

@@ -3,11 +3,13 @@
 use super::{Answer, Judge, Retry, Run, Step};
 use crate::{
     attempt::Attempt,
+    breaker::Refusal,
     bulkhead::Place,
     chaos::{self, Struck},
     classify::Operation,
     clock::{self, Instant},
     deadline::Scope,
+    error::CallError,
     hedge,
     policy::Inner,
     telemetry::{self, InSpan, Spans},
@@ -20,6 +22,7 @@ use std::{
     task::{Context, Poll},
     time::Duration,
 };
+use tracing::Span;
 
 /// Runs futures.
 #[inline]
@@ -79,10 +82,7 @@ where
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         match self.as_mut().project().spans {
             None => self.poll_call(cx),
-            Some(spans) => {
-                let call = spans.0.clone();
-                call.in_scope(|| self.poll_call(cx))
-            }
+            Some(_) => self.poll_in_spans(cx),
         }
     }
 }
@@ -95,9 +95,17 @@ where
     G: FnOnce(Run<'p>, Option<Retry<'p, T, E>>, F, J) -> R,
     R: Future<Output = Answer<T, E>>,
 {
+    #[cold]
+    #[inline(never)]
+    fn poll_in_spans(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Answer<T, E>> {
+        let call = self.as_mut().project().spans.as_ref().map(|spans| spans.0.clone());
+        call.unwrap_or_else(Span::none).in_scope(|| self.poll_call(cx))
+    }
+
     #[inline(always)]
     fn poll_call(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Answer<T, E>> {
-        if matches!(self.phase, Phase::New) {
+        let begins = matches!(self.phase, Phase::New);
+        if begins {
             if !self.as_mut().project().run.begin() {
                 return self.admit(cx);
             }
@@ -113,15 +121,18 @@ where
         };
         let Poll::Ready(end) = polled else { return Poll::Pending };
         this.phase.set(Phase::Done);
-        let now = clock::now();
         match (end, &this.parts) {
             (End { output: Some(Ok(value)), .. }, Some((_, judge, _)))
                 if !judge.refuses(&value) =>
             {
-                this.run.succeed(now);
+                if begins {
+                    this.run.succeed_at_once();
+                } else {
+                    this.run.succeed(clock::now());
+                }
                 Poll::Ready(Ok(value))
             }
-            (end, _) => self.failed(end, now, cx),
+            (end, _) => self.failed(end, clock::now(), cx),
         }
     }
 
@@ -142,6 +153,12 @@ where
     #[inline(never)]
     fn admit(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Answer<T, E>> {
         let mut this = self.as_mut().project();
+        // Taken apart at once, and the phase left alone: what is whole is copied, and its parts have
+        // just been written.
+        if let Some(Refusal { shut, opened_by }) = this.run.shut() {
+            let (by, retry_after) = (shut.by(), shut.retry_after());
+            return Poll::Ready(Err(CallError::Rejected { by, retry_after, opened_by }));
+        }
         if let Err(refused) = this.run.admit() {
             this.phase.set(Phase::Done);
             return Poll::Ready(Err(refused.into()));
@@ -266,6 +283,10 @@ where
     let _span = telemetry::call_span(policy.breaker.name(), operation.name()).entered();
     let mut run = Run::new(policy, operation);
     if !run.begin() {
+        if let Some(Refusal { shut, opened_by }) = run.shut() {
+            let (by, retry_after) = (shut.by(), shut.retry_after());
+            return Err(CallError::Rejected { by, retry_after, opened_by });
+        }
         run.admit()?;
     }
     let mut now = run.started;

@@ -39,7 +39,8 @@ pub fn describe_metrics() {
 pub(crate) struct Numbers {
     calls: [Histogram; 3],
     attempts: [Histogram; 2],
-    refused: Counter,
+    /// By the breaker, and by those who isolated it.
+    refused: [Counter; 2],
 }
 
 impl fmt::Debug for Numbers {
@@ -58,7 +59,8 @@ impl Numbers {
         Self {
             calls: outcomes.map(|outcome| histogram(CALL, outcome)),
             attempts: ["success", "failure"].map(|outcome| histogram(ATTEMPT, outcome)),
-            refused: decision(name, "reject", "breaker"),
+            refused: [Decider::Breaker, Decider::Isolation]
+                .map(|by| decision(name, "reject", by.name())),
         }
     }
 
@@ -80,8 +82,8 @@ impl Numbers {
         self.calls[place].record(took.as_secs_f64());
     }
 
-    pub(crate) fn refused(&self) {
-        self.refused.increment(1);
+    pub(crate) fn refused(&self, by: Decider) {
+        self.refused[usize::from(by == Decider::Isolation)].increment(1);
     }
 }
 
@@ -109,7 +111,7 @@ pub(crate) fn tell(event: &Event) {
         Event::Hedged { dependency, .. } => count(dependency, "hedge", "hedge"),
         Event::Stopped { dependency, by, .. } => count(dependency, "stop", by.name()),
         // Counted where it happens, without an allocation.
-        Event::Rejected { by: Decider::Breaker, .. } => {}
+        Event::Rejected { by: Decider::Breaker | Decider::Isolation, .. } => {}
         Event::Rejected { dependency, by, .. } => count(dependency, "reject", by.name()),
         Event::FellBack { dependency } => count(dependency, "fallback", "fallback"),
     }

@@ -22,7 +22,7 @@ pub(crate) fn config(failure_threshold: u32) -> BreakerConfig {
 }
 
 fn machine(threshold: u32) -> (Machine, Instant) {
-    (Machine::new(config(threshold)), Instant::from_nanos(5_000_000_000))
+    (Machine::new(config(threshold)), Instant::of_nanos(5_000_000_000))
 }
 
 const QUIET: Counts = Counts { answered: 0, failed: 0, slow: 0, cut: 0 };

@@ -1,0 +1,313 @@
+//! The right to run one operation, and what is told of it.
+
+use super::{
+    Breaker, Counters, FAILING, GENERATION_SHIFT, GUARDED, NO_GENERATION, Refusal, Trip,
+    state::{Admitted, Gate},
+};
+use crate::{
+    classify::Outcome,
+    clock::{self, Instant},
+    error::Cause,
+    meter::{Noted, Timed},
+};
+use std::sync::atomic::Ordering::{Acquire, Relaxed};
+
+/// The right to run one operation. Dropped in mid-attempt it tells the breaker a slow call if the
+/// attempt was slow by then, else nothing; dropped in any way it frees its probe. Small, since it
+/// sits in every call's future.
+#[derive(Debug)]
+pub(crate) struct Permit<'a> {
+    breaker: &'a Breaker,
+    generation: u64,
+    lease: u64,
+    /// "Never" between attempts.
+    attempt_since: Instant,
+}
+
+/// What takes less than this part of what is slow is quick.
+const QUICK: u64 = 8;
+/// The lease of a call that is no probe.
+const NO_LEASE: u64 = u64::MAX;
+/// The lease of a call that has told how it ended.
+const TOLD: u64 = u64::MAX - 1;
+
+impl<'a> Permit<'a> {
+    #[inline]
+    pub(super) const fn unasked(breaker: &'a Breaker) -> Self {
+        let (generation, attempt_since) = (NO_GENERATION, Instant::NEVER);
+        Self { breaker, generation, lease: TOLD, attempt_since }
+    }
+
+    /// The right to pass, if the breaker is plainly closed.
+    #[inline]
+    pub(crate) fn if_closed(&mut self) -> bool {
+        let word = self.breaker.0.word.load(Acquire);
+        let closed = word & GUARDED == 0;
+        if closed {
+            (self.generation, self.lease) = (word >> GENERATION_SHIFT, NO_LEASE);
+        }
+        closed
+    }
+
+    /// The right to pass, as a probe perhaps, or why not.
+    pub(crate) fn ask(&mut self, now: Instant) -> Result<(), Refusal> {
+        if self.if_closed() {
+            return Ok(());
+        }
+        let breaker = self.breaker;
+        let generation = breaker.0.word.load(Acquire) >> GENERATION_SHIFT;
+        // `Some` decides; `None` asks the machine.
+        let decided = breaker.0.snapshot.read(|snapshot| {
+            let passes = match snapshot.gate {
+                Gate::ForcedClosed => Ok(true),
+                Gate::Isolated => Err(Instant::NEVER),
+                Gate::Shut(until) if now < until => Err(until),
+                Gate::Shut(_) | Gate::Closed => Ok(false),
+                Gate::Ramp(ramp) => ramp.pass(now, fastrand::f64()).map(|()| ramp.goes_on(now)),
+            };
+            match passes {
+                Ok(true) => Some(Ok(Admitted { generation, lease: None })),
+                Ok(false) => None,
+                Err(until) => Some(Err(until)),
+            }
+        });
+        let decided = match decided {
+            Some(decided) => decided,
+            None => breaker.change(None, |machine, _| machine.admit(now, fastrand::f64())),
+        };
+        let admitted = decided.map_err(|until| Refusal::new(until, now, breaker.opened_by()))?;
+        self.generation = admitted.generation;
+        self.lease = admitted.lease.unwrap_or(NO_LEASE);
+        Ok(())
+    }
+
+    /// The right to pass for a call that the breaker neither guards nor learns from.
+    #[inline]
+    pub(crate) const fn unguarded(&mut self) -> bool {
+        (self.generation, self.lease) = (NO_GENERATION, NO_LEASE);
+        true
+    }
+
+    /// Half-open: one attempt only, so that a sick dependency sees no burst.
+    #[inline]
+    pub(crate) const fn is_probe(&self) -> bool {
+        self.lease != NO_LEASE
+    }
+
+    /// Whether calls in flight should stop: the breaker has opened since this permit was given.
+    pub(crate) fn gate(&self, now: Instant) -> Result<(), Refusal> {
+        let word = self.breaker.0.word.load(Acquire);
+        if word >> GENERATION_SHIFT == self.generation || self.generation == NO_GENERATION {
+            return Ok(());
+        }
+        self.breaker.0.snapshot.read(|snapshot| {
+            let until = match snapshot.gate {
+                Gate::Closed | Gate::Ramp(_) | Gate::ForcedClosed => return Ok(()),
+                Gate::Shut(until) => until,
+                Gate::Isolated => Instant::NEVER,
+            };
+            Err(Refusal::new(until, now, self.breaker.opened_by()))
+        })
+    }
+
+    pub(crate) const fn attempt_since(&self) -> Instant {
+        self.attempt_since
+    }
+
+    #[inline]
+    pub(crate) fn begin_attempt(&mut self, now: Instant) {
+        self.attempt_since = now;
+    }
+
+    /// The attempt ended: feeds the windows. A cut attempt is one that a drop or the caller's
+    /// deadline ended.
+    pub(crate) fn end_attempt(
+        &mut self,
+        ended: Ended,
+        now: Instant,
+        cause: &dyn Fn(Trip) -> Cause,
+    ) {
+        let inner = &*self.breaker.0;
+        let took = now.nanos_since(self.attempt_since);
+        self.attempt_since = Instant::NEVER;
+        if !self.is_current() {
+            return;
+        }
+        let slow = took >= inner.slow_after.load(Relaxed);
+        match (ended, slow) {
+            (Ended::Failed, _) => {
+                inner.meter.failed(now);
+                if slow {
+                    inner.meter.slow(now);
+                }
+            }
+            (Ended::Cut, true) => inner.meter.cut(now),
+            (Ended::Neutral | Ended::Cut, _) => return,
+        }
+        self.weigh(now, cause);
+    }
+
+    /// Whether nothing has happened to the breaker since this permit was given.
+    fn is_current(&self) -> bool {
+        self.breaker.0.word.load(Relaxed) >> GENERATION_SHIFT == self.generation
+    }
+
+    /// Asks the machine whether the windows are over a rate.
+    fn weigh(&self, now: Instant, cause: &dyn Fn(Trip) -> Cause) {
+        let generation = self.generation;
+        let counts = self.breaker.counts(now);
+        self.breaker.change(Some(cause), |machine, trip| {
+            *trip = machine.attempt(generation, &counts, now, fastrand::f64());
+        });
+    }
+
+    /// The operation succeeded with the attempt in flight.
+    #[inline(always)]
+    pub(crate) fn succeed(&mut self, now: Instant, cause: impl Fn(Trip) -> Cause) {
+        self.succeed_for(1, now, cause);
+    }
+
+    /// As [`Self::succeed`], for an attempt that was ready at once: while such attempts are quick, most
+    /// are counted without a look at the clock, and one speaks for them all.
+    #[inline(always)]
+    pub(crate) fn succeed_at_once(
+        &mut self,
+        clock: impl FnOnce() -> Instant,
+        cause: impl Fn(Trip) -> Cause,
+    ) {
+        let inner = &*self.breaker.0;
+        // Plainly closed, without failures in a row, and of this generation.
+        let calm = inner.word.load(Relaxed) == self.generation << GENERATION_SHIFT;
+        let began = self.attempt_since;
+        match inner.meter.answered_at_once(began, calm) {
+            Timed::No => self.lease = TOLD,
+            Timed::OneOf(answers) => {
+                let now = clock();
+                self.succeed_for(answers, now, cause);
+                let slow_after = inner.slow_after.load(Relaxed);
+                inner.meter.tell_quick(now.nanos_since(began) < slow_after / QUICK);
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn succeed_for(&mut self, answers: u32, now: Instant, cause: impl Fn(Trip) -> Cause) {
+        let inner = &*self.breaker.0;
+        let word = inner.word.load(Relaxed);
+        let current = word >> GENERATION_SHIFT == self.generation;
+        let took = now.nanos_since(self.attempt_since);
+        let noted = inner.meter.answered(now, took, answers, current);
+        let slow = took >= inner.slow_after.load(Relaxed);
+        if noted == Noted::Median || current && (slow || word & (FAILING | GUARDED) != 0) {
+            self.succeed_with_news(noted, current && slow, word, now, &cause);
+        }
+        self.lease = TOLD;
+    }
+
+    /// A streamed operation has begun to be answered: as [`Self::succeed`], but failures in a row
+    /// stay, since its end is still to come. A probe has shown what was asked of it.
+    pub(crate) fn begun(&mut self, now: Instant, cause: impl Fn(Trip) -> Cause) {
+        let inner = &*self.breaker.0;
+        let word = inner.word.load(Relaxed);
+        if self.is_probe() || word & FAILING == 0 || word & GUARDED != 0 {
+            return self.succeed(now, cause);
+        }
+        let current = word >> GENERATION_SHIFT == self.generation;
+        let took = now.nanos_since(self.attempt_since);
+        let noted = inner.meter.answered(now, took, 1, current);
+        let slow = current && took >= inner.slow_after.load(Relaxed);
+        if noted == Noted::Median || slow {
+            self.succeed_with_news(noted, slow, 0, now, &cause);
+        }
+        self.lease = TOLD;
+    }
+
+    /// An operation that was counted when it began has ended well.
+    pub(super) fn forget_failures(&mut self, now: Instant) {
+        self.report(Outcome::Success, now, &Cause::of_a_cut);
+        self.lease = TOLD;
+    }
+
+    #[cold]
+    fn succeed_with_news(
+        &self,
+        noted: Noted,
+        slow: bool,
+        word: u64,
+        now: Instant,
+        cause: &dyn Fn(Trip) -> Cause,
+    ) {
+        if noted == Noted::Median {
+            self.breaker.follow_median(now);
+        }
+        if slow {
+            self.breaker.0.meter.slow(now);
+            self.weigh(now, cause);
+        }
+        if word & (FAILING | GUARDED) != 0 {
+            self.report(Outcome::Success, now, cause);
+        }
+    }
+
+    /// The operation ended without success; its attempts have been told already.
+    pub(crate) fn finish(&mut self, outcome: Outcome, now: Instant, cause: &dyn Fn(Trip) -> Cause) {
+        let counters = &self.breaker.0.counters;
+        match outcome {
+            Outcome::Success => return self.succeed(now, cause),
+            Outcome::Failure => Counters::add(&counters.failed),
+            Outcome::Neutral => Counters::add(&counters.neutral),
+        }
+        self.report(outcome, now, cause);
+        self.lease = TOLD;
+    }
+
+    fn report(&self, outcome: Outcome, now: Instant, cause: &dyn Fn(Trip) -> Cause) {
+        let (generation, lease) = (self.generation, self.is_probe().then_some(self.lease));
+        let admitted = Admitted { generation, lease };
+        if generation == NO_GENERATION {
+            return;
+        }
+        let counts = self.breaker.counts(now);
+        self.breaker.change(Some(cause), |machine, trip| {
+            *trip = machine.operation(admitted, outcome, &counts, now, fastrand::f64());
+        });
+    }
+}
+
+/// How one attempt ended, where it was no success.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ended {
+    Failed,
+    Neutral,
+    Cut,
+}
+
+impl Drop for Permit<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        if self.lease != TOLD {
+            self.drop_untold();
+        }
+    }
+}
+
+impl Permit<'_> {
+    #[cold]
+    fn drop_untold(&mut self) {
+        let now = clock::now();
+        let cause = Cause::of_a_cut;
+        let mut outcome = Outcome::Neutral;
+        if !self.attempt_since.is_never() {
+            let took = now.nanos_since(self.attempt_since);
+            // A probe that hung until its caller gave up has shown what there was to see.
+            if took >= self.breaker.0.slow_after.load(Relaxed) && self.is_probe() {
+                outcome = Outcome::Failure;
+            }
+            self.end_attempt(Ended::Cut, now, &cause);
+        }
+        Counters::add(&self.breaker.0.counters.neutral);
+        if self.is_probe() {
+            self.report(outcome, now, &cause);
+        }
+    }
+}
