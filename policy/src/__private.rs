@@ -1,7 +1,13 @@
 //! What the attributes expand to besides the public API. Not for anybody else.
 
-use crate::error::CallError;
-use std::any;
+use crate::{
+    error::{CallError, Error},
+    policy::Policy,
+};
+use std::{
+    any::{self, Any},
+    io,
+};
 
 /// The path of the function around `here`, which is a function in its body: `shop::Users::get`.
 ///
@@ -21,13 +27,22 @@ pub fn path_of<F: Fn()>(_here: F) -> &'static str {
     note = "write `Result<T, CallError<E>>` out, or give the error that `From`"
 )]
 pub trait OfCall: Sized {
-    /// By its `From`.
-    fn of_call(error: CallError<Self>) -> Self;
+    /// By its `From`; ours is told what was called.
+    fn of_call(error: CallError<Self>, policy: &Policy, operation: &str) -> Self;
 }
 
 #[diagnostic::do_not_recommend]
-impl<E: From<CallError<E>>> OfCall for E {
-    fn of_call(error: CallError<Self>) -> Self {
-        Self::from(error)
+impl<E: From<CallError<E>> + 'static> OfCall for E {
+    fn of_call(error: CallError<Self>, policy: &Policy, operation: &str) -> Self {
+        let mut error = Self::from(error);
+        let any: &mut dyn Any = &mut error;
+        let own = match any.downcast_mut::<io::Error>() {
+            Some(io) => io.get_mut().and_then(|inner| inner.downcast_mut()),
+            None => any.downcast_mut::<Error>(),
+        };
+        if let Some(own) = own {
+            own.name(policy.name(), operation);
+        }
+        error
     }
 }

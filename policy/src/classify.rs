@@ -1,6 +1,6 @@
 //! What an error says happened at the backend, and what it says about its health.
 
-use crate::error::Error;
+use crate::error::{Error, own};
 use std::{any::Any, error::Error as StdError, io, time::Duration};
 
 /// What an error says happened at the backend.
@@ -149,6 +149,9 @@ pub(crate) fn verdict_of<E: 'static>(error: &E) -> Option<Verdict> {
 }
 
 fn verdict_of_io(error: &io::Error) -> Verdict {
+    if let Some(own) = own(error) {
+        return own.verdict();
+    }
     use io::ErrorKind as K;
     match error.kind() {
         K::ConnectionRefused | K::HostUnreachable | K::NetworkUnreachable | K::NetworkDown => {

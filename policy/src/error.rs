@@ -7,11 +7,13 @@
 mod axum;
 mod call;
 mod cause;
+mod io;
 #[cfg(feature = "sqlx")]
 mod sqlx;
 
 pub use call::{CallError, Decider};
 pub use cause::{Cause, OpenedBy};
+pub(crate) use io::own;
 
 use crate::classify::{Effect, Outcome, Verdict};
 use std::{any::Any, error::Error as StdError, fmt, sync::Arc, time::Duration};
@@ -68,6 +70,8 @@ pub struct Error(Box<Inner>);
 
 struct Inner {
     context: String,
+    /// The context begins with [`UNNAMED`], since nobody has said what was called.
+    unnamed: bool,
     kind: ErrorKind,
     decider: Option<Decider>,
     attempts: u32,
@@ -79,6 +83,9 @@ struct Inner {
     /// The context says what may be said; the source adds nothing, or what must not be logged.
     says_all: bool,
 }
+
+/// Stands where a client's error names the dependency and the operation.
+const UNNAMED: &str = "call";
 
 impl Error {
     /// The end of one call on `dependency`.
@@ -100,6 +107,7 @@ impl Error {
         };
         Self(Box::new(Inner {
             context,
+            unnamed: false,
             kind,
             decider: error.decider(),
             attempts: error.attempts(),
@@ -110,6 +118,14 @@ impl Error {
             source: error.into_last().map(|e| Box::new(e) as _),
             says_all: false,
         }))
+    }
+
+    /// Says what was called, where that is not known yet.
+    #[cfg(feature = "macros")]
+    pub(crate) fn name(&mut self, dependency: &str, operation: &str) {
+        if std::mem::take(&mut self.0.unnamed) {
+            self.0.context.replace_range(..UNNAMED.len(), &format!("{dependency}: {operation}"));
+        }
     }
 
     /// The same error with this hint, if it has none: what the backend said of coming again, where
@@ -141,6 +157,7 @@ impl Error {
     ) -> Self {
         Self(Box::new(Inner {
             context,
+            unnamed: false,
             kind,
             decider: None,
             attempts: 0,
@@ -268,7 +285,8 @@ where
         let answer = answer.map(|Self(answer)| {
             (answer.kind, answer.decider, answer.retry_after, answer.cause.clone())
         });
-        let mut own = Self::named(format!("call {error}"), error);
+        let mut own = Self::named(format!("{UNNAMED} {error}"), error);
+        own.0.unnamed = true;
         if let Some((kind, decider, retry_after, cause)) = answer {
             (own.0.kind, own.0.decider, own.0.cause) = (kind, decider, cause);
             own.0.retry_after = own.0.retry_after.or(retry_after);

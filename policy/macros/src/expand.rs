@@ -47,7 +47,9 @@ pub(crate) fn function(root: &str, call: &Call, function: &Function) -> TokenStr
     let convert = returns.error_is_made.map(|at_error| {
         let at_error = here.located_at(at_error);
         let root = root_at(at_error);
-        quote_spanned!(at_error=> .map_err(|error| #root::__private::OfCall::of_call(error)))
+        quote_spanned!(at_error=> .map_err(|error| {
+            #root::__private::OfCall::of_call(error, policy, operation)
+        }))
     });
     quote_spanned! {here=>
         #(#attributes)*

@@ -37,8 +37,9 @@
 //!
 //! In the first form the caller learns who decided, after how many attempts, and whether it may have
 //! happened. In the others the error's own `From` says what is left of that, and the function can be
-//! given the attribute without a change to its callers; `mainstay::Error` has that `From`. An alias
-//! that hides a `CallError` does not work: write the `Result` out.
+//! given the attribute without a change to its callers; `mainstay::Error` and `std::io::Error` have
+//! that `From`, and say the dependency's name. An alias that hides a `CallError` does not work: write
+//! the `Result` out.
 //!
 //! The body runs once for each attempt. Arguments are shared references, or are cloned for each
 //! attempt. An argument that is named `_` or `_something`, and not used, need not be `Clone`. What

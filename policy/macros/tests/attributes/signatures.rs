@@ -388,3 +388,40 @@ async fn an_early_return_is_coerced_as_in_any_function() {
     assert!(parse("0").await.is_err());
     assert!(parse("x").await.is_err());
 }
+
+/// The error says what was called, though the function's type is that of any other.
+#[tokio::test(start_paused = true)]
+async fn a_function_may_return_what_the_standard_library_returns() {
+    static RUNS: Runs = Runs::none();
+
+    #[database_resilient(operation_name = "std_alias")]
+    async fn read() -> io::Result<&'static str> {
+        RUNS.fail_twice()
+    }
+
+    #[database_resilient(operation_name = "std_fails", max_attempts = 2)]
+    async fn fails() -> io::Result<()> {
+        Err(io::ErrorKind::ConnectionReset.into())
+    }
+
+    #[database_resilient(operation_name = "own_fails", max_attempts = 2)]
+    fn fails_blocking() -> Result<(), Error> {
+        Err(Error::from(io_end()))
+    }
+
+    fn io_end() -> CallError<io::Error> {
+        let error = io::ErrorKind::NotFound.into();
+        let (elapsed, effect) = (std::time::Duration::ZERO, mainstay_policy::Effect::Permanent);
+        CallError::Backend { attempts: 1, elapsed, effect, error }
+    }
+
+    assert_eq!(read().await.unwrap(), "success");
+    assert_eq!(RUNS.count(), 3);
+    let error = fails().await.unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+    let own = error.get_ref().unwrap().downcast_ref::<Error>().unwrap();
+    assert_eq!(own.attempts(), 2);
+    assert!(own.to_string().starts_with("database:std_fails: std_fails stopped after 2"), "{own}");
+    let own = fails_blocking().unwrap_err();
+    assert!(own.to_string().starts_with("database:own_fails: own_fails failed after 1"), "{own}");
+}

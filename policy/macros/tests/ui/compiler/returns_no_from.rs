@@ -1,5 +1,5 @@
 use mainstay_policy::{CallError, database_resilient};
-use std::io;
+use std::fmt;
 
 #[derive(Debug)]
 struct MyError;
@@ -10,8 +10,8 @@ async fn its_own_error() -> Result<u32, MyError> {
 }
 
 #[database_resilient]
-async fn alias_of_std() -> io::Result<u32> {
-    Ok(1)
+async fn alias_of_std() -> fmt::Result {
+    Ok(())
 }
 
 mod alias {
