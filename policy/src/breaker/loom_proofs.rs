@@ -1,6 +1,7 @@
 //! Every interleaving of two or three threads on one breaker, within loom's bounds.
 
 use super::*;
+use crate::classify::Outcome;
 use loom::thread;
 
 fn breaker(threshold: u32, probes: u32) -> Breaker {

@@ -129,9 +129,12 @@ impl Total {
 
     /// What the last `seconds` hold, `second` included.
     pub(super) fn sum(&self, second: u32, seconds: u32) -> u64 {
-        let Some(first) = window(&self.starts, second, seconds).min() else { return 0 };
-        // In 32 bits, which no window fills.
-        self.all().wrapping_sub(first) & COUNT
+        // In 32 bits, which no window fills. The start that is furthest back counts, and not that of the
+        // oldest second: a thread that read its clock long ago may have begun that one last.
+        let all = self.all();
+        let since =
+            window(&self.starts, second, seconds).map(|start| all.wrapping_sub(start) & COUNT);
+        since.max().unwrap_or(0)
     }
 
     pub(super) fn clear(&self) {
@@ -182,6 +185,16 @@ mod tests {
         total.add();
         assert_eq!((total.sum(7, 10), total.all()), (1, 2));
         assert!(!total.begin(7), "it has begun");
+    }
+
+    #[test]
+    fn a_second_that_is_begun_late_takes_nothing_from_the_next() {
+        let total = Total::default();
+        total.begin(4);
+        (0..10).for_each(|_| _ = total.add());
+        assert!(total.begin(1), "by a thread that was held up");
+        total.add();
+        assert_eq!(total.sum(4, 10), 11);
     }
 
     #[test]
