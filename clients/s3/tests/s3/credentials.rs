@@ -11,9 +11,12 @@ use mainstay_test_support::{
     S3,
     s3::{Answer, BUCKET, KEY, SECRET, Sums},
 };
-use std::sync::{
-    Arc,
-    atomic::{AtomicU32, Ordering::SeqCst},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering::SeqCst},
+    },
+    time::Duration,
 };
 use tempfile::TempDir;
 
@@ -156,4 +159,30 @@ fn bad_credentials_are_refused_by_the_builder_and_not_shown() {
         assert!(error.contains(words), "{words}: {error}");
         assert!(!error.contains("cr3t") && !shown.contains("cr3t"), "{error}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_metadata_service_that_hangs_is_waited_for_once() {
+    const NAME: &str = "credentials::a_metadata_service_that_hangs_is_waited_for_once";
+    if !inner() {
+        let (store, metadata) = (S3::start().await, S3::start().await);
+        metadata.front(|_| Answer::Hang);
+        let nowhere = TempDir::new().unwrap();
+        let environment = [
+            ("MAINSTAY_S3_ENDPOINT_URL", store.endpoint()),
+            ("AWS_EC2_METADATA_SERVICE_ENDPOINT", metadata.endpoint()),
+            ("HOME", nowhere.path().to_str().unwrap()),
+        ];
+        tokio::task::block_in_place(|| again(NAME, &environment));
+        assert_eq!(store.seen(|_| true), 0);
+        return;
+    }
+    let s3 = get_s3_client().unwrap();
+    let first = s3.get(BUCKET, "k").await.unwrap_err();
+    // 5 s are the limit of the search; the attempt would have 10.
+    assert!(first.elapsed() < Duration::from_secs(8), "{first:?}");
+    assert!(report(&first).to_string().contains("EC2 metadata ("), "{}", report(&first));
+    assert!(!first.is_timeout() && first.attempts() == 1, "{first:?}");
+    let second = s3.get(BUCKET, "k").await.unwrap_err();
+    assert!(second.elapsed() < Duration::from_millis(500), "{second:?}");
 }

@@ -2,11 +2,12 @@
 
 use crate::{again, builder, inner};
 use mainstay_policy::HealthStatus;
-use mainstay_s3::{S3Client, get_s3_client};
+use mainstay_s3::{Addressing, S3Client, get_s3_client};
 use mainstay_test_support::{
     S3,
     s3::{BUCKET, KEY, SECRET},
 };
+use std::time::Duration;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn settings_and_the_usual_variables_make_the_client() {
@@ -39,4 +40,21 @@ fn bad_builders_say_what_to_write() {
     assert!(error.to_string().contains("http://host:port"), "{error}");
     let outside = builder("http://localhost:1").build().unwrap().sdk().unwrap_err();
     assert!(outside.to_string().contains("tokio runtime"), "{outside}");
+}
+
+#[tokio::test]
+async fn a_bucket_goes_into_the_path_or_into_the_hosts_name() {
+    let minute = Duration::from_secs(60);
+    let own = || S3Client::builder().endpoint_url("http://store.example:9000");
+    let aws = || S3Client::builder().region("eu-central-1");
+    for (builder, begins) in [
+        (own(), "http://store.example:9000/bucket/k?"),
+        (own().addressing(Addressing::VirtualHost), "http://bucket.store.example:9000/k?"),
+        (aws(), "https://bucket.s3.eu-central-1.amazonaws.com/k?"),
+        (aws().addressing(Addressing::Path), "https://s3.eu-central-1.amazonaws.com/bucket/k?"),
+    ] {
+        let s3 = builder.credentials("key", "secret").build().unwrap();
+        let url = s3.presign_get("bucket", "k", minute).await.unwrap().url;
+        assert!(url.starts_with(begins), "{begins}: {url}");
+    }
 }
