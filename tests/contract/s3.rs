@@ -65,7 +65,7 @@ impl Client for S3Client {
                 "head" => drop(s3.head(BUCKET, "object").await?),
                 "exists" => drop(s3.exists(BUCKET, "object").await?),
                 "list" => drop(s3.list(BUCKET, "obj").await?),
-                "upload_file" => s3.upload_file(file("up"), BUCKET, "uploaded").await?,
+                "upload_file" => drop(s3.upload_file(file("up"), BUCKET, "uploaded").await?),
                 "download_file" => s3.download_file(BUCKET, "object", file("down")).await?,
                 other => panic!("{other}?"),
             }

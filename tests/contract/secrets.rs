@@ -244,7 +244,7 @@ async fn stay_in_s3() {
                     "head" => drop(client.head(BUCKET, none).await?),
                     "delete" => client.delete(BUCKET, key).await?,
                     "list" => drop(client.list("nowhere", key).await?),
-                    "upload" => client.upload_file(s3::file("up"), "nowhere", key).await?,
+                    "upload" => drop(client.upload_file(s3::file("up"), "nowhere", key).await?),
                     _ => client.download_file(BUCKET, none, s3::file("down")).await?,
                 }
                 Ok(())

@@ -29,6 +29,8 @@ pub(crate) const CREATE_UPLOAD: Operation = safe("create_upload");
 pub(crate) const UPLOAD_PART: Operation = safe("upload_part");
 pub(crate) const COMPLETE_UPLOAD: Operation = safe("complete_upload");
 pub(crate) const ABORT_UPLOAD: Operation = safe("abort_upload");
+pub(crate) const LIST_UPLOADS: Operation = safe("list_uploads");
+pub(crate) const LIST_PARTS: Operation = safe("list_parts");
 pub(crate) const DOWNLOAD: Operation = safe("download_file");
 
 /// Up to this many bytes fit into the plain attempt timeout.

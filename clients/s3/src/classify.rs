@@ -26,7 +26,7 @@ pub struct S3Failure {
     verdict: Verdict,
     code: Option<String>,
     status: Option<u16>,
-    target: Option<Target>,
+    target: Option<Box<Target>>,
     source: Option<Source>,
 }
 
@@ -53,6 +53,8 @@ enum What {
         length: Option<u64>,
         limit: u64,
     },
+    /// The bytes that came, or the store's, are not what their checksum says.
+    Damaged,
     Local(&'static str, PathBuf),
     NoObject,
     NoBucket,
@@ -111,7 +113,7 @@ impl S3Failure {
 
     /// A 412 to a read that named its version, rather than to a transfer's next part.
     pub(crate) fn of_a_read(self) -> Self {
-        if self.is_changed() { self.of_the_condition() } else { self }
+        if self.what == What::Changed { self.of_the_condition() } else { self }
     }
 
     /// Of one key among many, all of which were answered.
@@ -124,8 +126,14 @@ impl S3Failure {
         self
     }
 
-    pub(crate) fn is_changed(&self) -> bool {
-        self.what == What::Changed
+    /// A download may find it right when it begins anew.
+    pub(crate) fn begins_anew(&self) -> bool {
+        matches!(self.what, What::Changed | What::Damaged)
+    }
+
+    /// The store asks for less load, in words (`SlowDown`) or by its status.
+    pub(crate) fn is_throttled(&self) -> bool {
+        self.what == What::Throttled || self.status == Some(503)
     }
 
     /// Refused for who we are, or for what we may not do.
@@ -138,12 +146,16 @@ impl S3Failure {
     }
 
     pub(crate) fn about(mut self, bucket: &str, is_object: bool) -> Self {
-        self.target = Some(Target { bucket: bucket.to_owned(), is_object });
+        self.target = Some(Box::new(Target { bucket: bucket.to_owned(), is_object }));
         self
     }
 
     pub(crate) fn changed() -> Self {
         Self::new(What::Changed, Verdict::permanent(), None)
+    }
+
+    pub(crate) fn other_bytes() -> Self {
+        Self::new(What::Damaged, Verdict::permanent().with_outcome(Outcome::Failure), None)
     }
 
     /// An answer that does not fit the request.
@@ -180,6 +192,11 @@ impl S3Failure {
 
     pub(crate) fn is_repeatable(&self) -> bool {
         self.verdict.effect != Effect::Permanent
+    }
+
+    #[cfg(test)]
+    pub(crate) fn throttled() -> Self {
+        Self::new(What::Throttled, Verdict::throttled(None), None)
     }
 
     /// A body shorter than it was announced.
@@ -236,6 +253,15 @@ impl S3Failure {
             }
         };
         Self::new(what, verdict, None).caused_by(error)
+    }
+
+    /// The same for a request that writes, whose 412 is about its condition.
+    pub(crate) fn of_write<E>(error: SdkError<E, HttpResponse>, attempt: u32) -> Self
+    where
+        E: StdError + ProvideErrorMetadata + Send + Sync + 'static,
+    {
+        let failure = Self::sdk(error, attempt);
+        if failure.what == What::Changed { failure.of_the_condition() } else { failure }
     }
 
     fn caused_by(mut self, error: impl StdError + Send + Sync + 'static) -> Self {
@@ -379,7 +405,7 @@ impl fmt::Display for S3Failure {
             Some(target) => format!("bucket `{}`", target.bucket),
             None => "bucket".to_owned(),
         };
-        let object = match &self.target {
+        let object = match self.target.as_deref() {
             Some(Target { is_object: true, .. }) => format!("object in {bucket}"),
             Some(_) => bucket.clone(),
             None => "object".to_owned(),
@@ -424,6 +450,11 @@ impl fmt::Display for S3Failure {
                 }
                 write!(f, "over the limit of {limit}; raise limit(), or use stream()")
             }
+            What::Damaged => write!(
+                f,
+                "the {object} is not what its checksum says; it was damaged on the way or in the \
+                 store, so send it again"
+            ),
             What::Local(doing, path) => {
                 write!(f, "local file `{}` cannot be {doing}", path.display())?;
                 match self.source.as_deref().and_then(|e| find::<io::Error>(e)) {

@@ -1,8 +1,10 @@
 //! The client: cheap to clone, one store, one breaker.
 
 use crate::{
+    Checksums,
     config::{Connection, S3ClientBuilder},
     credentials::Remembered,
+    transfer::gate::Gate,
 };
 use aws_sdk_s3::Client;
 use mainstay_policy::{
@@ -14,6 +16,8 @@ struct Inner {
     driver: Driver,
     bucket: Option<String>,
     policy: Policy,
+    checksums: Checksums,
+    gate: Gate,
 }
 
 pub(crate) struct Driver(Kind);
@@ -69,9 +73,19 @@ impl S3Client {
         driver: Driver,
         bucket: Option<String>,
         policy: PolicyBuilder,
+        checksums: Checksums,
     ) -> Result<Self, Error> {
-        let policy = policy.build()?;
-        Ok(Self(Arc::new(Inner { driver, bucket, policy })))
+        let (policy, gate) = (policy.build()?, Gate::default());
+        Ok(Self(Arc::new(Inner { driver, bucket, policy, checksums, gate })))
+    }
+
+    pub(crate) fn checksums(&self) -> Checksums {
+        self.0.checksums
+    }
+
+    /// The places of the parts of all transfers.
+    pub(crate) fn gate(&self) -> &Gate {
+        &self.0.gate
     }
 
     /// The policy of this store.

@@ -1,7 +1,7 @@
 //! The builder, and the SDK's settings: one attempt per attempt, one pool per runtime.
 
 use crate::{
-    S3Client,
+    Checksums, S3Client,
     client::{Driver, Link},
     credentials::Remembered,
 };
@@ -9,7 +9,8 @@ use aws_credential_types::provider::{ProvideCredentials, SharedCredentialsProvid
 use aws_sdk_s3::{
     Client,
     config::{
-        BehaviorVersion, Config, Credentials, IdentityCache, Region, SharedHttpClient,
+        self, BehaviorVersion, Config, Credentials, IdentityCache, Region,
+        RequestChecksumCalculation, ResponseChecksumValidation, SharedHttpClient,
         StalledStreamProtectionConfig,
         retry::{ReconnectMode, RetryConfig},
         timeout::TimeoutConfig,
@@ -43,6 +44,7 @@ pub struct S3ClientBuilder {
     signing: Signing,
     session_token: Option<String>,
     addressing: Option<Addressing>,
+    checksums: Checksums,
     sdk: Option<Client>,
     tune: Option<Tune>,
 }
@@ -131,6 +133,13 @@ impl S3ClientBuilder {
         self
     }
 
+    /// Whether requests carry checksums and answers are compared with them. Default: on. Some stores that
+    /// are not Amazon's refuse them: then off, which leaves lengths and TLS to guard the bytes.
+    pub fn checksums(mut self, checksums: Checksums) -> Self {
+        self.checksums = checksums;
+        self
+    }
+
     /// Changes the policy that the settings give.
     pub fn policy(
         mut self,
@@ -187,15 +196,15 @@ impl S3ClientBuilder {
         };
         let driver = match self.sdk {
             Some(sdk) => {
-                let config = sdk.config().to_builder().retry_config(retries()).build();
-                Driver::given(Client::from_conf(config))
+                let config = sdk.config().to_builder().retry_config(retries());
+                Driver::given(Client::from_conf(with(self.checksums, config).build()))
             }
             None => {
-                let addressing = self.addressing;
-                Driver::own(Connection { endpoint, region, signing, addressing })
+                let (addressing, checksums) = (self.addressing, self.checksums);
+                Driver::own(Connection { endpoint, region, signing, addressing, checksums })
             }
         };
-        S3Client::new(driver, self.bucket, policy)
+        S3Client::new(driver, self.bucket, policy, self.checksums)
     }
 }
 
@@ -258,6 +267,15 @@ fn retries() -> RetryConfig {
     RetryConfig::disabled().with_reconnect_mode(ReconnectMode::ReuseAllConnections)
 }
 
+fn with(checksums: Checksums, config: config::Builder) -> config::Builder {
+    match checksums {
+        Checksums::On => config,
+        Checksums::Off => config
+            .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
+            .response_checksum_validation(ResponseChecksumValidation::WhenRequired),
+    }
+}
+
 /// What the SDK is built from, once per runtime.
 #[derive(Clone)]
 pub(crate) struct Connection {
@@ -265,6 +283,7 @@ pub(crate) struct Connection {
     region: Region,
     signing: Signature,
     addressing: Option<Addressing>,
+    checksums: Checksums,
 }
 
 #[derive(Clone)]
@@ -315,7 +334,8 @@ impl Connection {
             (_, Some(credentials)) => config.credentials_provider(credentials.clone()),
             (_, None) => config.allow_no_auth(),
         };
-        Link { sdk: Client::from_conf(config.build()), credentials }
+        let sdk = Client::from_conf(with(self.checksums, config).build());
+        Link { sdk, credentials }
     }
 }
 

@@ -70,3 +70,7 @@ pub use options::PutOptions;
 pub use presign::{PresignPut, Presigned};
 pub use put::{Put, Written};
 pub use stream::ObjectStream;
+pub use transfer::{
+    checksum::Checksums, cleanup::remove_partial_downloads, download::Download, progress::Progress,
+    upload::Upload,
+};

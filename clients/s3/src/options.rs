@@ -306,12 +306,10 @@ impl PutOptions {
 
     /// The start of an upload in parts. Its condition goes with [`Self::complete`], the customer's
     /// key with each part too.
-    #[allow(dead_code, reason = "comes with the builder of uploads")]
     pub(crate) fn create(&self, request: Create) -> Create {
         carry!(self, request)
     }
 
-    #[allow(dead_code, reason = "comes with the builder of uploads")]
     pub(crate) fn complete(&self, request: Complete) -> Complete {
         let request = with_key!(request, self.customer());
         request.set_if_none_match(self.if_none_match()).set_if_match(self.if_match_etag())

@@ -1,5 +1,52 @@
 //! Files to objects and back.
+//!
+//! A part is a call of its own through the policy: its attempts, its timeout by its length, its place in the
+//! [`gate`]. Everything else (what is asked for, in which order, what makes it whole) is in `upload` and
+//! `download`.
 
-mod download;
+mod buffers;
+pub(crate) mod checksum;
+pub(crate) mod cleanup;
+pub(crate) mod download;
+pub(crate) mod gate;
 pub(crate) mod part;
-mod upload;
+pub(crate) mod progress;
+pub(crate) mod upload;
+
+use crate::{S3Client, S3Failure, call::Target};
+use aws_sdk_s3::Client;
+use mainstay_policy::{Error, Operation};
+use progress::{Direction, count};
+
+impl S3Client {
+    /// Runs the call that moves one part, when there is a place for it.
+    pub(crate) async fn move_part<T, F, Fut>(
+        &self,
+        direction: Direction,
+        operation: &Operation,
+        target: Target<'_>,
+        length: u64,
+        mut attempt: F,
+    ) -> Result<T, Error>
+    where
+        F: FnMut(Client, u32) -> Fut,
+        Fut: Future<Output = Result<T, S3Failure>>,
+    {
+        let gate = self.gate();
+        let _place = gate.enter().await;
+        let moved = self.call(operation, target, length, |sdk, number| {
+            if number > 1 {
+                count("retries", direction, 1);
+            }
+            let (round, sent) = (gate.round(), attempt(sdk, number));
+            async move {
+                let answer = sent.await;
+                gate.answered(round, &answer);
+                answer
+            }
+        });
+        let moved = moved.await?;
+        count("parts", direction, 1);
+        Ok(moved)
+    }
+}

@@ -1,211 +1,306 @@
 //! An object into a file: the target is whole or untouched.
 //!
-//! The bytes go to a temporary file beside the target, in ranges pinned to the version that the
-//! first one showed; the length is verified, the file synced and renamed.
+//! The bytes go to a temporary file beside the target, in ranges pinned to the version that the first one
+//! showed; length and checksum are verified, the file synced and renamed.
+
+mod range;
+mod temporary;
+mod verify;
+
+pub(crate) use temporary::remove_abandoned;
 
 use crate::{
-    S3Client, S3Failure,
+    Checksums, CustomerKey, Progress, S3Client, S3Failure,
     call::{DOWNLOAD, Target},
-    transfer::part::{self, IN_FLIGHT, PART, Part},
+    transfer::{
+        checksum::{Crc, Sum, Told},
+        part::{self, PARALLEL, PART, Part},
+        progress::{Direction, Listener, Tracker},
+    },
 };
-use aws_sdk_s3::Client;
-use bytes::Bytes;
-use futures_util::stream::{self, StreamExt, TryStreamExt};
+use futures_util::{
+    future,
+    stream::{self, StreamExt, TryStreamExt},
+};
 use mainstay_policy::Error;
+use range::{Piece, Version};
 use std::{
-    fs::{self, File},
+    fmt,
+    future::IntoFuture,
     io,
     path::{Path, PathBuf},
-    sync::Arc,
+    pin::Pin,
+    sync::{Arc, OnceLock},
 };
-
-/// One range of an object, and what it says about the whole.
-struct Range {
-    bytes: Bytes,
-    total: u64,
-    etag: Option<String>,
-}
+use temporary::Temporary;
+use tokio::sync::Mutex;
 
 impl S3Client {
-    /// Downloads an object into a file, replacing one that is there.
+    /// Downloads an object into a file, replacing one that is there, when awaited.
+    pub fn download_file(&self, bucket: &str, key: &str, path: impl AsRef<Path>) -> Download {
+        Download {
+            client: self.clone(),
+            bucket: bucket.to_owned(),
+            key: key.to_owned(),
+            path: path.as_ref().to_owned(),
+            part_size: None,
+            parallel: PARALLEL,
+            resume: false,
+            listener: None,
+            customer: None,
+        }
+    }
+}
+
+/// A download to be awaited.
+///
+/// The bytes come in ranges, several at once, each repeated on its own from where it broke off. They go to a
+/// temporary file beside the target, whose directory must exist. Its length and the checksum that the store
+/// tells (CRC-32, CRC-32C or CRC-64/NVME, of the whole or of its parts) are compared; then it is synced to
+/// disk and takes the target's name. If the object is replaced meanwhile or its bytes turn out damaged, the
+/// download starts again, once.
+///
+/// It holds at most 3 MiB times [`parallel`](Self::parallel) in memory, 24 MiB by default, whatever the
+/// length of the object.
+///
+/// # Errors
+/// A missing object or bucket, a target that cannot be written, or what kept the object from
+/// being read. The target is then as it was.
+///
+/// # Cancel safety
+/// Dropping the future removes the temporary file, unless it is to be [resumed](Self::resume); the target is
+/// as it was, or whole if the rename was on its way. What a killed process leaves behind is found by
+/// [`remove_partial_downloads`](crate::remove_partial_downloads).
+///
+/// # Examples
+/// ```no_run
+/// # async fn run(s3: mainstay_s3::S3Client) -> Result<(), mainstay_policy::Error> {
+/// s3.download_file("bucket", "2026/backup.tar", "backup.tar")
+///     .on_progress(|p| println!("{} of {}", p.done, p.total))
+///     .resume()
+///     .await?;
+/// # Ok(()) }
+/// ```
+#[must_use = "a download begins when it is awaited"]
+pub struct Download {
+    client: S3Client,
+    bucket: String,
+    key: String,
+    path: PathBuf,
+    part_size: Option<u64>,
+    parallel: usize,
+    resume: bool,
+    listener: Option<Listener>,
+    customer: Option<CustomerKey>,
+}
+
+impl fmt::Debug for Download {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Download").field("bucket", &self.bucket).finish_non_exhaustive()
+    }
+}
+
+impl Download {
+    /// Bytes in a range. Default: 8 MiB.
+    pub fn part_size(mut self, bytes: u64) -> Self {
+        self.part_size = Some(bytes);
+        self
+    }
+
+    /// Ranges on their way at once. Default: 8; all transfers of a client share 16.
+    pub fn parallel(mut self, ranges: usize) -> Self {
+        self.parallel = ranges;
+        self
+    }
+
+    /// Called whenever bytes were written, from the task that awaits the download: keep it short.
+    /// It begins again at 0 when the download does.
+    pub fn on_progress(mut self, listener: impl Fn(Progress) + Send + Sync + 'static) -> Self {
+        self.listener = Some(Arc::new(listener));
+        self
+    }
+
+    /// Goes on with what an earlier download of this object to this target left, and leaves it when this
+    /// one fails or is dropped.
     ///
-    /// The directory must exist. If the object is replaced meanwhile, the download starts again,
-    /// once.
-    ///
-    /// # Errors
-    /// A missing object or bucket, a target that cannot be written, or what kept the object from
-    /// being read. The target is then as it was.
-    ///
-    /// # Cancel safety
-    /// Dropping the future removes the temporary file; the target is as it was, or whole if the
-    /// rename was on its way.
-    pub async fn download_file(
-        &self,
-        bucket: &str,
-        key: &str,
-        path: impl AsRef<Path>,
-    ) -> Result<(), Error> {
-        let target = Target::object(bucket, key)?;
-        let path = path.as_ref().to_owned();
-        match self.download(target, &path).await {
-            Err(e) if e.downcast_ref().is_some_and(S3Failure::is_changed) => {
-                self.download(target, &path).await
+    /// Each range that is there is read and compared with the checksum noted when it came; if the object
+    /// was replaced meanwhile, the download begins anew.
+    pub fn resume(mut self) -> Self {
+        self.resume = true;
+        self
+    }
+
+    /// The key that the object was encrypted with, if that was the caller's own.
+    pub fn customer_key(mut self, key: CustomerKey) -> Self {
+        self.customer = Some(key);
+        self
+    }
+
+    async fn run(self) -> Result<(), Error> {
+        part::check(self.part_size, self.parallel)?;
+        let target = Target::object(&self.bucket, &self.key)?;
+        match self.attempt(target, false).await {
+            Err(e) if e.downcast_ref().is_some_and(S3Failure::begins_anew) => {
+                self.attempt(target, true).await
             }
             end => end,
         }
     }
 
-    async fn download(&self, target: Target<'_>, path: &Path) -> Result<(), Error> {
-        let failed =
-            |error| self.local(&DOWNLOAD, S3Failure::local("written", path.to_owned(), error));
-        let to = path.to_owned();
-        let temporary = part::blocking(move || Ok(Temporary::create(&to))).await;
-        let temporary = temporary.map_err(failed)??;
-        let start = Part { number: 1, start: 0, length: PART };
-        let first = self.range(target, start, None).await?;
-        let (total, etag) = (first.total, first.etag);
-        let write = |start, bytes| {
-            let file = Arc::clone(&temporary.file);
-            async move { part::write(file, start, bytes).await.map_err(failed) }
+    fn failed(&self, error: io::Error) -> Error {
+        self.client.local(&DOWNLOAD, S3Failure::local("written", self.path.clone(), error))
+    }
+
+    /// One download of one version.
+    async fn attempt(&self, target: Target<'_>, anew: bool) -> Result<(), Error> {
+        let to = self.path.clone();
+        let tag = self.resume.then(|| self.tag());
+        let temporary = part::blocking(move || Ok(Temporary::create(&to, tag, anew))).await;
+        let (temporary, earlier) = temporary.map_err(|error| self.failed(error))??;
+        let mut job = Job {
+            download: self,
+            target,
+            file: Arc::clone(temporary.file()),
+            size: self.part_size.unwrap_or(PART),
+            version: None,
+            crc: OnceLock::new(),
+            tracker: None,
         };
-        let done = first.bytes.len() as u64;
-        write(0, first.bytes).await?;
-        let version = Some((total, etag.as_deref()));
-        stream::iter(part::parts(done, total, PART).map(|part| async move {
-            let range = self.range(target, part, version).await?;
-            write(part.start, range.bytes).await
+        let mut sums = Vec::new();
+        let mut told = None;
+        if let Some(earlier) = earlier {
+            job.size = earlier.size;
+            job.begin(earlier.version);
+            for (part, sum) in earlier.sums {
+                job.there(part.length);
+                sums.push((part, Some(sum)));
+            }
+        } else {
+            let first = Part { number: 1, start: 0, length: job.size };
+            let (version, sum, whole) = job.first(first).await?;
+            told = whole;
+            let length = version.total.min(job.size);
+            let note = (version.clone(), job.size);
+            job.begin(version);
+            job.there(length);
+            if length > 0 {
+                sums.push((Part { length, ..first }, sum));
+            }
+            temporary.note_version(note.0, note.1).await.map_err(|error| self.failed(error))?;
+            temporary.note(first.number, sum).await.map_err(|error| self.failed(error))?;
+        }
+        let job = &job;
+        let total = job.total();
+        let there: Vec<i32> = sums.iter().map(|(part, _)| part.number).collect();
+        let missing = part::parts(0, total, job.size).filter(|part| !there.contains(&part.number));
+        let noted = &temporary;
+        let ranges = stream::iter(missing.map(|part| async move {
+            let sum = job.range(part).await?;
+            noted.note(part.number, sum).await.map_err(|error| self.failed(error))?;
+            Ok((part, sum))
         }))
-        .buffer_unordered(IN_FLIGHT)
-        .try_collect::<()>()
-        .await?;
-        let to = path.to_owned();
-        part::blocking(move || temporary.finish(&to, total)).await.map_err(failed)
-    }
-
-    /// Fetches one range; of a known version, if one is given.
-    async fn range(
-        &self,
-        target: Target<'_>,
-        part: Part,
-        version: Option<(u64, Option<&str>)>,
-    ) -> Result<Range, Error> {
-        self.call(&DOWNLOAD, target, part.length, |sdk, attempt| {
-            fetch(sdk, attempt, target, part, version)
-        })
-        .await
-    }
-}
-
-async fn fetch(
-    sdk: Client,
-    attempt: u32,
-    target: Target<'_>,
-    part: Part,
-    version: Option<(u64, Option<&str>)>,
-) -> Result<Range, S3Failure> {
-    let last = part.start + part.length - 1;
-    let answer = sdk
-        .get_object()
-        .bucket(target.bucket)
-        .key(target.key.unwrap_or_default())
-        .range(format!("bytes={}-{last}", part.start))
-        .set_if_match(version.and_then(|(_, etag)| etag).map(str::to_owned))
-        .send()
-        .await;
-    let got = match answer.map_err(|e| S3Failure::sdk(e, attempt)) {
-        Ok(got) => got,
-        // No byte at 0: the object is empty.
-        Err(e) if e.status() == Some(416) && version.is_none() => {
-            return Ok(Range { bytes: Bytes::new(), total: 0, etag: None });
-        }
-        Err(error) => return Err(error),
-    };
-    let length = got.content_length().and_then(|n| u64::try_from(n).ok());
-    let (start, end, total) = match (got.content_range(), length) {
-        (Some(text), _) => content_range(text).ok_or_else(S3Failure::garbled)?,
-        // The whole object, ranges ignored; good enough if it is no longer than a part.
-        (None, Some(length)) if part.start == 0 && length <= part.length => (0, length, length),
-        _ => return Err(S3Failure::garbled()),
-    };
-    let etag = got.e_tag().map(str::to_owned);
-    // Some stores ignore If-Match.
-    if version.is_some_and(|known| known != (total, etag.as_deref())) {
-        return Err(S3Failure::changed());
-    }
-    if start != part.start || end != total.min(part.start + part.length) {
-        return Err(S3Failure::garbled());
-    }
-    let bytes = part::collect(got.body, Some(end - start)).await?;
-    Ok(Range { bytes, total, etag })
-}
-
-/// Start, end (exclusive) and total of `bytes 0-9/100`.
-fn content_range(text: &str) -> Option<(u64, u64, u64)> {
-    let (range, total) = text.strip_prefix("bytes ")?.split_once('/')?;
-    let (start, last) = range.split_once('-')?;
-    let (start, end) = (start.parse().ok()?, last.parse::<u64>().ok()?.checked_add(1)?);
-    let total = total.parse().ok()?;
-    (start < end && end <= total).then_some((start, end, total))
-}
-
-/// A file beside the target that is gone unless it becomes the target.
-struct Temporary {
-    file: Arc<File>,
-    path: PathBuf,
-    renamed: bool,
-}
-
-impl Temporary {
-    fn create(target: &Path) -> Result<Self, Error> {
-        let refuse = |why: &dyn std::fmt::Display| {
-            let target = target.display();
-            Error::invalid(format!("local file `{target}` cannot be written: {why}"))
+        .buffer_unordered(self.parallel)
+        .try_collect::<Vec<_>>();
+        // What the store says of the whole comes while the ranges do.
+        let asked = async {
+            match told {
+                Some(told) => Ok(Some(told)),
+                None if total == 0 => Ok(None),
+                None => job.ask(None).await.map(|head| head.told),
+            }
         };
-        if target.file_name().is_none() || target.is_dir() {
-            return Err(refuse(&"it is a directory; give the name of a file"));
+        let (ranges, told) = future::try_join(ranges, asked).await?;
+        sums.extend(ranges);
+        sums.sort_by_key(|(part, _)| part.number);
+        if let Some(told) = told {
+            job.verify(told, sums).await?;
         }
-        let path = target.with_file_name(format!(".mainstay-{:016x}.part", fastrand::u64(..)));
-        match File::create_new(&path) {
-            Ok(file) => Ok(Self { file: Arc::new(file), path, renamed: false }),
-            Err(error) => Err(refuse(&format!("{error}; check its directory"))),
-        }
+        temporary.finish(total).await.map_err(|error| self.failed(error))
     }
 
-    fn finish(mut self, target: &Path, length: u64) -> io::Result<()> {
-        if self.file.metadata()?.len() != length {
-            return Err(io::Error::other("its length is not the object's"));
-        }
-        self.file.sync_all()?;
-        fs::rename(&self.path, target)?;
-        self.renamed = true;
-        // The rename itself is on disk once the directory is; not every platform can do it.
-        #[cfg(unix)]
-        if let Some(directory) = target.parent() {
-            let directory =
-                if directory.as_os_str().is_empty() { Path::new(".") } else { directory };
-            let _ = File::open(directory).and_then(|d| d.sync_all());
-        }
-        Ok(())
+    /// Marks what an earlier download of the same object to the same target left.
+    fn tag(&self) -> u64 {
+        let policy = self.client.policy();
+        let name = [policy.name(), &self.bucket, &self.key].join("\0");
+        crc_fast::checksum(Crc::Crc64.algorithm(), name.as_bytes())
     }
 }
 
-impl Drop for Temporary {
-    fn drop(&mut self) {
-        if !self.renamed {
-            let _ = fs::remove_file(&self.path);
-        }
+impl IntoFuture for Download {
+    type Output = Result<(), Error>;
+    type IntoFuture = Pin<Box<dyn Future<Output = Self::Output> + Send>>;
+
+    fn into_future(self) -> Self::IntoFuture {
+        Box::pin(self.run())
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::content_range;
+/// What all steps of a download need.
+struct Job<'a> {
+    download: &'a Download,
+    target: Target<'a>,
+    file: Arc<std::fs::File>,
+    size: u64,
+    version: Option<Version>,
+    /// What the store's checksum is, once that is known.
+    crc: OnceLock<Crc>,
+    tracker: Option<Tracker>,
+}
 
-    #[test]
-    fn a_content_range_is_read_or_refused() {
-        assert_eq!(content_range("bytes 0-9/100"), Some((0, 10, 100)));
-        for bad in ["", "bytes */0", "bytes 5-4/10", "bytes 0-10/10", "bytes 0-9/*", "0-9/100"] {
-            assert_eq!(content_range(bad), None, "{bad}");
+impl Job<'_> {
+    fn client(&self) -> &S3Client {
+        &self.download.client
+    }
+
+    fn total(&self) -> u64 {
+        self.version.as_ref().map_or(0, |version| version.total)
+    }
+
+    fn begin(&mut self, version: Version) {
+        let listener = self.download.listener.clone();
+        self.tracker = Some(Tracker::new(Direction::Download, version.total, listener));
+        self.version = Some(version);
+    }
+
+    fn there(&self, bytes: u64) {
+        if let Some(tracker) = &self.tracker {
+            tracker.there(bytes);
         }
+    }
+
+    /// What ranges are hashed with; CRC-32 until the store has said what it has.
+    fn hashed(&self) -> Option<Crc> {
+        let wanted = self.download.client.checksums() == Checksums::On || self.download.resume;
+        wanted.then(|| self.crc.get().copied().unwrap_or(Crc::Crc32))
+    }
+
+    async fn first(&self, part: Part) -> Result<(Version, Option<Sum>, Option<Told>), Error> {
+        let piece = self.fetch(part).await?;
+        let sum = piece.sum();
+        let whole = piece.whole.filter(|_| self.client().checksums() == Checksums::On);
+        // A range asked for at 0 always learns its version.
+        let version = piece.version.unwrap_or_default();
+        Ok((version, sum, whole))
+    }
+
+    async fn range(&self, part: Part) -> Result<Option<Sum>, Error> {
+        self.fetch(part).await.map(|piece| piece.sum())
+    }
+
+    async fn fetch(&self, part: Part) -> Result<Piece, Error> {
+        let piece = Piece::new(part, self.hashed(), self.version.clone());
+        // Not a lock for threads: it hands the piece from one attempt to the next, also when hedged.
+        let piece = Mutex::new(piece);
+        let (client, held) = (self.client(), &piece);
+        client
+            .move_part(
+                Direction::Download,
+                &DOWNLOAD,
+                self.target,
+                part.length,
+                |sdk, attempt| async move { held.lock().await.fill(self, sdk, attempt).await },
+            )
+            .await?;
+        Ok(piece.into_inner())
     }
 }

@@ -1,18 +1,20 @@
 //! A part: a stretch of a file or object, the unit of repetition. File I/O is positional and runs
 //! on the blocking pool, in steps as large as a part: a thread hop per small step costs the most.
 
-use crate::S3Failure;
-use aws_sdk_s3::primitives::ByteStream;
-use bytes::{Bytes, BytesMut};
-use std::{fs::File, io, sync::Arc};
+use crate::transfer::checksum::{Crc, Sum};
+use crc_fast::Digest;
+use mainstay_policy::Error;
+use std::{fs::File, io};
 
-/// The length of a part, the last one apart.
-pub(crate) const PART: u64 = 8 * 1024 * 1024;
-/// Parts of one transfer on their way at once; each is held in memory.
-pub(crate) const IN_FLIGHT: usize = 4;
+/// The length of a part unless the caller or the file's length says otherwise, the last one apart.
+pub(crate) const PART: u64 = 8 * MIB;
+/// Parts of one transfer on their way at once, unless the caller says otherwise.
+pub(crate) const PARALLEL: usize = 8;
 /// S3 takes no more parts than this.
-const MAX_PARTS: u64 = 10_000;
+pub(crate) const MAX_PARTS: u64 = 10_000;
 const MIB: u64 = 1024 * 1024;
+/// What is read from a file at once.
+const STEP: usize = 256 * 1024;
 
 /// A stretch of bytes; `number` counts from 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,25 +35,21 @@ pub(crate) fn parts(from: u64, length: u64, size: u64) -> impl Iterator<Item = P
 }
 
 /// The part size for a file of this length: S3 limits their number.
-pub(crate) fn size_for(length: u64) -> u64 {
-    PART.max(length.div_ceil(MAX_PARTS).next_multiple_of(MIB))
+pub(crate) fn size_for(wanted: Option<u64>, length: u64) -> u64 {
+    wanted.unwrap_or(PART).max(length.div_ceil(MAX_PARTS).next_multiple_of(MIB))
 }
 
-/// All bytes of a body, which must be as many as announced.
-pub(crate) async fn collect(
-    mut body: ByteStream,
-    announced: Option<u64>,
-) -> Result<Bytes, S3Failure> {
-    // What a server announces is not worth more memory than this before it has come.
-    let room = announced.unwrap_or_default().min(PART);
-    let mut bytes = BytesMut::with_capacity(usize::try_from(room).unwrap_or_default());
-    while let Some(piece) = body.next().await {
-        bytes.extend_from_slice(&piece.map_err(S3Failure::body)?);
+/// # Errors
+/// A part size that no store takes, or no part at a time.
+pub(crate) fn check(size: Option<u64>, parallel: usize) -> Result<(), Error> {
+    if size.is_some_and(|size| !(64 * 1024..=5 * 1024 * MIB).contains(&size)) {
+        let range = "the part size must be from 64 KiB to 5 GiB; AWS takes 5 MiB and more";
+        return Err(Error::invalid(range));
     }
-    match announced {
-        Some(length) if length != bytes.len() as u64 => Err(S3Failure::short()),
-        _ => Ok(bytes.freeze()),
+    if parallel == 0 {
+        return Err(Error::invalid("no part at a time moves nothing; give parallel(1) or more"));
     }
+    Ok(())
 }
 
 /// Runs file I/O where it may block.
@@ -61,18 +59,40 @@ pub(crate) async fn blocking<T: Send + 'static>(
     tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
 }
 
-pub(crate) async fn read(file: Arc<File>, start: u64, length: u64) -> io::Result<Bytes> {
-    let length = usize::try_from(length).map_err(io::Error::other)?;
-    blocking(move || {
-        let mut bytes = vec![0; length];
-        read_exact_at(&file, &mut bytes, start)?;
-        Ok(bytes.into())
-    })
-    .await
+/// Fills the buffer from the file, and hashes each step of it while it is in the processor's cache.
+pub(crate) fn read_and_hash(
+    file: &File,
+    bytes: &mut [u8],
+    start: u64,
+    crc: Option<Crc>,
+) -> io::Result<u64> {
+    let mut digest = crc.map(|crc| Digest::new(crc.algorithm()));
+    let mut at = start;
+    for step in bytes.chunks_mut(STEP) {
+        read_exact_at(file, step, at)?;
+        if let Some(digest) = &mut digest {
+            digest.update(step);
+        }
+        at += step.len() as u64;
+    }
+    Ok(digest.map(|digest| digest.finalize()).unwrap_or_default())
 }
 
-pub(crate) async fn write(file: Arc<File>, start: u64, bytes: Bytes) -> io::Result<()> {
-    blocking(move || write_all_at(&file, &bytes, start)).await
+/// The checksum of a stretch of a file.
+pub(crate) fn hash(file: &File, start: u64, length: u64, crc: Crc) -> io::Result<Sum> {
+    let mut digest = Digest::new(crc.algorithm());
+    let mut step = vec![0; STEP];
+    let mut left = length;
+    while left > 0 {
+        let step = match usize::try_from(left) {
+            Ok(left) if left < STEP => &mut step[..left],
+            _ => &mut step[..],
+        };
+        read_exact_at(file, step, start + length - left)?;
+        digest.update(step);
+        left -= step.len() as u64;
+    }
+    Ok(Sum { crc, value: digest.finalize(), length })
 }
 
 #[cfg(unix)]
@@ -81,7 +101,7 @@ fn read_exact_at(file: &File, bytes: &mut [u8], start: u64) -> io::Result<()> {
 }
 
 #[cfg(unix)]
-fn write_all_at(file: &File, bytes: &[u8], start: u64) -> io::Result<()> {
+pub(crate) fn write_all_at(file: &File, bytes: &[u8], start: u64) -> io::Result<()> {
     std::os::unix::fs::FileExt::write_all_at(file, bytes, start)
 }
 
@@ -99,7 +119,7 @@ fn read_exact_at(file: &File, mut bytes: &mut [u8], mut start: u64) -> io::Resul
 }
 
 #[cfg(windows)]
-fn write_all_at(file: &File, mut bytes: &[u8], mut start: u64) -> io::Result<()> {
+pub(crate) fn write_all_at(file: &File, mut bytes: &[u8], mut start: u64) -> io::Result<()> {
     while !bytes.is_empty() {
         let n = std::os::windows::fs::FileExt::seek_write(file, bytes, start)?;
         if n == 0 {
@@ -130,8 +150,10 @@ mod tests {
 
     #[test]
     fn a_huge_file_still_has_no_more_parts_than_s3_takes() {
-        assert_eq!(size_for(20 * MIB), PART);
-        let length = 5 * MIB * MIB;
-        assert!(length.div_ceil(size_for(length)) <= MAX_PARTS);
+        assert_eq!(size_for(None, 20 * MIB), PART);
+        assert_eq!(size_for(Some(5 * MIB), 20 * MIB), 5 * MIB);
+        for (wanted, length) in [(None, 5 * MIB * MIB), (Some(64 * 1024), 10 * 1024 * MIB)] {
+            assert!(length.div_ceil(size_for(wanted, length)) <= MAX_PARTS);
+        }
     }
 }

@@ -1,27 +1,45 @@
 //! A file into an object: whole in one request, or in parts that are repeated one by one.
 
+pub(crate) mod pending;
+mod resume;
+mod source;
+
 use crate::{
-    PutOptions, S3Client, S3Failure,
-    call::{ABORT_UPLOAD, COMPLETE_UPLOAD, CREATE_UPLOAD, HEAD, Target, UPLOAD, UPLOAD_PART},
-    transfer::part::{self, IN_FLIGHT, Part},
+    Checksums, CustomerKey, Progress, S3Client, S3Failure, Written,
+    call::{COMPLETE_UPLOAD, CREATE_UPLOAD, HEAD, Target, UPLOAD, UPLOAD_PART},
+    encryption::Encryption,
+    options::{PutOptions, put_options},
+    transfer::{
+        checksum::{Crc, Sum, Told, fold},
+        part::{self, PARALLEL, Part},
+        progress::{Direction, Listener, Tracker},
+    },
 };
 use aws_sdk_s3::{
+    Client,
     primitives::ByteStream,
-    types::{ChecksumAlgorithm, CompletedMultipartUpload, CompletedPart},
+    types::{
+        ChecksumAlgorithm, ChecksumMode, ChecksumType, CompletedMultipartUpload, CompletedPart,
+    },
 };
 use futures_util::stream::{self, StreamExt, TryStreamExt};
-use mainstay_policy::{Deadline, Error};
+use mainstay_policy::{Classify, Deadline, Effect, Error};
+use pending::Pending;
+use resume::Earlier;
+use source::{Block, Source};
 use std::{
-    fs::File,
-    io,
+    fmt,
+    future::IntoFuture,
     path::{Path, PathBuf},
-    sync::Arc,
-    time::{Duration, SystemTime},
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::Duration,
 };
-use tokio::{runtime::Handle, task::JoinHandle};
+use tokio::sync::OnceCell;
 
-/// From this length on a file goes in parts.
-const IN_PARTS: u64 = 16 * 1024 * 1024;
 /// The store joins the parts while it answers: time as for so many bytes at most.
 const JOIN: u64 = 64 * 1024 * 1024;
 /// An upload's mark in the object's metadata: it tells whether a completion that was not
@@ -30,68 +48,225 @@ const MARK: &str = "mainstay-upload";
 /// How long a failed upload waits for its abort, which goes on by itself; no longer than its caller
 /// may.
 const ABORT_WAIT: Duration = Duration::from_secs(2);
-const ABORT_LIMIT: Duration = Duration::from_secs(30);
 
 impl S3Client {
-    /// Uploads a file, replacing an object that is there.
-    ///
-    /// From 16 MiB on it goes in parts of 8 MiB or more, four at once, each repeated on its own; the
-    /// object then carries the metadata `mainstay-upload`, a random mark of this upload.
-    ///
-    /// # Errors
-    /// A missing local file, a missing bucket, a file that changed while it was read, or what kept
-    /// it from being written. The object is then as it was, unless the outcome is unknown.
-    ///
-    /// # Cancel safety
-    /// Dropping the future aborts an upload in parts from a task of its own. What a killed process
-    /// leaves behind holds storage: give the bucket a lifecycle rule for incomplete uploads.
-    pub async fn upload_file(
-        &self,
-        path: impl AsRef<Path>,
-        bucket: &str,
-        key: &str,
-    ) -> Result<(), Error> {
-        let path = path.as_ref().to_owned();
-        let target = Target::object(bucket, key)?;
-        let source = Source::open(path).await?;
-        if source.length >= IN_PARTS {
-            return self.upload_in_parts(&source, target).await;
+    /// Uploads a file, replacing an object that is there, when awaited.
+    pub fn upload_file(&self, path: impl AsRef<Path>, bucket: &str, key: &str) -> Upload {
+        Upload {
+            client: self.clone(),
+            path: path.as_ref().to_owned(),
+            bucket: bucket.to_owned(),
+            key: key.to_owned(),
+            part_size: None,
+            parallel: PARALLEL,
+            resume: false,
+            listener: None,
+            options: PutOptions::new(),
         }
-        let bytes = source.read(self, 0, source.length).await?;
-        source.unchanged(self).await?;
-        let options = PutOptions::new().with_type_of(key, Some(&source.path));
-        self.put_as(&UPLOAD, target, bytes, &options).await.map(drop)
+    }
+}
+
+/// An upload to be awaited.
+///
+/// From twice the part size on (16 MiB) a file goes in parts, each repeated on its own, and the object
+/// carries the metadata `mainstay-upload`, a random mark of this upload. Bytes carry a CRC-32, unless
+/// [`Checksums::Off`]; the whole object's is compared at the end, as far as the store tells one. A store that
+/// throttles gets fewer parts at once.
+///
+/// It holds at most part size times [`parallel`](Self::parallel) in memory, 64 MiB by default, whatever the
+/// length of the file.
+///
+/// # Errors
+/// A missing local file, a missing bucket, a file that changed while it was read, or what kept
+/// it from being written. The object is then as it was, unless the outcome is unknown, and the upload
+/// is aborted.
+///
+/// # Cancel safety
+/// Dropping the future aborts an upload in parts from a task of its own. What a killed process
+/// leaves behind holds storage: [`resume`](Self::resume) it, or
+/// [abort it](S3Client::abort_uploads), or give the bucket a lifecycle rule for incomplete uploads.
+///
+/// # Examples
+/// ```no_run
+/// # async fn run(s3: mainstay_s3::S3Client) -> Result<(), mainstay_policy::Error> {
+/// s3.upload_file("backup.tar", "bucket", "2026/backup.tar")
+///     .on_progress(|p| println!("{} of {}", p.done, p.total))
+///     .resume()
+///     .await?;
+/// # Ok(()) }
+/// ```
+#[must_use = "an upload begins when it is awaited"]
+pub struct Upload {
+    client: S3Client,
+    path: PathBuf,
+    bucket: String,
+    key: String,
+    part_size: Option<u64>,
+    parallel: usize,
+    resume: bool,
+    listener: Option<Listener>,
+    options: PutOptions,
+}
+
+put_options!(Upload);
+
+impl fmt::Debug for Upload {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Upload").field("bucket", &self.bucket).finish_non_exhaustive()
+    }
+}
+
+impl Upload {
+    /// Bytes in a part. Default: 8 MiB, more where the file would have over 10,000 parts. AWS takes no less
+    /// than 5 MiB.
+    pub fn part_size(mut self, bytes: u64) -> Self {
+        self.part_size = Some(bytes);
+        self
     }
 
-    async fn upload_in_parts(&self, source: &Source, target: Target<'_>) -> Result<(), Error> {
-        let key = target.key.unwrap_or_default();
-        let mark = format!("{:032x}", fastrand::u128(..));
-        let id = self
-            .call(&CREATE_UPLOAD, target, 0, |sdk, attempt| {
-                let create = sdk
-                    .create_multipart_upload()
-                    .bucket(target.bucket)
-                    .key(key)
-                    .metadata(MARK, &mark)
-                    .checksum_algorithm(ChecksumAlgorithm::Crc32)
-                    .send();
-                async move {
-                    let created = create.await.map_err(|e| S3Failure::sdk(e, attempt))?;
-                    created.upload_id.ok_or_else(S3Failure::garbled)
-                }
-            })
-            .await?;
-        let mut pending = Pending {
-            client: self.clone(),
-            bucket: target.bucket.to_owned(),
-            key: key.to_owned(),
-            id: Some(id.clone()),
-            runtime: Handle::current(),
+    /// Parts on their way at once. Default: 8; all transfers of a client share 16.
+    pub fn parallel(mut self, parts: usize) -> Self {
+        self.parallel = parts;
+        self
+    }
+
+    /// Called after each part, from the task that awaits the upload: keep it short.
+    pub fn on_progress(mut self, listener: impl Fn(Progress) + Send + Sync + 'static) -> Self {
+        self.listener = Some(Arc::new(listener));
+        self
+    }
+
+    /// Goes on with the latest unfinished upload to this key, if there is one, and is not aborted when it
+    /// fails or is dropped, so that it can be gone on with.
+    ///
+    /// A part that is there is kept if its checksum is that of the file, so the file may have changed; a
+    /// store that lists no checksums gets all parts again. Two resumed uploads to one key at once disturb
+    /// each other.
+    pub fn resume(mut self) -> Self {
+        self.resume = true;
+        self
+    }
+
+    async fn run(mut self) -> Result<Written, Error> {
+        part::check(self.part_size, self.parallel)?;
+        self.options = self.options.with_type_of(&self.key, Some(&self.path));
+        self.options.check()?;
+        let target = Target::object(&self.bucket, &self.key)?;
+        let crc = (self.client.checksums() == Checksums::On).then_some(Crc::Crc32);
+        let source = Source::open(self.path.clone(), crc).await?;
+        let tracker = Tracker::new(Direction::Upload, source.length, self.listener.clone());
+        let size = part::size_for(self.part_size, source.length);
+        let job = Job { upload: &self, target, source: &source, tracker: &tracker, size };
+        match source.length < size.saturating_mul(2) {
+            true => job.in_one().await,
+            false => job.in_parts().await,
+        }
+    }
+}
+
+impl IntoFuture for Upload {
+    type Output = Result<Written, Error>;
+    type IntoFuture = Pin<Box<dyn Future<Output = Self::Output> + Send>>;
+
+    fn into_future(self) -> Self::IntoFuture {
+        Box::pin(self.run())
+    }
+}
+
+/// What all steps of an upload need.
+#[derive(Clone, Copy)]
+struct Job<'a> {
+    upload: &'a Upload,
+    target: Target<'a>,
+    source: &'a Source,
+    tracker: &'a Tracker,
+    size: u64,
+}
+
+/// A part that is with the store.
+struct Sent {
+    part: CompletedPart,
+    sum: Option<Sum>,
+}
+
+/// An upload in parts that was begun.
+struct Begun {
+    id: String,
+    /// Whether the store keeps the checksum of the whole, and not one of checksums.
+    whole: bool,
+    mark: String,
+    earlier: Earlier,
+}
+
+impl<'a> Job<'a> {
+    fn client(&self) -> &'a S3Client {
+        &self.upload.client
+    }
+
+    fn key(&self) -> &'a str {
+        self.target.key.unwrap_or_default()
+    }
+
+    /// The caller's key, which every request needs that touches bytes.
+    fn customer(&self) -> Option<&'a CustomerKey> {
+        self.upload.options.encryption.as_ref().and_then(Encryption::customer)
+    }
+
+    /// Reads within the attempt: an open breaker refuses before the file is touched.
+    async fn block(&self, read: &OnceCell<Block>, part: Part) -> Result<Block, S3Failure> {
+        read.get_or_try_init(|| self.source.read(part)).await.cloned()
+    }
+
+    async fn in_one(&self) -> Result<Written, Error> {
+        let length = self.source.length;
+        let whole = Part { number: 1, start: 0, length };
+        let read = &OnceCell::new();
+        let options = &self.upload.options;
+        let mark = options.condition.is_some().then(mark);
+        let mark = mark.as_deref();
+        let send = |sdk: Client, attempt| async move {
+            let block = self.block(read, whole).await?;
+            self.source.unchanged().await?;
+            let mut put = options.put(sdk.put_object()).bucket(self.target.bucket).key(self.key());
+            if let Some(mark) = mark {
+                put = put.metadata(MARK, mark);
+            }
+            let put = put
+                .set_checksum_crc32(block.sum.map(|sum| sum.crc.text(sum.value)))
+                .body(ByteStream::from(block.bytes))
+                .customize()
+                .disable_payload_signing();
+            let put = put.send().await.map_err(|e| S3Failure::of_write(e, attempt))?;
+            Ok(Written { etag: put.e_tag, version_id: put.version_id })
         };
-        match self.send_and_complete(source, target, &id, &mark).await {
-            Ok(()) => {
-                pending.id = None;
-                Ok(())
+        let client = self.client();
+        let sent = client.move_part(Direction::Upload, &UPLOAD, self.target, length, send).await;
+        let sums = || read.get().and_then(|block: &Block| block.sum);
+        let written = match (sent, mark) {
+            // A condition that a repeat meets may be its own first attempt's doing: look.
+            (Err(error), Some(mark)) if error.attempts() > 1 => {
+                let landed = self.landed(mark, sums().as_slice()).await;
+                landed.ok_or(error)?
+            }
+            (sent, _) => sent?,
+        };
+        self.tracker.moved(length);
+        Ok(written)
+    }
+
+    async fn in_parts(&self) -> Result<Written, Error> {
+        let keep = self.upload.resume;
+        let mut pending = Pending::new(self.client(), self.target, keep);
+        let found = if keep { self.find_earlier().await? } else { None };
+        let begun = match found {
+            Some(begun) => begun,
+            None => self.create(&mut pending).await?,
+        };
+        pending.begun(&begun.id);
+        match self.send_and_complete(&begun).await {
+            Ok(written) => {
+                pending.completed();
+                Ok(written)
             }
             Err(error) => {
                 if let Some(abort) = pending.abort() {
@@ -103,207 +278,168 @@ impl S3Client {
         }
     }
 
-    async fn send_and_complete(
+    async fn create(&self, pending: &mut Pending) -> Result<Begun, Error> {
+        let mark = mark();
+        let lost = AtomicBool::new(false);
+        pending.asked();
+        let created = self.client().call(&CREATE_UPLOAD, self.target, 0, |sdk, attempt| {
+            let create = self.upload.options.create(sdk.create_multipart_upload());
+            let create = create.bucket(self.target.bucket).key(self.key());
+            let mut create = create.metadata(MARK, &mark);
+            if self.source.crc.is_some() {
+                create = create
+                    .checksum_algorithm(ChecksumAlgorithm::Crc32)
+                    .checksum_type(ChecksumType::FullObject);
+            }
+            let lost = &lost;
+            async move {
+                let created = create.send().await.map_err(|e| S3Failure::sdk(e, attempt));
+                if created.as_ref().is_err_and(|e| e.classify().effect == Effect::Unknown) {
+                    lost.store(true, Relaxed);
+                }
+                let created = created?;
+                let whole = created.checksum_type() == Some(&ChecksumType::FullObject);
+                Ok((created.upload_id.ok_or_else(S3Failure::garbled)?, whole))
+            }
+        });
+        let created = created.await;
+        if !lost.load(Relaxed) {
+            pending.answered();
+        }
+        let (id, whole) = created?;
+        Ok(Begun { id, whole, mark, earlier: Earlier::default() })
+    }
+
+    async fn send_and_complete(&self, begun: &Begun) -> Result<Written, Error> {
+        let parts = part::parts(0, self.source.length, self.size);
+        let mut sent: Vec<Sent> = stream::iter(parts.map(|part| self.send_part(begun, part)))
+            .buffer_unordered(self.upload.parallel)
+            .try_collect()
+            .await?;
+        let unchanged = self.source.unchanged().await;
+        unchanged.map_err(|failure| self.client().local(&UPLOAD, failure))?;
+        sent.sort_by_key(|sent| sent.part.part_number);
+        let sums: Option<Vec<Sum>> = sent.iter().map(|sent| sent.sum).collect();
+        let (written, told) = match self.complete(begun, sent, sums.as_deref()).await {
+            // A completion that went unacknowledged makes its repeat fail: look.
+            Err(error) if error.is_outcome_unknown() || error.attempts() > 1 => {
+                let landed = self.landed(&begun.mark, sums.as_deref().unwrap_or_default()).await;
+                return landed.ok_or(error);
+            }
+            end => end?,
+        };
+        match told.zip(sums) {
+            Some((told, sums)) if !told.is_of(&sums) => {
+                Err(self.client().local(&UPLOAD, S3Failure::other_bytes()))
+            }
+            _ => Ok(written),
+        }
+    }
+
+    async fn complete(
         &self,
-        source: &Source,
-        target: Target<'_>,
-        id: &str,
-        mark: &str,
-    ) -> Result<(), Error> {
-        let parts = part::parts(0, source.length, part::size_for(source.length));
-        let mut sent: Vec<CompletedPart> =
-            stream::iter(parts.map(|part| self.send_part(source, target, id, part)))
-                .buffer_unordered(IN_FLIGHT)
-                .try_collect()
-                .await?;
-        source.unchanged(self).await?;
-        sent.sort_by_key(|part| part.part_number);
-        let upload = CompletedMultipartUpload::builder().set_parts(Some(sent)).build();
-        let key = target.key.unwrap_or_default();
-        let end = self
-            .call(&COMPLETE_UPLOAD, target, source.length.min(JOIN), |sdk, attempt| {
-                let complete = sdk
-                    .complete_multipart_upload()
-                    .bucket(target.bucket)
-                    .key(key)
-                    .upload_id(id)
+        begun: &Begun,
+        sent: Vec<Sent>,
+        sums: Option<&[Sum]>,
+    ) -> Result<(Written, Option<Told>), Error> {
+        let parts = Some(sent.into_iter().map(|sent| sent.part).collect());
+        let upload = CompletedMultipartUpload::builder().set_parts(parts).build();
+        let length = self.source.length;
+        let sum = sums.filter(|_| begun.whole).map(|sums| {
+            let value = fold(Crc::Crc32, sums.iter().copied());
+            Crc::Crc32.text(value)
+        });
+        self.client()
+            .call(&COMPLETE_UPLOAD, self.target, length.min(JOIN), |sdk, attempt| {
+                let complete = self.upload.options.complete(sdk.complete_multipart_upload());
+                let complete = complete
+                    .bucket(self.target.bucket)
+                    .key(self.key())
+                    .upload_id(&begun.id)
+                    .set_checksum_type(sum.is_some().then_some(ChecksumType::FullObject))
+                    .set_checksum_crc32(sum.clone())
+                    .set_mpu_object_size(sum.is_some().then_some(length.try_into().unwrap_or(0)))
                     .multipart_upload(upload.clone())
                     .send();
-                async move { complete.await.map(drop).map_err(|e| S3Failure::sdk(e, attempt)) }
+                async move {
+                    let done = complete.await.map_err(|e| S3Failure::of_write(e, attempt))?;
+                    let told = Told::read(done.checksum_crc32(), None, None);
+                    Ok((Written { etag: done.e_tag, version_id: done.version_id }, told))
+                }
             })
-            .await;
-        match end {
-            // A completion that went unacknowledged makes its repeat fail: look.
-            Err(e)
-                if (e.is_outcome_unknown() || e.attempts() > 1)
-                    && self.landed(target, source.length, mark).await =>
-            {
-                Ok(())
-            }
-            end => end,
-        }
+            .await
     }
 
-    async fn send_part(
-        &self,
-        source: &Source,
-        target: Target<'_>,
-        id: &str,
-        part: Part,
-    ) -> Result<CompletedPart, Error> {
-        let bytes = source.read(self, part.start, part.length).await?;
-        let key = target.key.unwrap_or_default();
-        self.call(&UPLOAD_PART, target, part.length, |sdk, attempt| {
+    async fn send_part(&self, begun: &Begun, part: Part) -> Result<Sent, Error> {
+        let read = &OnceCell::new();
+        if let Some(sent) = self.keep_part(begun, read, part).await? {
+            self.tracker.there(part.length);
+            return Ok(sent);
+        }
+        let customer = self.customer();
+        let send = |sdk: Client, attempt| async move {
+            let block = self.block(read, part).await?;
+            let text = block.sum.map(|sum| sum.crc.text(sum.value));
             let send = sdk
                 .upload_part()
-                .bucket(target.bucket)
-                .key(key)
-                .upload_id(id)
+                .bucket(self.target.bucket)
+                .key(self.key())
+                .upload_id(&begun.id)
                 .part_number(part.number)
-                .checksum_algorithm(ChecksumAlgorithm::Crc32)
-                .body(ByteStream::from(bytes.clone()))
+                .set_checksum_crc32(text.clone())
+                .set_sse_customer_algorithm(customer.map(CustomerKey::algorithm))
+                .set_sse_customer_key(customer.map(CustomerKey::base64))
+                .set_sse_customer_key_md5(customer.map(CustomerKey::md5))
+                .body(ByteStream::from(block.bytes))
                 .customize()
-                .disable_payload_signing()
+                .disable_payload_signing();
+            let sent = send.send().await.map_err(|e| S3Failure::sdk(e, attempt))?;
+            // A store that keeps checksums and has another one got other bytes.
+            if sent.checksum_crc32.is_some() && sent.checksum_crc32 != text && text.is_some() {
+                return Err(S3Failure::short());
+            }
+            let part = CompletedPart::builder()
+                .part_number(part.number)
+                .set_e_tag(sent.e_tag)
+                .set_checksum_crc32(sent.checksum_crc32)
+                .build();
+            Ok(Sent { part, sum: block.sum })
+        };
+        let (client, length) = (self.client(), part.length);
+        let sent = client.move_part(Direction::Upload, &UPLOAD_PART, self.target, length, send);
+        let sent = sent.await?;
+        self.tracker.moved(length);
+        Ok(sent)
+    }
+
+    /// What was written, if the object is the one of this upload: by its mark, or else by its checksum.
+    async fn landed(&self, mark: &str, sums: &[Sum]) -> Option<Written> {
+        let mode = self.source.crc.map(|_| ChecksumMode::Enabled);
+        let customer = self.customer();
+        let head = self.client().call(&HEAD, self.target, 0, |sdk, attempt| {
+            let head = sdk
+                .head_object()
+                .bucket(self.target.bucket)
+                .key(self.key())
+                .set_checksum_mode(mode.clone())
+                .set_sse_customer_algorithm(customer.map(CustomerKey::algorithm))
+                .set_sse_customer_key(customer.map(CustomerKey::base64))
+                .set_sse_customer_key_md5(customer.map(CustomerKey::md5))
                 .send();
-            async move {
-                let sent = send.await.map_err(|e| S3Failure::sdk(e, attempt))?;
-                Ok(CompletedPart::builder()
-                    .part_number(part.number)
-                    .set_e_tag(sent.e_tag)
-                    .set_checksum_crc32(sent.checksum_crc32)
-                    .build())
-            }
-        })
-        .await
-    }
-
-    /// Whether the object is the one of this upload.
-    async fn landed(&self, target: Target<'_>, length: u64, mark: &str) -> bool {
-        let head = self
-            .call(&HEAD, target, 0, |sdk, attempt| {
-                let key = target.key.unwrap_or_default();
-                let head = sdk.head_object().bucket(target.bucket).key(key).send();
-                async move { head.await.map_err(|e| S3Failure::sdk(e, attempt)) }
-            })
-            .await;
-        head.is_ok_and(|head| {
-            let marked = head.metadata().and_then(|m| m.get(MARK)).is_some_and(|m| m == mark);
-            marked && head.content_length().is_some_and(|n| u64::try_from(n) == Ok(length))
-        })
-    }
-}
-
-/// A local file, and what it was like when it was opened.
-struct Source {
-    file: Arc<File>,
-    path: PathBuf,
-    length: u64,
-    modified: Option<SystemTime>,
-}
-
-impl Source {
-    async fn open(path: PathBuf) -> Result<Self, Error> {
-        let shown = path.display().to_string();
-        let opened = part::blocking(move || {
-            let file = File::open(&path)?;
-            let metadata = file.metadata()?;
-            if !metadata.is_file() {
-                return Err(io::Error::other("it is not a file"));
-            }
-            let (length, modified) = (metadata.len(), metadata.modified().ok());
-            Ok(Self { file: Arc::new(file), path, length, modified })
+            async move { head.await.map_err(|e| S3Failure::sdk(e, attempt)) }
         });
-        opened.await.map_err(|error| {
-            Error::invalid(match error.kind() {
-                io::ErrorKind::NotFound => {
-                    format!("local file `{shown}` does not exist; check the path")
-                }
-                _ => format!("local file `{shown}` cannot be read: {error}"),
-            })
-        })
-    }
-
-    async fn read(
-        &self,
-        client: &S3Client,
-        start: u64,
-        length: u64,
-    ) -> Result<bytes::Bytes, Error> {
-        let bytes = part::read(Arc::clone(&self.file), start, length).await;
-        bytes.map_err(|e| self.failed(client, e))
-    }
-
-    /// # Errors
-    /// If the file was written to since it was opened: what was read may be of two versions.
-    async fn unchanged(&self, client: &S3Client) -> Result<(), Error> {
-        let file = Arc::clone(&self.file);
-        let metadata = part::blocking(move || file.metadata()).await;
-        let metadata = metadata.map_err(|e| self.failed(client, e))?;
-        if (metadata.len(), metadata.modified().ok()) == (self.length, self.modified) {
-            return Ok(());
-        }
-        let changed = "it changed while it was read; upload it when nothing writes to it";
-        Err(self.failed(client, io::Error::other(changed)))
-    }
-
-    fn failed(&self, client: &S3Client, error: io::Error) -> Error {
-        client.local(&UPLOAD, S3Failure::local("read", self.path.clone(), error))
+        let head = head.await.ok()?;
+        let marked = head.metadata().and_then(|m| m.get(MARK)).is_some_and(|m| m == mark);
+        let told = Told::read(head.checksum_crc32(), None, None);
+        // One that was there before cannot meet a condition that it be absent or another.
+        let free = self.upload.options.condition.is_none();
+        let same = free && !sums.is_empty() && told.is_some_and(|told| told.is_of(sums));
+        let length = head.content_length().and_then(|n| u64::try_from(n).ok());
+        let ours = (marked || same) && length == Some(self.source.length);
+        ours.then_some(Written { etag: head.e_tag, version_id: head.version_id })
     }
 }
 
-/// An upload in parts that is aborted unless it was completed.
-struct Pending {
-    client: S3Client,
-    bucket: String,
-    key: String,
-    id: Option<String>,
-    runtime: Handle,
-}
-
-impl Pending {
-    /// Starts the abort, which bounds itself: nobody need wait for it.
-    fn abort(&mut self) -> Option<JoinHandle<()>> {
-        let id = self.id.take()?;
-        let client = self.client.clone();
-        let (bucket, key) = (self.bucket.clone(), self.key.clone());
-        Some(self.runtime.spawn(async move {
-            let abort = abort(&client, &bucket, &key, &id);
-            if !matches!(tokio::time::timeout(ABORT_LIMIT, abort).await, Ok(Ok(()))) {
-                tracing::warn!(
-                    mainstay.policy.name = client.policy().name(),
-                    aws.s3.bucket = bucket,
-                    "an unfinished upload could not be aborted; its parts hold storage"
-                );
-            }
-        }))
-    }
-}
-
-impl Drop for Pending {
-    fn drop(&mut self) {
-        let _ = self.abort();
-    }
-}
-
-async fn abort(client: &S3Client, bucket: &str, key: &str, id: &str) -> Result<(), Error> {
-    let target = Target { bucket, key: Some(key) };
-    let send = || {
-        client.call(&ABORT_UPLOAD, target, 0, |sdk, attempt| {
-            let abort = sdk.abort_multipart_upload().bucket(bucket).key(key).upload_id(id).send();
-            async move {
-                match abort.await.map_err(|e| S3Failure::sdk(e, attempt)) {
-                    Err(e) if e.code() != Some("NoSuchUpload") => Err(e),
-                    _ => Ok(()),
-                }
-            }
-        })
-    };
-    match send().await {
-        // What failed the upload may have opened the breaker: come back when it lets a probe in.
-        Err(e) if e.is_rejected() => {
-            tokio::time::sleep(e.retry_after().unwrap_or_default()).await;
-            send().await
-        }
-        end => end,
-    }
+fn mark() -> String {
+    format!("{:032x}", fastrand::u128(..))
 }

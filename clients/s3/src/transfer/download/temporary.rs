@@ -1,0 +1,237 @@
+//! The file beside the target that becomes it. It is locked while it is in use, so that what a killed process
+//! left is told from what another one is writing.
+
+use super::range::Version;
+use crate::transfer::{
+    checksum::{Crc, Sum},
+    part::{self, Part},
+};
+use mainstay_policy::Error;
+use std::{
+    fs::{self, File, OpenOptions, TryLockError},
+    io::{self, Write},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+const PREFIX: &str = ".mainstay-";
+const PART: &str = "part";
+/// Beside a file that is to be resumed: which version it is of, and the ranges that are there.
+const NOTES: &str = "notes";
+
+pub(crate) struct Temporary {
+    file: Arc<File>,
+    path: PathBuf,
+    target: PathBuf,
+    /// Only if it is to be resumed.
+    notes: Option<Arc<File>>,
+    renamed: bool,
+}
+
+/// What is there of an earlier download.
+pub(crate) struct Earlier {
+    pub(crate) version: Version,
+    pub(crate) size: u64,
+    pub(crate) sums: Vec<(Part, Sum)>,
+}
+
+impl Temporary {
+    /// With a `tag` it is the file that an earlier download with that tag left, and what is good of it;
+    /// unless that is to be forgotten.
+    pub(crate) fn create(
+        target: &Path,
+        tag: Option<u64>,
+        anew: bool,
+    ) -> Result<(Self, Option<Earlier>), Error> {
+        let refuse = |why: &dyn std::fmt::Display| {
+            let target = target.display();
+            Error::invalid(format!("local file `{target}` cannot be written: {why}"))
+        };
+        // What a link names is replaced, not the link.
+        let target = fs::canonicalize(target).unwrap_or_else(|_| target.to_owned());
+        let Some(name) = target.file_name() else {
+            return Err(refuse(&"it is a directory; give the name of a file"));
+        };
+        match fs::metadata(&target) {
+            Ok(found) if found.is_dir() => {
+                return Err(refuse(&"it is a directory; give the name of a file"));
+            }
+            Ok(found) if !found.is_file() => {
+                return Err(refuse(&"it is not a file; give the name of a file"));
+            }
+            _ => {}
+        }
+        let failed = |error: io::Error| refuse(&format!("{error}; check its directory"));
+        let Some(tag) = tag else {
+            let (file, path) = unnamed(&target).map_err(failed)?;
+            return Ok((
+                Self { file: Arc::new(file), path, target, notes: None, renamed: false },
+                None,
+            ));
+        };
+        let name = crc_fast::checksum(Crc::Crc64.algorithm(), name.as_encoded_bytes());
+        let path = target.with_file_name(format!("{PREFIX}{:016x}.{PART}", name ^ tag));
+        let (file, notes) = (open(&path).map_err(failed)?, notes_of(&path));
+        if matches!(file.try_lock(), Err(TryLockError::WouldBlock)) {
+            return Err(refuse(&"another download to it is on its way; wait for it to end"));
+        }
+        let text = fs::read_to_string(&notes).unwrap_or_default();
+        let earlier = if anew { None } else { Earlier::read(&text, &file) };
+        let notes = open_to_append(&notes).map_err(failed)?;
+        let kept = earlier.as_ref().map_or_else(String::new, Earlier::write);
+        notes.set_len(0).and_then(|()| (&notes).write_all(kept.as_bytes())).map_err(failed)?;
+        if earlier.is_none() {
+            file.set_len(0).map_err(failed)?;
+        }
+        let (file, notes) = (Arc::new(file), Some(Arc::new(notes)));
+        Ok((Self { file, path, target, notes, renamed: false }, earlier))
+    }
+
+    pub(crate) fn file(&self) -> &Arc<File> {
+        &self.file
+    }
+
+    /// Notes what the ranges are of, if it is to be resumed.
+    pub(crate) async fn note_version(&self, version: Version, size: u64) -> io::Result<()> {
+        self.append(Earlier { version, size, sums: Vec::new() }.write()).await
+    }
+
+    /// Notes that a range is there.
+    pub(crate) async fn note(&self, number: i32, sum: Option<Sum>) -> io::Result<()> {
+        match sum {
+            Some(sum) => self.append(line(number, sum)).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn append(&self, text: String) -> io::Result<()> {
+        let Some(notes) = self.notes.clone() else { return Ok(()) };
+        part::blocking(move || (&*notes).write_all(text.as_bytes())).await
+    }
+
+    /// Makes it the target; goes on to the end when nobody waits for it any more.
+    pub(crate) async fn finish(mut self, length: u64) -> io::Result<()> {
+        part::blocking(move || {
+            if self.notes.is_some() {
+                // What an earlier download left may have been of a longer object.
+                self.file.set_len(length)?;
+            }
+            if self.file.metadata()?.len() != length {
+                return Err(io::Error::other("its length is not the object's"));
+            }
+            self.file.sync_all()?;
+            fs::rename(&self.path, &self.target)?;
+            self.renamed = true;
+            if self.notes.is_some() {
+                let _ = fs::remove_file(notes_of(&self.path));
+            }
+            // The rename itself is on disk once the directory is; not every platform can do it.
+            #[cfg(unix)]
+            let _ = File::open(directory(&self.target)).and_then(|d| d.sync_all());
+            Ok(())
+        })
+        .await
+    }
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        if !self.renamed && self.notes.is_none() {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+fn notes_of(path: &Path) -> PathBuf {
+    path.with_extension(NOTES)
+}
+
+#[cfg(unix)]
+fn directory(target: &Path) -> &Path {
+    match target.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
+}
+
+/// A new file with a name of its own, locked.
+fn unnamed(target: &Path) -> io::Result<(File, PathBuf)> {
+    loop {
+        let path = target.with_file_name(format!("{PREFIX}{:016x}.{PART}", fastrand::u64(..)));
+        let file = File::create_new(&path)?;
+        // Whoever looks for files that nobody locks may have been quicker.
+        let taken = matches!(file.try_lock(), Err(TryLockError::WouldBlock));
+        if !taken && path.exists() {
+            return Ok((file, path));
+        }
+    }
+}
+
+fn open(path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)
+}
+
+fn open_to_append(path: &Path) -> io::Result<File> {
+    OpenOptions::new().append(true).create(true).open(path)
+}
+
+fn line(number: i32, sum: Sum) -> String {
+    format!("{number} {} {:x}\n", sum.crc.name(), sum.value)
+}
+
+impl Earlier {
+    const FIRST: &str = "mainstay-download-1";
+
+    fn write(&self) -> String {
+        let Version { total, etag } = &self.version;
+        let etag = etag.as_deref().unwrap_or_default();
+        let first = format!("{} {} {total} {etag}\n", Self::FIRST, self.size);
+        self.sums.iter().fold(first, |text, (part, sum)| text + &line(part.number, *sum))
+    }
+
+    /// Only what the file bears out: a process that was killed may have noted less or, where the machine
+    /// went down, more than is there.
+    fn read(text: &str, file: &File) -> Option<Self> {
+        let mut lines = text.lines();
+        let mut first = lines.next()?.strip_prefix(Self::FIRST)?.trim_start().splitn(3, ' ');
+        let size = first.next()?.parse().ok().filter(|size| *size > 0)?;
+        let total = first.next()?.parse().ok()?;
+        // Without one, nothing ties new ranges to the old.
+        let etag = Some(first.next()?.to_owned()).filter(|etag| !etag.is_empty())?;
+        let mut sums: Vec<(Part, Sum)> = Vec::new();
+        for line in lines {
+            let mut words = line.split(' ');
+            let number = words.next().and_then(|word| word.parse::<i32>().ok());
+            let crc = words.next().and_then(Crc::named);
+            let value = words.next().and_then(|word| u64::from_str_radix(word, 16).ok());
+            let (Some(number), Some(crc), Some(value)) = (number, crc, value) else { break };
+            let mut parts = part::parts(0, total, size);
+            let Some(part) = parts.find(|part| part.number == number) else { break };
+            let sum = Sum { crc, value, length: part.length };
+            let there = part::hash(file, part.start, part.length, crc);
+            let again = sums.iter().any(|(known, _)| known.number == number);
+            if !again && there.is_ok_and(|there| there == sum) {
+                sums.push((part, sum));
+            }
+        }
+        Some(Self { version: Version { total, etag: Some(etag) }, size, sums })
+    }
+}
+
+/// Removes what downloads left in a directory and nobody is at work on; how many they were.
+pub(crate) fn remove_abandoned(directory: &Path) -> io::Result<usize> {
+    let mut removed = 0;
+    for entry in fs::read_dir(directory)? {
+        let path = entry?.path();
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let is_ours = name.starts_with(PREFIX) && path.extension().is_some_and(|e| e == PART);
+        // Locked until it is gone. A file system without locks keeps all of them.
+        let Ok(file) = File::open(&path) else { continue };
+        if is_ours && file.try_lock().is_ok() {
+            fs::remove_file(&path)?;
+            let _ = fs::remove_file(notes_of(&path));
+            removed += 1;
+        }
+    }
+    Ok(removed)
+}

@@ -1,0 +1,102 @@
+//! What the store says of the whole object, against the ranges that came.
+
+use super::{Job, range::Version};
+use crate::{
+    Checksums, CustomerKey, S3Failure,
+    call::{DOWNLOAD, HEAD},
+    transfer::{
+        checksum::{Sum, Told},
+        part::{self, Part},
+    },
+};
+use aws_sdk_s3::types::ChecksumMode;
+use mainstay_policy::Error;
+use std::sync::Arc;
+
+/// What HEAD says.
+#[derive(Default)]
+pub(crate) struct Head {
+    pub(crate) told: Option<Told>,
+    length: u64,
+}
+
+impl Job<'_> {
+    /// Asks for the object's checksum; for a part, for its length.
+    pub(super) async fn ask(&self, part: Option<i32>) -> Result<Head, Error> {
+        if self.client().checksums() == Checksums::Off {
+            return Ok(Head::default());
+        }
+        let etag = self.version.as_ref().and_then(|version| version.etag.clone());
+        let customer = self.download.customer.as_ref();
+        let head = self.client().call(&HEAD, self.target, 0, |sdk, attempt| {
+            let head = sdk
+                .head_object()
+                .bucket(self.target.bucket)
+                .key(self.target.key.unwrap_or_default())
+                .set_if_match(etag.clone())
+                .set_sse_customer_algorithm(customer.map(CustomerKey::algorithm))
+                .set_sse_customer_key(customer.map(CustomerKey::base64))
+                .set_sse_customer_key_md5(customer.map(CustomerKey::md5))
+                .set_part_number(part)
+                .checksum_mode(ChecksumMode::Enabled)
+                .send();
+            async move { head.await.map_err(|e| S3Failure::sdk(e, attempt)) }
+        });
+        let head = head.await?;
+        let length = head.content_length().and_then(|n| u64::try_from(n).ok()).unwrap_or_default();
+        let version = Version { total: length, etag: head.e_tag().map(str::to_owned) };
+        if part.is_none() && self.version.as_ref() != Some(&version) {
+            return Err(self.client().local(&DOWNLOAD, S3Failure::changed()));
+        }
+        let (crc32, c) = (head.checksum_crc32(), head.checksum_crc32_c());
+        let told = Told::read(crc32, c, head.checksum_crc64_nvme());
+        if let Some(told) = told {
+            let _ = self.crc.set(told.crc);
+        }
+        Ok(Head { told, length })
+    }
+
+    /// # Errors
+    /// Bytes that are not those the store has.
+    pub(super) async fn verify(
+        &self,
+        told: Told,
+        ranges: Vec<(Part, Option<Sum>)>,
+    ) -> Result<(), Error> {
+        let count = ranges.len() as u64;
+        let sums = if told.parts.is_none_or(|parts| parts == count) {
+            self.sums(told, ranges).await?
+        } else {
+            Vec::new()
+        };
+        if told.is_of(&sums) {
+            return Ok(());
+        }
+        let damaged = || Err(self.client().local(&DOWNLOAD, S3Failure::other_bytes()));
+        let Some(count) = told.parts else { return damaged() };
+        // A checksum of checksums, of parts that are not our ranges: how long were they?
+        let (first, total) = (self.ask(Some(1)).await?.length, self.total());
+        if first == 0 || total.div_ceil(first) != count {
+            // Of unequal lengths: that is more than a store tells in one answer.
+            return Ok(());
+        }
+        let parts = part::parts(0, total, first).map(|part| (part, None)).collect();
+        match told.is_of(&self.sums(told, parts).await?) {
+            true => Ok(()),
+            false => damaged(),
+        }
+    }
+
+    /// The checksums of these ranges; what was not hashed so when it came is read from the file.
+    async fn sums(&self, told: Told, ranges: Vec<(Part, Option<Sum>)>) -> Result<Vec<Sum>, Error> {
+        let file = Arc::clone(&self.file);
+        let sums = part::blocking(move || {
+            let sum = |(part, sum): (Part, Option<Sum>)| match sum {
+                Some(sum) if sum.crc == told.crc => Ok(sum),
+                _ => part::hash(&file, part.start, part.length, told.crc),
+            };
+            ranges.into_iter().map(sum).collect()
+        });
+        sums.await.map_err(|error| self.download.failed(error))
+    }
+}

@@ -1,0 +1,81 @@
+//! What the caller hears of a transfer, and what the numbers do.
+
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+};
+
+/// How far a transfer has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Progress {
+    /// Bytes that are there: with the store, or in the temporary file. What is sent or fetched again counts
+    /// once.
+    pub done: u64,
+    /// All bytes.
+    pub total: u64,
+}
+
+pub(crate) type Listener = Arc<dyn Fn(Progress) + Send + Sync>;
+
+/// Which way a transfer goes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Direction {
+    Upload,
+    Download,
+}
+
+/// Counts for one transfer.
+pub(crate) struct Tracker {
+    done: AtomicU64,
+    total: u64,
+    direction: Direction,
+    listener: Option<Listener>,
+}
+
+impl fmt::Debug for Tracker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tracker").field("done", &self.done).field("total", &self.total).finish()
+    }
+}
+
+impl Tracker {
+    pub(crate) fn new(direction: Direction, total: u64, listener: Option<Listener>) -> Self {
+        Self { done: AtomicU64::new(0), total, direction, listener }
+    }
+
+    /// These bytes have come through.
+    pub(crate) fn moved(&self, bytes: u64) {
+        count("bytes", self.direction, bytes);
+        self.there(bytes);
+    }
+
+    /// These bytes need not be moved any more.
+    pub(crate) fn there(&self, bytes: u64) {
+        let done = self.done.fetch_add(bytes, Relaxed) + bytes;
+        if let Some(listener) = &self.listener {
+            listener(Progress { done, total: self.total });
+        }
+    }
+}
+
+/// `mainstay.s3.transfer.{what}`, by direction.
+#[cfg(feature = "metrics")]
+pub(crate) fn count(what: &'static str, direction: Direction, by: u64) {
+    let direction = match direction {
+        Direction::Upload => "upload",
+        Direction::Download => "download",
+    };
+    let name = match what {
+        "bytes" => "mainstay.s3.transfer.bytes",
+        "parts" => "mainstay.s3.transfer.parts",
+        _ => "mainstay.s3.transfer.retries",
+    };
+    metrics::counter!(name, "direction" => direction).increment(by);
+}
+
+#[cfg(not(feature = "metrics"))]
+pub(crate) const fn count(_: &'static str, _: Direction, _: u64) {}

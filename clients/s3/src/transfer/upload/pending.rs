@@ -1,0 +1,182 @@
+//! An upload in parts that is aborted unless it was completed.
+
+use crate::{
+    S3Client, S3Failure,
+    call::{ABORT_UPLOAD, LIST_UPLOADS, Target},
+};
+use aws_sdk_s3::types::MultipartUpload;
+use mainstay_policy::Error;
+use std::time::{Duration, SystemTime};
+use tokio::{runtime::Handle, task::JoinHandle};
+
+const ABORT_LIMIT: Duration = Duration::from_secs(30);
+/// How far the store's clock may be from ours for an upload without an owner to be ours.
+const SKEW: Duration = Duration::from_secs(2);
+
+pub(crate) struct Pending {
+    client: S3Client,
+    bucket: String,
+    key: String,
+    id: Option<String>,
+    /// When the upload was first asked for, while an answer may have been lost: there may be one whose
+    /// name we do not know.
+    asked: Option<SystemTime>,
+    /// It is to be gone on with later.
+    keep: bool,
+    runtime: Handle,
+}
+
+impl Pending {
+    pub(crate) fn new(client: &S3Client, target: Target<'_>, keep: bool) -> Self {
+        Self {
+            client: client.clone(),
+            bucket: target.bucket.to_owned(),
+            key: target.key.unwrap_or_default().to_owned(),
+            id: None,
+            asked: None,
+            keep,
+            runtime: Handle::current(),
+        }
+    }
+
+    pub(crate) fn asked(&mut self) {
+        self.asked = Some(SystemTime::now());
+    }
+
+    pub(crate) fn answered(&mut self) {
+        self.asked = None;
+    }
+
+    pub(crate) fn begun(&mut self, id: &str) {
+        self.id = Some(id.to_owned());
+    }
+
+    /// Nothing is left to abort but what a lost answer may have left.
+    pub(crate) fn completed(&mut self) {
+        self.id = None;
+        let _ = self.abort();
+    }
+
+    /// Starts the abort, which bounds itself: nobody need wait for it.
+    pub(crate) fn abort(&mut self) -> Option<JoinHandle<()>> {
+        let (id, asked) = (self.id.take(), self.asked.take());
+        if self.keep || (id.is_none() && asked.is_none()) {
+            return None;
+        }
+        let (client, bucket, key) = (self.client.clone(), self.bucket.clone(), self.key.clone());
+        Some(self.runtime.spawn(async move {
+            let abort = async {
+                if let Some(id) = id {
+                    abort(&client, &bucket, &key, &id).await?;
+                }
+                match asked {
+                    Some(asked) => abort_nameless(&client, &bucket, &key, asked).await,
+                    None => Ok(()),
+                }
+            };
+            if !matches!(tokio::time::timeout(ABORT_LIMIT, abort).await, Ok(Ok(()))) {
+                tracing::warn!(
+                    mainstay.policy.name = client.policy().name(),
+                    aws.s3.bucket = bucket,
+                    "an unfinished upload could not be aborted; its parts hold storage"
+                );
+            }
+        }))
+    }
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        let _ = self.abort();
+    }
+}
+
+/// Aborts one upload; one that is gone is no error.
+pub(crate) async fn abort(
+    client: &S3Client,
+    bucket: &str,
+    key: &str,
+    id: &str,
+) -> Result<(), Error> {
+    let target = Target { bucket, key: Some(key) };
+    patient(|| {
+        client.call(&ABORT_UPLOAD, target, 0, |sdk, attempt| {
+            let abort = sdk.abort_multipart_upload().bucket(bucket).key(key).upload_id(id).send();
+            async move {
+                match abort.await.map_err(|e| S3Failure::sdk(e, attempt)) {
+                    Err(e) if e.code() != Some("NoSuchUpload") => Err(e),
+                    _ => Ok(()),
+                }
+            }
+        })
+    })
+    .await
+}
+
+/// What failed the upload may have opened the breaker: comes back when it lets a probe in.
+async fn patient<T, Fut>(mut send: impl FnMut() -> Fut) -> Result<T, Error>
+where
+    Fut: Future<Output = Result<T, Error>>,
+{
+    match send().await {
+        Err(e) if e.is_rejected() => {
+            tokio::time::sleep(e.retry_after().unwrap_or_default()).await;
+            send().await
+        }
+        end => end,
+    }
+}
+
+/// Aborts what was created for this key since then and holds nothing: an upload whose name was in an answer
+/// that was lost.
+async fn abort_nameless(
+    client: &S3Client,
+    bucket: &str,
+    key: &str,
+    since: SystemTime,
+) -> Result<(), Error> {
+    let since = since.checked_sub(SKEW).unwrap_or(since);
+    let uploads = patient(|| list(client, bucket, key)).await?;
+    for upload in uploads.into_iter().filter(|upload| upload.key() == Some(key)) {
+        let initiated = upload.initiated().and_then(|t| SystemTime::try_from(*t).ok());
+        let (Some(initiated), Some(id)) = (initiated, upload.upload_id()) else { continue };
+        if (since..=SystemTime::now() + SKEW).contains(&initiated)
+            && super::resume::parts(client, bucket, key, id).await?.parts.is_empty()
+        {
+            abort(client, bucket, key, id).await?;
+        }
+    }
+    Ok(())
+}
+
+/// All unfinished uploads to keys that begin so.
+pub(crate) async fn list(
+    client: &S3Client,
+    bucket: &str,
+    prefix: &str,
+) -> Result<Vec<MultipartUpload>, Error> {
+    let target = Target::bucket(bucket)?;
+    let mut uploads = Vec::new();
+    let (mut next_key, mut next_id) = (None, None);
+    loop {
+        let page = client.call(&LIST_UPLOADS, target, 0, |sdk, attempt| {
+            let page = sdk
+                .list_multipart_uploads()
+                .bucket(bucket)
+                .prefix(prefix)
+                .set_key_marker(next_key.clone())
+                .set_upload_id_marker(next_id.clone())
+                .send();
+            async move { page.await.map_err(|e| S3Failure::sdk(e, attempt)) }
+        });
+        let page = page.await?;
+        let more = page.is_truncated() == Some(true);
+        let next = (page.next_key_marker, page.next_upload_id_marker);
+        uploads.extend(page.uploads.into_iter().flatten());
+        // The same marker again would go round for ever.
+        if !more || next.0.is_none() || next == (next_key.clone(), next_id.clone()) {
+            return Ok(uploads);
+        }
+        (next_key, next_id) = next;
+    }
+}
