@@ -154,6 +154,7 @@ async fn an_open_breaker_says_when_to_come_again_rounded_up() {
     assert_eq!(failed.into_response().status(), StatusCode::SERVICE_UNAVAILABLE);
     let refusal = || async { policy.call(|| async { Err::<(), _>(refused()) }).await.unwrap_err() };
     let (error, own) = (refusal().await, Error::from(refusal().await));
+    assert_eq!(own.cause().map(|cause| cause.reason), Some("failures in a row"));
     let wait = error.retry_after().unwrap();
     assert!(!wait.is_zero() && wait < 2 * S, "{wait:?}");
     let whole = wait.as_secs_f64().ceil().to_string();
