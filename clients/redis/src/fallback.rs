@@ -289,11 +289,17 @@ impl Fallback {
         self.recovery.lock().await
     }
 
-    /// Some of what the server must forget; writes of dirty keys wait while it is held.
+    #[cfg(test)]
     pub(crate) fn drain(&self, size: usize) -> Drain<'_> {
+        self.drain_where(size, |_| true)
+    }
+
+    /// Some of what the servers must forget that can be told so; writes of dirty keys wait while it
+    /// is held.
+    pub(crate) fn drain_where(&self, size: usize, reached: impl Fn(&Bytes) -> bool) -> Drain<'_> {
         self.draining.send_replace(true);
         // After the flag: from here on nothing is added to these keys.
-        let tasks = self.dirty().batch(size);
+        let tasks = self.dirty().batch_where(size, reached);
         Drain { fallback: self, tasks }
     }
 }

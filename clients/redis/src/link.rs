@@ -130,6 +130,14 @@ impl Line {
         }
     }
 
+    /// Whether the node of a cluster that has this key is up; of others only one is, or none.
+    pub(crate) fn reaches(&self, key: &[u8]) -> bool {
+        match &self.0 {
+            Servers::Cluster(cluster) => cluster.reaches(key),
+            Servers::One(_) | Servers::Sentinel(_) => true,
+        }
+    }
+
     /// Waits for the first connection, for no other.
     pub(crate) async fn until_tried(&self, limit: Duration) {
         match &self.0 {

@@ -48,7 +48,8 @@ async fn step(
     line: &Arc<Line>,
     numbers: &Numbers,
 ) -> Option<Duration> {
-    let drain = fallback.drain(BATCH);
+    // A master that is still away must not hold up what the others can forget.
+    let drain = fallback.drain_where(BATCH, |key| line.reaches(key));
     if drain.tasks.is_empty() {
         return None;
     }

@@ -219,8 +219,13 @@ impl Dirty {
         Ok(())
     }
 
-    /// Some of what the server must forget.
+    #[cfg(test)]
     pub(crate) fn batch(&self, size: usize) -> Vec<Task> {
+        self.batch_where(size, |_| true)
+    }
+
+    /// Some of what the servers must forget that can be told so.
+    pub(crate) fn batch_where(&self, size: usize, reached: impl Fn(&Bytes) -> bool) -> Vec<Task> {
         let task = |(key, entry): (&Bytes, &Entry)| Task {
             key: key.clone(),
             fields: match entry.whole {
@@ -229,7 +234,7 @@ impl Dirty {
             },
             sequence: entry.sequence,
         };
-        self.keys.iter().take(size).map(task).collect()
+        self.keys.iter().filter(|(key, _)| reached(key)).take(size).map(task).collect()
     }
 
     /// The server has forgotten it; what was written since stays dirty.

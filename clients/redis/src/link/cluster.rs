@@ -99,6 +99,11 @@ impl Cluster {
         self.owner(command).and_then(|node| node.policy.clone())
     }
 
+    pub(super) fn reaches(&self, key: &[u8]) -> bool {
+        let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
+        table.owner(redis_keyslot(key)).is_some_and(|node| node.peer.is_up())
+    }
+
     /// The node that a command is for, as far as is known.
     fn owner(&self, command: &Command) -> Option<Arc<Node>> {
         let table = self.table.read().unwrap_or_else(PoisonError::into_inner);

@@ -154,6 +154,39 @@ async fn a_frozen_master_is_answered_from_memory_the_others_by_themselves() {
     assert_eq!(cluster.nodes[0].say(&format!("EXISTS {}", keys[0])), ":0\r\n");
 }
 
+/// More keys of the one that stays away than fit one batch of the recovery.
+#[tokio::test]
+async fn masters_that_are_back_forget_while_another_is_still_away() {
+    let mut cluster = RedisCluster::start(3, false);
+    let cache = RedisClient::builder()
+        .name("t-partly-back")
+        .url(cluster.url())
+        .policy(|p| p.timeout(ms(1500)).max_attempts(1).recovery_timeout(ms(200)))
+        .build()
+        .unwrap();
+    let (away, back) = (cluster.key_of(0, 0), cluster.key_of(1, 0));
+    for key in [&away, &back] {
+        cache.set(key, "old").await.unwrap();
+    }
+    for node in &mut cluster.nodes {
+        node.hang();
+    }
+    for n in 0..200 {
+        cache.set(format!("{{{away}}}{n}"), "new").await.unwrap();
+    }
+    cache.set(&back, "new").await.unwrap();
+    cluster.nodes[1].resume();
+    cluster.nodes[2].resume();
+    let forgotten = async || cluster.nodes[1].say(&format!("EXISTS {back}")) == ":0\r\n";
+    until_true("forgotten", ms(15_000), forgotten).await;
+    let written = async || {
+        cache.set(&back, "newer").await.unwrap();
+        cluster.nodes[1].say(&format!("GET {back}")) == "$5\r\nnewer\r\n"
+    };
+    until_true("written", ms(5000), written).await;
+    assert_eq!(text(&cache, &format!("{{{away}}}7")).await.as_deref(), Some("new"));
+}
+
 #[tokio::test]
 async fn a_replica_that_takes_over_is_found() {
     let mut cluster = RedisCluster::start(3, true);
