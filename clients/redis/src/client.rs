@@ -221,9 +221,9 @@ impl RedisClient {
         let takes = fallback.takes(&change);
         let mut patience = Patience::new(self, fallback);
         let mut waited = false;
-        let (sent, ticket) = loop {
+        let (sent, ticket, before) = loop {
             match fallback.begin_write(&slot) {
-                BeginWrite::Ask(ticket) => break (Instant::now(), ticket),
+                BeginWrite::Ask(ticket, before) => break (Instant::now(), ticket, before),
                 BeginWrite::Local if takes => return local(),
                 BeginWrite::Draining if takes && waited => return local(),
                 _ if patience.wait().await => waited = true,
@@ -244,7 +244,8 @@ impl RedisClient {
                     && is_outage(&error)
                     && !(matches!(change, Change::Add(_)) && error.is_outcome_unknown()) =>
             {
-                match fallback.write(&slot, &change, Instant::now()) {
+                let before = Some((ticket, before));
+                match fallback.write_after(&slot, &change, before, Instant::now()) {
                     Err(Refusal::Unavailable) => Err(self.failed(&operation, error)),
                     Err(refusal) => Err(self.refused(&operation, refusal)),
                     Ok(answer) => {
@@ -420,7 +421,9 @@ impl<'a> Patience<'a> {
 fn whole(
     replies: Vec<Result<Value, RedisFailure>>,
 ) -> Result<Vec<Result<Value, RedisFailure>>, RedisFailure> {
-    let is_final = |failure: &RedisFailure| failure.classify().effect == Effect::Permanent;
+    let is_final = |failure: &RedisFailure| {
+        failure.classify().effect == Effect::Permanent && !failure.is_outage()
+    };
     let Some(n) = replies.iter().position(|reply| matches!(reply, Err(f) if !is_final(f))) else {
         return Ok(replies);
     };

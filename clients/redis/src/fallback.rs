@@ -63,8 +63,12 @@ pub(crate) enum BeginWrite {
     Local,
     /// The recovery is deleting this key right now: wait for it, then begin again.
     Draining,
-    Ask(Ticket),
+    /// With what was known of the slot, which is no longer true once the write has happened.
+    Ask(Ticket, Before),
 }
+
+/// What memory knew of a slot before a write was sent.
+pub(crate) type Before = Result<Known<Held>, Refusal>;
 
 pub(crate) struct Fallback {
     /// Without a server the shadow is all there is: nothing is dirty and nothing gets stale.
@@ -188,8 +192,8 @@ impl Fallback {
             return if *self.draining.borrow() { BeginWrite::Draining } else { BeginWrite::Local };
         }
         *generation += 1;
-        self.shadow.forget(slot);
-        BeginWrite::Ask(Ticket(*generation))
+        let before = self.shadow.take(slot, Instant::now());
+        BeginWrite::Ask(Ticket(*generation), before)
     }
 
     /// The server acknowledged a write that was sent at `sent`. With another write of this client
@@ -242,6 +246,18 @@ impl Fallback {
     /// The server is away: the write stays here, or is refused. Gives what the server would: a
     /// counter's new value, else 1 if there was something to change, else 0.
     pub(crate) fn write(&self, slot: &Slot, change: &Change, now: Instant) -> Result<i64, Refusal> {
+        self.write_after(slot, change, None, now)
+    }
+
+    /// The same after it could not be sent. What was known before stands if this client has written
+    /// nothing there since.
+    pub(crate) fn write_after(
+        &self,
+        slot: &Slot,
+        change: &Change,
+        before: Option<(Ticket, Before)>,
+        now: Instant,
+    ) -> Result<i64, Refusal> {
         if !self.takes(change) {
             return Err(Refusal::Unavailable);
         }
@@ -251,7 +267,10 @@ impl Fallback {
             Standing::Dirty(known) => known,
             // Fields were written here, so that it is a hash.
             Standing::Mixed => Err(Refusal::WrongType),
-            Standing::Clean => self.shadow.read(slot, now),
+            Standing::Clean => match (self.shadow.read(slot, now), before) {
+                (Ok(Known::Unknown), Some((ticket, before))) if ticket.0 == *generation => before,
+                (known, _) => known,
+            },
         };
         let Some((held, answer)) = applied(slot, change, known, now)? else { return Ok(0) };
         if !self.server {

@@ -125,7 +125,7 @@ impl RedisClient {
         let (mut asked, sent) = (Vec::new(), Instant::now());
         for (n, (slot, _)) in writes.iter().enumerate() {
             match self.fallback().filter(|_| self.is_configured()).map(|f| f.begin_write(slot)) {
-                Some(BeginWrite::Ask(ticket)) => asked.push((n, Some(ticket))),
+                Some(BeginWrite::Ask(ticket, _)) => asked.push((n, Some(ticket))),
                 // What is dirty stays so; a recovery under way comes back for it.
                 Some(_) => keep(n).map_err(refused)?,
                 None if self.is_configured() => asked.push((n, None)),

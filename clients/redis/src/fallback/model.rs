@@ -182,7 +182,7 @@ impl Model {
             return;
         }
         match self.fallback.begin_write(&slot) {
-            BeginWrite::Ask(ticket) => {
+            BeginWrite::Ask(ticket, _) => {
                 call.ticket = Some(ticket);
                 self.begun.push(call);
             }

@@ -36,10 +36,10 @@ impl Fields {
         }
     }
 
-    fn remove(&mut self, field: &Bytes) {
-        if let Some(old) = self.seen.remove(field) {
-            self.bytes -= field_weight(field, &old);
-        }
+    fn remove(&mut self, field: &Bytes) -> Option<Held> {
+        let old = self.seen.remove(field)?;
+        self.bytes -= field_weight(field, &old);
+        Some(old)
     }
 }
 
@@ -200,7 +200,7 @@ impl Shadow {
     /// The server has no value for this slot.
     pub(crate) fn seen_absent(&self, slot: &Slot) {
         match (&slot.field, self.cache.get(&slot.key)) {
-            (Some(field), Some(Shadowed::Hash(fields))) => lock(&fields).remove(field),
+            (Some(field), Some(Shadowed::Hash(fields))) => drop(lock(&fields).remove(field)),
             (_, Some(_)) => self.cache.invalidate(&slot.key),
             (_, None) => {}
         }
@@ -227,24 +227,45 @@ impl Shadow {
         }
     }
 
+    /// Takes out what is known of this slot. A text stays where a field is to be written: the server
+    /// refuses that, or the text is another client's loss.
+    pub(crate) fn take(&self, slot: &Slot, now: Instant) -> Result<Known<Held>, Refusal> {
+        let taken = match &slot.field {
+            None => match self.cache.remove(&slot.key) {
+                Some(Shadowed::Text(held)) => Some(held),
+                Some(Shadowed::Hash(_)) => return Err(Refusal::WrongType),
+                None => None,
+            },
+            Some(field) => match self.cache.get(&slot.key) {
+                Some(Shadowed::Text(held)) if self.fresh(&held, now) => {
+                    return Err(Refusal::WrongType);
+                }
+                Some(Shadowed::Text(_)) => {
+                    self.cache.invalidate(&slot.key);
+                    None
+                }
+                Some(Shadowed::Hash(fields)) => {
+                    let mut held = lock(&fields);
+                    let taken = held.remove(field);
+                    held.complete = None;
+                    let empty = held.seen.is_empty();
+                    drop(held);
+                    if empty {
+                        self.cache.invalidate(&slot.key);
+                    }
+                    taken
+                }
+                None => None,
+            },
+        };
+        let fresh = taken.filter(|held| self.fresh(held, now));
+        Ok(fresh.map_or(Known::Unknown, |held| Known::Here { at: held.at, what: held }))
+    }
+
     /// Drops what is known of this slot.
     pub(crate) fn forget(&self, slot: &Slot) {
-        let Some(field) = &slot.field else {
-            return self.cache.invalidate(&slot.key);
-        };
-        match self.cache.get(&slot.key) {
-            None => {}
-            Some(Shadowed::Text(_)) => self.cache.invalidate(&slot.key),
-            Some(Shadowed::Hash(fields)) => {
-                let mut held = lock(&fields);
-                held.remove(field);
-                held.complete = None;
-                let empty = held.seen.is_empty();
-                drop(held);
-                if empty {
-                    self.cache.invalidate(&slot.key);
-                }
-            }
+        if self.take(slot, Instant::now()) == Err(Refusal::WrongType) {
+            self.cache.invalidate(&slot.key);
         }
     }
 

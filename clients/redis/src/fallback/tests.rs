@@ -31,7 +31,7 @@ fn ask_read(fallback: &Fallback, slot: &Slot) -> Ticket {
 
 fn ask_write(fallback: &Fallback, slot: &Slot) -> Ticket {
     match fallback.begin_write(slot) {
-        BeginWrite::Ask(ticket) => ticket,
+        BeginWrite::Ask(ticket, _) => ticket,
         _ => panic!("kept here"),
     }
 }

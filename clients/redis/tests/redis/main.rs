@@ -7,6 +7,10 @@ mod away;
 mod cluster;
 #[cfg(feature = "test-servers")]
 mod link;
+#[cfg(feature = "test-servers")]
+mod commands;
+#[cfg(feature = "test-servers")]
+mod degraded;
 mod local;
 #[cfg(feature = "test-servers")]
 mod outage;

@@ -1,0 +1,229 @@
+//! The table of the crate's documentation, cell by cell: what each command does while the server is
+//! away, and what the server holds once it is back.
+
+use crate::{client, ms, until};
+use mainstay_policy::Error;
+use mainstay_redis::{FallbackConfig, RedisClient, RedisFailure, RedisState, Source, Ttl};
+use mainstay_test_support::{Proxy, Redis};
+use std::time::Duration;
+
+/// A server that can be taken away and keeps what it holds.
+struct Place {
+    redis: Redis,
+    proxy: Proxy,
+}
+
+impl Place {
+    fn new() -> Self {
+        let redis = Redis::start();
+        let proxy = Proxy::in_front_of(redis.address());
+        Self { redis, proxy }
+    }
+
+    async fn take_away(&self, cache: &RedisClient) {
+        self.proxy.refuse();
+        self.proxy.cut();
+        until(cache, RedisState::Degraded).await;
+    }
+
+    async fn give_back(&self, cache: &RedisClient) {
+        self.proxy.listen();
+        until(cache, RedisState::Connected).await;
+    }
+}
+
+fn is_unavailable(error: &Error) -> bool {
+    // By memory, or by what keeps the call from the server.
+    let failure = error.downcast_ref::<RedisFailure>();
+    !error.is_outcome_unknown()
+        && failure.map_or(error.is_circuit_open(), |f| f.is_unavailable() || f.is_outage())
+}
+
+async fn get(cache: &RedisClient, key: &str) -> (Option<String>, Source) {
+    let answer = cache.get_answer(key).await.unwrap();
+    (answer.value, answer.source)
+}
+
+#[tokio::test]
+async fn reads_and_writes() {
+    let place = Place::new();
+    let cache = client("t-cells", place.proxy.addr());
+    for key in ["seen", "written", "deleted", "lived", "unseen"] {
+        cache.set(key, "old").ttl(Duration::from_secs(90)).await.unwrap();
+    }
+    assert_eq!(place.redis.say("SET other other"), "+OK\r\n");
+    place.take_away(&cache).await;
+
+    // get, mget
+    assert_eq!(get(&cache, "seen").await, (Some("old".into()), Source::Fallback));
+    assert_eq!(get(&cache, "other").await, (None, Source::Nobody));
+    let many = cache.mget::<String>(["seen", "other"]).await.unwrap();
+    assert_eq!(many, [Some("old".into()), None]);
+    // set, mset
+    cache.set("written", "new").await.unwrap();
+    cache.set("short", "new").ttl(ms(30)).await.unwrap();
+    cache.mset([("m1", "1"), ("m2", "2")]).await.unwrap();
+    assert_eq!(get(&cache, "written").await, (Some("new".into()), Source::Fallback));
+    assert_eq!(cache.mget::<i32>(["m1", "m2"]).await.unwrap(), [Some(1), Some(2)]);
+    let short = std::time::Instant::now();
+    while get(&cache, "short").await.0.is_some() {
+        assert!(short.elapsed() < ms(5_000));
+        tokio::task::yield_now().await;
+    }
+    // del
+    assert!(cache.del("deleted").await.unwrap());
+    assert!(!cache.del("deleted").await.unwrap());
+    assert_eq!(get(&cache, "deleted").await, (None, Source::Fallback));
+    // exists
+    assert!(cache.exists("seen").await.unwrap());
+    assert!(!cache.exists("deleted").await.unwrap());
+    assert!(!cache.exists("other").await.unwrap());
+    // ttl, expire, persist
+    assert!(matches!(cache.ttl("seen").await.unwrap(), Ttl::Left(_)));
+    assert_eq!(cache.ttl("written").await.unwrap(), Ttl::Forever);
+    assert_eq!(cache.ttl("deleted").await.unwrap(), Ttl::Missing);
+    assert!(cache.expire("lived", Duration::from_secs(9)).await.unwrap());
+    assert!(
+        matches!(cache.ttl("lived").await.unwrap(), Ttl::Left(l) if l <= Duration::from_secs(9))
+    );
+    assert!(cache.persist("lived").await.unwrap());
+    assert!(!cache.expire("deleted", Duration::from_secs(9)).await.unwrap());
+    assert!(is_unavailable(&cache.expire("other", Duration::from_secs(9)).await.unwrap_err()));
+    assert!(is_unavailable(&cache.persist("other").await.unwrap_err()));
+
+    let dirty = cache.dirty_keys();
+    assert_eq!(dirty, 6, "written, short, m1, m2, deleted, lived");
+    place.give_back(&cache).await;
+    for key in ["written", "short", "m1", "m2", "deleted", "lived"] {
+        assert_eq!(place.redis.say(&format!("EXISTS {key}")), ":0\r\n", "{key}");
+        assert_eq!(get(&cache, key).await, (None, Source::Redis));
+    }
+    assert_eq!(get(&cache, "seen").await, (Some("old".into()), Source::Redis));
+    assert_eq!(get(&cache, "other").await, (Some("other".into()), Source::Redis));
+}
+
+#[tokio::test]
+async fn hashes() {
+    let place = Place::new();
+    let cache = client("t-hash-cells", place.proxy.addr());
+    assert_eq!(place.redis.say("HSET whole a 1 b 2"), ":2\r\n");
+    assert_eq!(place.redis.say("HSET part a 1 b 2"), ":2\r\n");
+    cache.hgetall::<String>("whole").await.unwrap();
+    cache.hget::<String>("part", "a").await.unwrap();
+    cache.set("text", "1").await.unwrap();
+    place.take_away(&cache).await;
+
+    let hget = async |key: &str, field: &str| {
+        let answer = cache.hget_answer::<String>(key, field).await.unwrap();
+        (answer.value, answer.source)
+    };
+    assert_eq!(hget("part", "a").await, (Some("1".into()), Source::Fallback));
+    assert_eq!(hget("part", "b").await, (None, Source::Nobody));
+    let whole = cache.hgetall_answer::<String>("whole").await.unwrap();
+    assert_eq!((whole.value.len(), whole.source), (2, Source::Fallback));
+    assert!(is_unavailable(&cache.hgetall::<String>("part").await.unwrap_err()));
+    let none = cache.hgetall_answer::<String>("none").await.unwrap();
+    assert_eq!((none.value.len(), none.source), (0, Source::Nobody));
+    cache.hset("part", "a", "9").await.unwrap();
+    assert!(cache.hdel("whole", "a").await.unwrap());
+    assert_eq!(hget("part", "a").await, (Some("9".into()), Source::Fallback));
+    assert_eq!(hget("whole", "a").await, (None, Source::Fallback));
+    assert!(is_unavailable(&cache.expire("part", Duration::from_secs(9)).await.unwrap_err()));
+    assert!(is_unavailable(&cache.ttl("part").await.unwrap_err()));
+    // The same error from either tier.
+    for error in [
+        cache.hget::<String>("text", "f").await.unwrap_err(),
+        cache.hset("text", "f", "1").await.unwrap_err(),
+        cache.get::<String>("part").await.unwrap_err(),
+    ] {
+        assert!(error.downcast_ref::<RedisFailure>().unwrap().is_wrong_type(), "{error:?}");
+    }
+
+    place.give_back(&cache).await;
+    assert_eq!(place.redis.say("HGET part a"), "$-1\r\n");
+    assert_eq!(place.redis.say("HGET part b"), "$1\r\n2\r\n");
+    assert_eq!(place.redis.say("HGET whole a"), "$-1\r\n");
+    assert_eq!(place.redis.say("HGET whole b"), "$1\r\n2\r\n");
+}
+
+#[tokio::test]
+async fn what_only_the_server_may_do_is_refused() {
+    let place = Place::new();
+    let cache = client("t-refused-cells", place.proxy.addr());
+    cache.set("k", "1").await.unwrap();
+    place.take_away(&cache).await;
+    for error in [
+        cache.set_if_absent("lock", "1").await.unwrap_err(),
+        cache.set_if_present("k", "1").await.unwrap_err(),
+        cache.set("k", "1").keep_ttl().await.unwrap_err(),
+        cache.get_set::<String>("k", "2").await.unwrap_err(),
+        cache.get_del::<String>("k").await.unwrap_err(),
+        cache.incr("n").await.unwrap_err(),
+        cache.hincr_by("h", "f", 1).await.unwrap_err(),
+        cache.run("LPUSH").key("l").arg("1").await.unwrap_err(),
+        cache.pipeline([cache.run("GET").key("k")]).await.unwrap_err(),
+        futures_util::StreamExt::next(&mut cache.scan::<String>("*")).await.unwrap().unwrap_err(),
+    ] {
+        assert!(is_unavailable(&error), "{error:?}");
+    }
+    assert_eq!(cache.dirty_keys(), 0);
+    // And while the server has not been told of a key.
+    cache.set("k", "2").await.unwrap();
+    let refused = cache.get_del::<String>("k").await.unwrap_err();
+    assert!(is_unavailable(&refused), "{refused:?}");
+    place.give_back(&cache).await;
+    assert!(cache.set_if_absent("k", "3").await.unwrap());
+}
+
+#[tokio::test]
+async fn a_counter_counts_offline_if_it_may_and_begins_again() {
+    let place = Place::new();
+    let cache = RedisClient::builder()
+        .name("t-counting")
+        .url(format!("redis://{}", place.proxy.addr()))
+        .policy(|p| p.timeout(ms(1500)).base_delay(ms(10)).recovery_timeout(ms(200)))
+        .fallback(FallbackConfig::new().count_offline())
+        .build()
+        .unwrap();
+    assert_eq!(cache.incr_by("n", 5).await.unwrap(), 5);
+    assert_eq!(cache.get::<i64>("n").await.unwrap(), Some(5));
+    place.take_away(&cache).await;
+    assert_eq!(cache.incr("n").await.unwrap(), 6);
+    assert_eq!(cache.incr("m").await.unwrap(), 1);
+    place.give_back(&cache).await;
+    assert_eq!(cache.incr("n").await.unwrap(), 1);
+}
+
+#[tokio::test]
+async fn read_only_answers_reads_and_refuses_writes() {
+    let place = Place::new();
+    let build = |name: &str, fallback| {
+        RedisClient::builder()
+            .name(name)
+            .url(format!("redis://{}", place.proxy.addr()))
+            .policy(|p| p.timeout(ms(500)).base_delay(ms(10)).recovery_timeout(ms(200)))
+            .fallback(fallback)
+            .build()
+            .unwrap()
+    };
+    let reader = build("t-read-only", FallbackConfig::read_only());
+    let strict = build("t-off", FallbackConfig::off());
+    reader.set("k", "1").await.unwrap();
+    strict.set("k", "1").await.unwrap();
+    place.take_away(&reader).await;
+    until(&strict, RedisState::Degraded).await;
+    assert_eq!(get(&reader, "k").await, (Some("1".into()), Source::Fallback));
+    for error in [
+        reader.set("k", "2").await.unwrap_err(),
+        reader.mset([("k", "2")]).await.unwrap_err(),
+        strict.get::<String>("k").await.unwrap_err(),
+        strict.set("k", "2").await.unwrap_err(),
+    ] {
+        assert!(is_unavailable(&error), "{error:?}");
+    }
+    assert_eq!(reader.dirty_keys(), 0);
+    assert_eq!(get(&reader, "k").await.1, Source::Nobody, "a write that failed may have happened");
+    place.give_back(&reader).await;
+    let nothing = RedisClient::builder().fallback(FallbackConfig::read_only()).build().unwrap_err();
+    assert!(nothing.to_string().contains("takes writes"), "{nothing}");
+}
