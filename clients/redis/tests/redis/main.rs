@@ -10,8 +10,12 @@ mod link;
 #[cfg(feature = "test-servers")]
 mod commands;
 #[cfg(feature = "test-servers")]
+mod counters;
+#[cfg(feature = "test-servers")]
 mod degraded;
 mod local;
+#[cfg(feature = "test-servers")]
+mod model;
 #[cfg(feature = "test-servers")]
 mod outage;
 #[cfg(feature = "test-servers")]

@@ -1,0 +1,77 @@
+//! What the fallback costs: a GET of 100 bytes while the breaker is open, and the memory that ten
+//! million distinct keys take.
+//!
+//! ```sh
+//! cargo run --release -p mainstay-redis --example fallback_cost [keys]
+//! ```
+
+use mainstay_redis::{FallbackConfig, RedisClient, Source};
+use std::{
+    error::Error,
+    hint::black_box,
+    time::{Duration, Instant},
+};
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> Result<(), Box<dyn Error>> {
+    let keys = std::env::args().nth(1).map_or(Ok(10_000_000), |n| n.parse())?;
+    speed().await?;
+    memory(keys).await?;
+    Ok(())
+}
+
+async fn speed() -> Result<(), Box<dyn Error>> {
+    // Nobody listens there.
+    let cache = RedisClient::builder()
+        .name("cost")
+        .url("redis://127.0.0.1:1")
+        .policy(|policy| policy.recovery_timeout(Duration::from_secs(3600)))
+        .build()?;
+    cache.set("key", "x".repeat(100)).await?;
+    cache.policy().breaker().isolate();
+    let answer = cache.get_answer::<String>("key").await?;
+    assert_eq!((answer.value.map(|v| v.len()), answer.source), (Some(100), Source::Fallback));
+    let mut rounds = Vec::new();
+    for _ in 0..200 {
+        let began = Instant::now();
+        for _ in 0..1_000 {
+            black_box(cache.get::<bytes::Bytes>("key").await?);
+        }
+        rounds.push(began.elapsed() / 1_000);
+    }
+    rounds.sort();
+    println!("a GET of 100 bytes from the fallback, refused by the breaker: {:?}", rounds[100]);
+    Ok(())
+}
+
+async fn memory(keys: u64) -> Result<(), Box<dyn Error>> {
+    let bound = 64 * 1024 * 1024;
+    let config = FallbackConfig::new().max_bytes(bound).max_entries(1_000_000);
+    let cache = RedisClient::builder().name("memory").fallback(config).build()?;
+    let before = resident()?;
+    let (began, mut most) = (Instant::now(), 0);
+    for n in 0..keys {
+        cache.set(format!("user:{n}"), format!("{n:0100}")).await?;
+        if n % 100_000 == 0 {
+            most = most.max(resident()?.saturating_sub(before));
+        }
+    }
+    let (entries, bytes) = cache.fallback_size();
+    println!(
+        "{keys} keys in {:.1?}: {entries} held, {} MB by its own count, {} MB resident at most, bound {} MB",
+        began.elapsed(),
+        bytes / 1_048_576,
+        most / 1_048_576,
+        bound / 1_048_576,
+    );
+    assert!(most <= bound, "more than the bound is resident");
+    Ok(())
+}
+
+/// Bytes of this process in memory (Linux).
+fn resident() -> Result<u64, Box<dyn Error>> {
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).ok_or("no VmRSS")?;
+    let kilobytes: u64 = line.trim_end_matches("kB").trim().parse()?;
+    Ok(kilobytes * 1024)
+}
