@@ -388,13 +388,17 @@ pub(crate) struct Drain<'a> {
 }
 
 impl Drain<'_> {
-    /// The server has forgotten them all; says whether anything is dirty still.
-    pub(crate) fn acknowledge(self) -> bool {
+    /// Which of them the server has forgotten; says whether anything is dirty still.
+    pub(crate) fn acknowledge(self, done: &[bool]) -> bool {
         let fallback = self.fallback;
-        for task in &self.tasks {
+        for (task, done) in self.tasks.iter().zip(done) {
             let _stripe = fallback.stripe(&task.key);
             let mut dirty = fallback.dirty();
-            dirty.acknowledge(task);
+            if *done {
+                dirty.acknowledge(task);
+            } else {
+                dirty.pass_over(task);
+            }
             fallback.dirty_keys.store(dirty.len(), Ordering::Release);
         }
         let mut left = false;

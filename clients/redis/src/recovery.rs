@@ -2,13 +2,12 @@
 //! can come back; then forgets it here too. The next read is a miss that the caller refills.
 
 use crate::{
-    classify::RedisFailure,
     command::{Command, IfAway, RECOVER, Raw},
-    fallback::Fallback,
+    fallback::{Fallback, Task},
     link::Line,
     numbers::Numbers,
 };
-use futures_util::future::try_join_all;
+use futures_util::future::join_all;
 use mainstay_policy::Policy;
 use std::{sync::Arc, time::Duration};
 
@@ -53,48 +52,41 @@ async fn step(
     if drain.tasks.is_empty() {
         return None;
     }
-    let commands: Arc<[Command]> =
-        drain.tasks.iter().map(|task| Command::Raw(Raw::forget(&task.key, &task.fields))).collect();
-    let result = policy
-        .run(&RECOVER, |attempt| {
-            let (line, commands) = (Arc::clone(line), Arc::clone(&commands));
-            async move {
-                let all = commands.iter().map(|c| forget(&line, c, attempt.timeout()));
-                try_join_all(all).await
-            }
-        })
-        .await;
-    match result {
-        Ok(_) => {
-            let count = drain.tasks.len();
-            let left = drain.acknowledge();
-            numbers.recovered(count);
-            numbers.dirty(fallback.dirty_keys());
-            tracing::debug!(db.system.name = "redis", count, "keys written offline deleted");
-            if !left {
-                tracing::info!(db.system.name = "redis", "recovered from the fallback");
-            }
-            left.then_some(Duration::ZERO)
-        }
-        Err(error) => {
-            tracing::debug!(db.system.name = "redis", %error, "recovery put off");
-            Some(error.retry_after().unwrap_or(PAUSE).max(PAUSE))
-        }
+    // One dead master of a cluster must not keep the others' keys here.
+    let done = join_all(drain.tasks.iter().map(|task| forget(task, policy, line))).await;
+    let count = done.iter().filter(|done| **done).count();
+    let left = drain.acknowledge(&done);
+    numbers.recovered(count);
+    numbers.dirty(fallback.dirty_keys());
+    tracing::debug!(db.system.name = "redis", count, "keys written offline deleted");
+    if !left {
+        tracing::info!(db.system.name = "redis", "recovered from the fallback");
+        return None;
     }
+    Some(if count == done.len() { Duration::ZERO } else { PAUSE })
 }
 
-async fn forget(
-    line: &Line,
-    command: &Command,
-    timeout: Option<Duration>,
-) -> Result<(), RedisFailure> {
-    match (line.send(command, IfAway::FallBack, timeout).await, command) {
-        (Ok(_), _) => Ok(()),
-        // Not a hash any more: somebody else's value, and the only way to be rid of our fields.
-        (Err(error), Command::Raw(raw)) if error.is_wrong_type() => {
-            let whole = Command::Raw(Raw::forget(&raw.args[0], &[]));
-            line.send(&whole, IfAway::FallBack, timeout).await.map(drop)
+/// Whether the server has forgotten it.
+async fn forget(task: &Task, policy: &Policy, line: &Line) -> bool {
+    let command = Command::Raw(Raw::forget(&task.key, &task.fields));
+    let own = line.policy(&command);
+    let policy = own.as_ref().unwrap_or(policy);
+    let command = &command;
+    let result = policy.run(&RECOVER, |attempt| async move {
+        match line.send(command, IfAway::FallBack, attempt.timeout()).await {
+            // Not a hash any more: somebody else's value, and the only way to be rid of our fields.
+            Err(error) if error.is_wrong_type() => {
+                let whole = Command::Raw(Raw::forget(&task.key, &[]));
+                line.send(&whole, IfAway::FallBack, attempt.timeout()).await
+            }
+            result => result,
         }
-        (Err(error), _) => Err(error),
+    });
+    match result.await {
+        Ok(_) => true,
+        Err(error) => {
+            tracing::debug!(db.system.name = "redis", %error, "recovery put off");
+            false
+        }
     }
 }

@@ -43,6 +43,8 @@ struct Entry {
     fields: HashMap<Bytes, Option<Held>>,
     sequence: u64,
     bytes: usize,
+    /// How often the server could not be told.
+    passes: u32,
 }
 
 impl Entry {
@@ -152,7 +154,8 @@ impl Dirty {
         let (old_count, old_bytes) = old.map_or((0, 0), |e| (1 + e.fields.len(), e.bytes));
         self.admit(1, old_count, bytes, old_bytes)?;
         let sequence = self.sequence;
-        let entry = Entry { whole: Some(whole), fields: HashMap::new(), sequence, bytes };
+        let entry =
+            Entry { whole: Some(whole), fields: HashMap::new(), sequence, bytes, passes: 0 };
         self.keys.insert(key.clone(), entry);
         Ok(())
     }
@@ -187,6 +190,7 @@ impl Dirty {
             fields: HashMap::new(),
             sequence,
             bytes: 0,
+            passes: 0,
         });
         entry.sequence = sequence;
         entry.bytes = entry.bytes + bytes - old_bytes;
@@ -224,7 +228,7 @@ impl Dirty {
         self.batch_where(size, |_| true)
     }
 
-    /// Some of what the servers must forget that can be told so.
+    /// Some of what the servers must forget that can be told so; first what was passed over least.
     pub(crate) fn batch_where(&self, size: usize, reached: impl Fn(&Bytes) -> bool) -> Vec<Task> {
         let task = |(key, entry): (&Bytes, &Entry)| Task {
             key: key.clone(),
@@ -234,7 +238,18 @@ impl Dirty {
             },
             sequence: entry.sequence,
         };
-        self.keys.iter().filter(|(key, _)| reached(key)).take(size).map(task).collect()
+        let mut keys: Vec<_> = self.keys.iter().filter(|(key, _)| reached(key)).collect();
+        if size < keys.len() {
+            keys.select_nth_unstable_by_key(size, |(_, entry)| entry.passes);
+        }
+        keys.into_iter().take(size).map(task).collect()
+    }
+
+    /// The server that has this key could not be told.
+    pub(crate) fn pass_over(&mut self, task: &Task) {
+        if let Some(entry) = self.keys.get_mut(&task.key) {
+            entry.passes = entry.passes.saturating_add(1);
+        }
     }
 
     /// The server has forgotten it; what was written since stays dirty.
@@ -364,6 +379,22 @@ mod tests {
         assert_eq!(read(&dirty, &k, now), "2");
         dirty.acknowledge(&dirty.batch(9).remove(0));
         assert_eq!(read(&dirty, &k, now), "?");
+    }
+
+    #[test]
+    fn what_cannot_be_told_lets_the_others_pass() {
+        let (mut dirty, now) = (Dirty::new(10, 10_000), Instant::now());
+        for key in ["a", "b", "c"] {
+            dirty.write(&Slot::key(key), put("1"), now).unwrap();
+        }
+        let first = dirty.batch(1).remove(0);
+        dirty.pass_over(&first);
+        for _ in 0..2 {
+            let next = dirty.batch(1).remove(0);
+            assert_ne!(next.key, first.key);
+            dirty.acknowledge(&next);
+        }
+        assert_eq!(dirty.batch(1).remove(0).key, first.key);
     }
 
     /// Whatever is written, the books agree with what is held.

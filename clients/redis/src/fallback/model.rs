@@ -229,7 +229,7 @@ impl Model {
             });
         }
         if !lost {
-            drain.acknowledge();
+            drain.acknowledge(&[true; 2]);
         }
     }
 

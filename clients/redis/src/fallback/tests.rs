@@ -91,7 +91,7 @@ fn a_write_kept_here_leaves_no_value_read_while_it_was_in_flight() {
     let asked = ask_read(&fallback, &k);
     filled(&fallback, &k, asked, bytes("old"), now).unwrap();
     fallback.write(&k, &put("new"), now).unwrap();
-    fallback.drain(9).acknowledge();
+    fallback.drain(9).acknowledge(&[true; 9]);
     assert_eq!(read(&fallback, &k, now), Ok(None));
 }
 
@@ -120,7 +120,7 @@ fn dirty_keys_are_answered_here_until_acknowledged() {
     drop(drain);
     assert!(is_local(), "not acknowledged");
     assert!(matches!(fallback.begin_write(&k), BeginWrite::Local));
-    assert!(!fallback.drain(9).acknowledge());
+    assert!(!fallback.drain(9).acknowledge(&[true; 9]));
     assert!(!is_local());
     assert_eq!(fallback.dirty_keys(), 0);
     assert_eq!(read(&fallback, &k, now), Ok(None), "nothing older comes back");
@@ -248,7 +248,7 @@ fn a_hash_is_told_whole_or_not_at_all() {
     assert_eq!(all(), Err(Refusal::Unavailable), "the server may hold more");
     assert!(matches!(fallback.begin_read(&All(key.clone()), now), BeginRead::Mixed));
     assert!(matches!(fallback.begin_read(&Exists(Slot::key("h")), now), BeginRead::Local(_)));
-    fallback.drain(9).acknowledge();
+    fallback.drain(9).acknowledge(&[true; 9]);
     let BeginRead::Ask(ticket) = fallback.begin_read(&All(key.clone()), now) else { panic!() };
     let seen = vec![pair("a", "1"), pair("b", "2")];
     assert!(fallback.filled(&All(key.clone()), ticket, &seen, now).is_none());

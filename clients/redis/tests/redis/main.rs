@@ -6,16 +6,19 @@ mod away;
 #[cfg(feature = "test-servers")]
 mod cluster;
 #[cfg(feature = "test-servers")]
-mod link;
-#[cfg(feature = "test-servers")]
 mod commands;
 #[cfg(feature = "test-servers")]
 mod counters;
 #[cfg(feature = "test-servers")]
 mod degraded;
+#[cfg(feature = "test-servers")]
+mod link;
+mod load;
 mod local;
 #[cfg(feature = "test-servers")]
 mod model;
+#[cfg(feature = "metrics")]
+mod numbers;
 #[cfg(feature = "test-servers")]
 mod outage;
 #[cfg(feature = "test-servers")]

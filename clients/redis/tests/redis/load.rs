@@ -1,0 +1,237 @@
+//! `get_or_load`: one caller loads for all, early if it must, and old values stand in for a bound.
+
+use crate::ms;
+use mainstay_policy::Deadline;
+use mainstay_redis::{Json, RedisClient};
+use std::{
+    convert::Infallible,
+    fmt, io,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
+use tokio::sync::{Notify, Semaphore, oneshot};
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+fn local(name: &str) -> RedisClient {
+    RedisClient::builder().name(name).build().unwrap()
+}
+
+#[derive(Debug)]
+struct SourceDown;
+
+impl fmt::Display for SourceDown {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("down")
+    }
+}
+
+impl std::error::Error for SourceDown {}
+
+/// A loader that says when it has begun and ends when it may.
+#[derive(Default)]
+struct Source {
+    calls: AtomicU32,
+    begun: Notify,
+    may_end: Notify,
+}
+
+impl Source {
+    async fn load(self: Arc<Self>) -> Result<String, Infallible> {
+        let n = self.calls.fetch_add(1, Ordering::SeqCst) + 1;
+        self.begun.notify_one();
+        self.may_end.notified().await;
+        Ok(format!("value {n}"))
+    }
+}
+
+#[tokio::test]
+async fn of_a_hundred_callers_one_loads() {
+    let (cache, source) = (local("t-flight"), Arc::<Source>::default());
+    let arrived = Arc::new(Semaphore::new(0));
+    let callers: Vec<_> = (0..100)
+        .map(|_| {
+            let (cache, source, arrived) =
+                (cache.clone(), Arc::clone(&source), Arc::clone(&arrived));
+            tokio::spawn(async move {
+                arrived.add_permits(1);
+                cache.get_or_load("k", HOUR, move || source.load()).await.unwrap()
+            })
+        })
+        .collect();
+    source.begun.notified().await;
+    arrived.acquire_many(100).await.unwrap().forget();
+    source.may_end.notify_one();
+    for caller in callers {
+        assert_eq!(caller.await.unwrap(), "value 1");
+    }
+    assert_eq!(source.calls.load(Ordering::SeqCst), 1);
+    let again = cache.get_or_load("k", HOUR, || async { Err::<String, _>(SourceDown) });
+    assert_eq!(again.await.unwrap(), "value 1", "from the cache");
+}
+
+#[tokio::test]
+async fn when_the_one_who_loads_is_dropped_another_begins() {
+    let (cache, source) = (local("t-dropped-load"), Arc::<Source>::default());
+    let call = |source: Arc<Source>| {
+        let cache = cache.clone();
+        tokio::spawn(async move { cache.get_or_load("k", HOUR, move || source.load()).await })
+    };
+    let leader = call(Arc::clone(&source));
+    source.begun.notified().await;
+    let waiters: Vec<_> = (0..10).map(|_| call(Arc::clone(&source))).collect();
+    tokio::task::yield_now().await;
+    leader.abort();
+    assert!(leader.await.unwrap_err().is_cancelled());
+    source.begun.notified().await;
+    source.may_end.notify_one();
+    for waiter in waiters {
+        assert_eq!(waiter.await.unwrap().unwrap(), "value 2");
+    }
+    assert_eq!(source.calls.load(Ordering::SeqCst), 2);
+}
+
+#[tokio::test]
+async fn a_failure_is_shared_and_keeps_its_type() {
+    let cache = local("t-load-fails");
+    let (tell, hear) = oneshot::channel::<()>();
+    let calls = Arc::new(AtomicU32::new(0));
+    let leader = {
+        let (cache, calls) = (cache.clone(), Arc::clone(&calls));
+        tokio::spawn(async move {
+            let load = move || async move {
+                calls.fetch_add(1, Ordering::SeqCst);
+                let _ = hear.await;
+                Err::<String, _>(SourceDown)
+            };
+            cache.get_or_load("k", HOUR, load).await
+        })
+    };
+    while calls.load(Ordering::SeqCst) == 0 {
+        tokio::task::yield_now().await;
+    }
+    let waiter = {
+        let cache = cache.clone();
+        tokio::spawn(async move {
+            let never = || async { panic!("the other one loads") };
+            cache.get_or_load::<String, SourceDown, _, _>("k", HOUR, never).await
+        })
+    };
+    for _ in 0..20 {
+        tokio::task::yield_now().await;
+    }
+    // A deadline around one who waits holds, whatever the one who loads does.
+    let hurried = Deadline::within(ms(30)).scope(async {
+        cache.get_or_load("k", HOUR, || async { Err::<String, _>(SourceDown) }).await
+    });
+    let late = hurried.await.unwrap_err();
+    assert!(late.is_timeout(), "{late:?}");
+    tell.send(()).unwrap();
+    for caller in [leader, waiter] {
+        let error = caller.await.unwrap().unwrap_err();
+        assert!(error.downcast_ref::<SourceDown>().is_some(), "{error:?}");
+    }
+    let ok = cache.get_or_load("k", HOUR, || async { Ok::<_, SourceDown>("1".to_owned()) });
+    assert_eq!(ok.await.unwrap(), "1", "a failure is not remembered");
+}
+
+#[tokio::test]
+async fn an_old_value_stands_in_for_its_bound_and_no_longer() {
+    let cache = local("t-stale");
+    let fails = || async { Err::<String, _>(SourceDown) };
+    let (ttl, stale) = (ms(20), ms(400));
+    let first = cache.get_or_load("k", ttl, || async { Ok::<_, SourceDown>("1".to_owned()) });
+    first.stale_if_error(stale).await.unwrap();
+    let began = std::time::Instant::now();
+    let mut stood_in = 0;
+    let error = loop {
+        match cache.get_or_load("k", ttl, fails).stale_if_error(stale).await {
+            Ok(value) => {
+                assert_eq!(value, "1");
+                stood_in += u32::from(began.elapsed() > ttl);
+            }
+            Err(error) => break error,
+        }
+        assert!(began.elapsed() < ms(30_000));
+        tokio::task::yield_now().await;
+    };
+    assert!(stood_in > 0, "it stood in");
+    // It was stored a little before we looked at the clock.
+    assert!(began.elapsed() >= stale, "{:?}", began.elapsed());
+    assert!(error.downcast_ref::<SourceDown>().is_some());
+}
+
+#[tokio::test]
+async fn what_cannot_be_read_is_loaded_again_and_mistakes_are_said() {
+    let cache = local("t-load-mistakes");
+    cache.set("k", "no json").await.unwrap();
+    let load = || async { Ok::<_, SourceDown>(Json(vec![1, 2])) };
+    assert_eq!(cache.get_or_load("k", HOUR, load).await.unwrap().0, [1, 2]);
+    assert_eq!(cache.get::<String>("k").await.unwrap().as_deref(), Some("[1,2]"));
+    cache.hset("h", "f", "1").await.unwrap();
+    let load = || async { Ok::<_, io::Error>("1".to_owned()) };
+    let hash = cache.get_or_load("h", HOUR, load).await.unwrap_err();
+    assert!(hash.downcast_ref::<mainstay_redis::RedisFailure>().unwrap().is_wrong_type());
+    let zero = cache.get_or_load("k2", Duration::ZERO, load).await.unwrap_err();
+    assert!(zero.to_string().contains("lifetime (ttl) of 0"), "{zero}");
+    // Without cache and fallback the loader still answers.
+    let nowhere = mainstay_test_support::Port::reserve();
+    let strict = RedisClient::builder()
+        .name("t-load-strict")
+        .url(format!("redis://{}", nowhere.address()))
+        .policy(|p| p.timeout(ms(200)).max_attempts(1))
+        .fallback(mainstay_redis::FallbackConfig::off())
+        .build()
+        .unwrap();
+    assert_eq!(strict.get_or_load("k", HOUR, load).await.unwrap(), "1");
+}
+
+/// Near its end a value is loaded again by one, while the others get what is there.
+#[cfg(feature = "test-servers")]
+#[tokio::test]
+async fn a_value_is_loaded_again_before_it_is_gone() {
+    let redis = mainstay_test_support::Redis::start();
+    let cache = crate::client("t-early", redis.address());
+    let source = Arc::<Source>::default();
+    let call = || {
+        let (cache, source) = (cache.clone(), Arc::clone(&source));
+        tokio::spawn(async move { cache.get_or_load("k", HOUR, move || source.load()).await })
+    };
+    let first = call();
+    source.begun.notified().await;
+    // Loading is known to take this long, so that a value with less to live is due at once.
+    tokio::time::sleep(ms(60)).await;
+    source.may_end.notify_one();
+    assert_eq!(first.await.unwrap().unwrap(), "value 1");
+    let mut early = None;
+    for n in 0.. {
+        assert!(n < 1000, "nobody loaded early");
+        // 150 ms before the end the chance is exp(-150/60), 8 %.
+        assert_eq!(redis.say("PEXPIRE k 150"), ":1\r\n");
+        let mut caller = call();
+        tokio::select! {
+            () = source.begun.notified() => {
+                if redis.say("EXISTS k") == ":1\r\n" {
+                    early = Some(caller);
+                    break;
+                }
+                // A slow machine: it was gone.
+                source.may_end.notify_one();
+                caller.await.unwrap().unwrap();
+            }
+            value = &mut caller => {
+                let value = value.unwrap().unwrap();
+                assert!(value.starts_with("value"), "{value}");
+            }
+        }
+    }
+    assert_eq!(redis.say("SET k present PX 60000"), "+OK\r\n");
+    assert_eq!(call().await.unwrap().unwrap(), "present", "while the other one loads");
+    source.may_end.notify_one();
+    let early = early.unwrap().await.unwrap().unwrap();
+    assert!(early.starts_with("value"), "{early}");
+    assert_eq!(cache.get::<String>("k").await.unwrap(), Some(early));
+}
