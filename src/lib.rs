@@ -58,8 +58,8 @@ pub use mainstay_macros::{
 pub use mainstay_policy::*;
 #[cfg(feature = "redis")]
 pub use mainstay_redis::{
-    FallbackConfig, RedisClient, RedisFailure, RedisState, get_redis_client,
-    get_redis_client_named, set_redis_client,
+    Answer, FallbackConfig, Json, RedisClient, RedisFailure, RedisState, Source, Ttl,
+    get_redis_client, get_redis_client_named, set_redis_client,
 };
 #[cfg(feature = "s3")]
 pub use mainstay_s3::{

@@ -20,21 +20,45 @@
 //! ```
 //!
 //! # While the server is away
-//! - Reads give what this client last wrote, else what it last saw within `max_stale`, else `None`.
-//! - Writes are kept in memory and return `Ok`; when [`FallbackConfig`]'s limits are reached they
-//!   are refused, never accepted and lost.
-//! - When it is back, every key and field written meanwhile is deleted there before it is read
-//!   there again. A read never gives a value older than this client's last successful write, but
-//!   such a value may become a miss: this is a cache.
+//!
+//! The promise: **a read never gives a value older than this client's last successful write.** It may
+//! become a miss, as this is a cache. Memory holds what this client wrote and what it last saw, both
+//! bounded ([`FallbackConfig`]).
+//!
+//! | command | connected | server away, fallback on | key written meanwhile, server back |
+//! |---|---|---|---|
+//! | `get`, `hget`, `mget` | Redis | what was written here, else what was seen within `max_stale` and its own lifetime, else a miss from [`Source::Nobody`] | as while away, until Redis has forgotten its own value |
+//! | `exists` | Redis | whether memory knows it | as while away |
+//! | `ttl` | Redis | of what was written here, or asked for before; else `unavailable` | as while away |
+//! | `hgetall` | Redis | a hash seen or written whole; nothing known: empty, [`Source::Nobody`]; a part known: `unavailable` | waits for Redis to be told, up to 1 s |
+//! | `set`, `mset`, `del`, `hset`, `hdel` | Redis; an unknown outcome counts as away | kept here, `Ok`; refused when `max_dirty` is reached | sent once Redis has been told, else kept here |
+//! | `expire`, `persist` | Redis | of a value that memory knows; else, and of hashes, `unavailable` | as `set` |
+//! | `incr`, `decr`, `hincr_by` | Redis; never repeated after an unknown outcome, which is an error | `unavailable`, or counted here with [`count_offline`](FallbackConfig::count_offline) | waits, then Redis, from 0 |
+//! | `set_if_absent`, `set_if_present`, `keep_ttl`, `get_set`, `get_del` | Redis; not repeated after an unknown outcome, but for `keep_ttl` | `unavailable`, always | waits, then Redis |
+//! | `scan`, `run`, `pipeline` | Redis; memory forgets what they may have changed | the error of the call | waits for its keys, then Redis |
+//! | `get_or_load` | Redis, else the loader | memory, else the loader; kept here | as `get` and `set` |
+//!
+//! - `unavailable` is an error with [`RedisFailure::is_unavailable`], or the one that kept the call
+//!   from the server: an open breaker, a closed link.
+//! - When the server is back, every key and field written meanwhile is **deleted** there before it is
+//!   read there again; nothing is written back, which could overwrite what others wrote.
+//! - [`FallbackConfig::read_only`]: the first four rows; writes are errors.
+//!   [`FallbackConfig::off`]: every outage is an error.
+//! - Types are kept apart as Redis does, with the same error from either tier.
+//! - Of a hash changed through this client memory is whole again once `hgetall` has seen it.
 //! - Credentials that the server refuses are an error, not an outage.
+//! - What is not promised: writes of other clients are seen late by at most `max_stale`; a write of
+//!   one key by two tasks of this client at once ends in either order; without a fallback, bytes of a
+//!   connection that was lost may still arrive after a later write.
 //!
 //! # Without a URL
-//! The client is a bounded cache of this process: least recently used values go first, and
-//! `health_check()` says degraded.
+//! The client is a bounded cache of this process: as if the server were always away, except that
+//! nothing gets stale or has to be told. `health_check()` says degraded.
 //!
 //! | feature | gives |
 //! |---|---|
 //! | `tls` | `rediss://` |
+//! | `metrics` | `mainstay.redis.reads`, `.writes` (by `tier`: redis, fallback, none), `.errors`, `.recovered`, `.dirty` for the `metrics` facade |
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
 mod answer;
