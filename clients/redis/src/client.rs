@@ -294,9 +294,10 @@ impl RedisClient {
         command: Command,
     ) -> Result<Value, Error> {
         let (keys, commands) = ([slot.key], [command]);
+        let began = Instant::now();
         let mut replies = self.direct(operation, &keys, effect, &commands).await?;
         let reply = replies.pop().unwrap_or(Ok(Value::Nil));
-        reply.map_err(|failure| self.failed(operation, answered(failure)))
+        reply.map_err(|failure| self.failed(operation, answered(failure, began)))
     }
 
     /// One command through the policy.
@@ -440,8 +441,9 @@ fn whole(
 }
 
 /// The end of a call that the server refused.
-pub(crate) const fn answered(error: RedisFailure) -> CallError<RedisFailure> {
-    CallError::Backend { attempts: 1, elapsed: Duration::ZERO, effect: Effect::Permanent, error }
+pub(crate) fn answered(error: RedisFailure, began: Instant) -> CallError<RedisFailure> {
+    let elapsed = began.elapsed();
+    CallError::Backend { attempts: 1, elapsed, effect: Effect::Permanent, error }
 }
 
 fn count(reply: Value) -> i64 {

@@ -80,7 +80,8 @@ impl RedisClient {
         match self.ask_all(&MGET, &commands, away).await? {
             Ok(replies) => {
                 for (of, reply) in places.iter().zip(replies) {
-                    let reply = reply.map_err(|failure| self.failed(&MGET, answered(failure)))?;
+                    let reply =
+                        reply.map_err(|failure| self.failed(&MGET, answered(failure, sent)))?;
                     let Value::Array(items) = reply else { continue };
                     for (i, item) in of.iter().zip(items) {
                         let (n, ticket) = asked[*i];
@@ -149,7 +150,7 @@ impl RedisClient {
         match self.ask_all(&MSET, &commands, away).await? {
             Ok(replies) => {
                 for reply in replies {
-                    reply.map_err(|failure| self.failed(&MSET, answered(failure)))?;
+                    reply.map_err(|failure| self.failed(&MSET, answered(failure, sent)))?;
                 }
                 for (n, ticket) in asked {
                     if let Some((fallback, ticket)) = self.fallback().zip(ticket) {

@@ -14,6 +14,7 @@ use std::{
     fmt,
     future::{Future, IntoFuture},
     pin::Pin,
+    time::Instant,
 };
 
 /// What it is safe to know of commands; others count as changing something each time.
@@ -243,8 +244,9 @@ impl RedisClient {
             true => Operation::new("pipeline", Idempotency::Safe),
             false => Operation::new("pipeline", Idempotency::Unsafe),
         };
+        let began = Instant::now();
         let replies = self.send(&operation, commands).await?;
-        let told = |failure| self.failed(&operation, answered(failure));
+        let told = |failure| self.failed(&operation, answered(failure, began));
         Ok(replies.into_iter().map(|reply| reply.map_err(told)).collect())
     }
 
@@ -362,9 +364,10 @@ impl IntoFuture for Run {
                 false => Operation::new("command", Idempotency::Unsafe),
             };
             let client = self.client.clone();
+            let began = Instant::now();
             let mut replies = client.send(&operation, vec![self]).await?;
             let reply = replies.pop().unwrap_or(Ok(Value::Nil));
-            reply.map_err(|failure| client.failed(&operation, answered(failure)))
+            reply.map_err(|failure| client.failed(&operation, answered(failure, began)))
         })
     }
 }

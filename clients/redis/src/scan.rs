@@ -11,7 +11,7 @@ use crate::{
 use bytes::Bytes;
 use futures_util::stream::{self, BoxStream, StreamExt};
 use mainstay_policy::{Error, Idempotency, Operation};
-use std::borrow::Cow;
+use std::{borrow::Cow, time::Instant};
 
 const SCAN: Operation = Operation::new("scan", Idempotency::Safe);
 /// How many keys the server looks at for one answer.
@@ -81,9 +81,11 @@ impl Scan {
                 vec![cursor, word("MATCH"), self.pattern.clone(), word("COUNT"), word(COUNT)];
             let raw = Raw { name: Cow::Borrowed("SCAN"), args, route: Route::Node(node.clone()) };
             let commands = [Command::Raw(raw)];
+            let began = Instant::now();
             let mut replies = self.client.direct(&SCAN, &[], OnKeys::Reads, &commands).await?;
             let reply = replies.pop().unwrap_or(Ok(Value::Nil));
-            let reply = reply.map_err(|failure| self.client.failed(&SCAN, answered(failure)))?;
+            let reply =
+                reply.map_err(|failure| self.client.failed(&SCAN, answered(failure, began)))?;
             if let Value::Array(parts) = reply
                 && let Ok([cursor, Value::Array(keys)]) = <[Value; 2]>::try_from(parts)
             {

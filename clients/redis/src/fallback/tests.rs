@@ -298,3 +298,31 @@ fn read_only_takes_no_write() {
     ask_write(&fallback, &k);
     assert_eq!(read(&fallback, &k, now), Ok(None), "a write that failed leaves no older value");
 }
+
+/// Ten million keys in a release build are `examples/fallback_cost.rs`; this is the same for a
+/// forty thousand, which would take 90 MB if they were all kept.
+#[test]
+fn distinct_keys_without_end_stay_within_the_bytes() {
+    fn resident() -> u64 {
+        let status = std::fs::read_to_string("/proc/self/statm").unwrap();
+        status.split(' ').nth(1).unwrap().parse::<u64>().unwrap() * 4096
+    }
+    const MIB: u64 = 1024 * 1024;
+    let config = FallbackConfig::new().max_bytes(8 * MIB).max_entries(1_000_000);
+    let (fallback, value, before) = (Fallback::new(&config, true), "x".repeat(2000), resident());
+    let now = Instant::now();
+    for n in 0..40_000 {
+        let slot = Slot::key(format!("k{n}"));
+        let ticket = ask_write(&fallback, &slot);
+        fallback.landed(&slot, &put(&value), ticket, now);
+    }
+    fallback.tidy();
+    let (entries, bytes) = fallback.size();
+    assert!(bytes <= 8 * MIB, "{bytes}");
+    assert!(entries > 3_000, "{entries}");
+    // The other tests of this process take some meanwhile.
+    let grown = resident().saturating_sub(before);
+    assert!(grown < 40 * MIB, "{grown} bytes for {bytes}");
+    let last = Slot::key("k39999");
+    assert_eq!(read(&fallback, &last, now), Ok(Some(value.into())));
+}
