@@ -174,7 +174,7 @@ impl S3Client {
     }
 
     /// The same dependency with more time for many bytes; a deadline set by the user stays.
-    fn policy_for(&self, length: u64) -> Policy {
+    pub(crate) fn policy_for(&self, length: u64) -> Policy {
         let policy = self.policy();
         let Some(timeout) = policy.timeout().filter(|_| length > SMALL) else {
             return policy.clone();

@@ -13,8 +13,8 @@ use aws_sdk_s3::{
     primitives::ByteStream,
 };
 use bytes::{Bytes, BytesMut};
-use mainstay_policy::Error;
-use std::{fmt, ops::Range, pin::Pin};
+use mainstay_policy::{Deadline, Error};
+use std::{fmt, ops::Range, pin::Pin, time::Instant};
 
 const MIB: u64 = 1024 * 1024;
 /// What `get` reads unless told otherwise.
@@ -194,6 +194,7 @@ impl Get {
     async fn bytes(self) -> Result<Bytes, Error> {
         let target = self.target()?;
         let (mut most, mut expected) = (AT_ONCE.min(self.limit), 0);
+        let started = Instant::now();
         loop {
             let read = self.client.call(&GET, target, expected, |sdk, attempt| {
                 let get = self.request(&sdk, self.range.as_ref(), None).send();
@@ -205,7 +206,13 @@ impl Get {
                     }
                 }
             });
-            match read.await? {
+            // What was spent on learning the length counts: it is one call.
+            let deadline = self.client.policy_for(expected).deadline().filter(|_| expected > 0);
+            let end = match deadline.map(|all| all.saturating_sub(started.elapsed())) {
+                Some(left) => Deadline::within(left).scope(read).await,
+                None => read.await,
+            };
+            match end? {
                 Ok(bytes) => return Ok(bytes),
                 Err(length) if length > self.limit => {
                     let error = S3Failure::too_long(Some(length), self.limit);

@@ -3,7 +3,9 @@
 //! The SDK's own retries are off: the policy owns every attempt. Uploads of 16 MiB and more go in
 //! parts, each repeated on its own, and are aborted if they fail or are dropped. Downloads go to a
 //! temporary file beside the target, are pinned to one version of the object, and replace the
-//! target at the end: it is whole or untouched. Credentials are looked for on first use; nothing is
+//! target at the end: it is whole or untouched. Checksums are compared from end to end, for parts and for the
+//! whole. What a killed process left is [resumed](Upload::resume), or cleaned up by
+//! [`S3Client::abort_uploads`] and [`remove_partial_downloads`]. Credentials are looked for on first use; nothing is
 //! sent unsigned unless [`S3ClientBuilder::anonymous`] says so.
 //!
 //! ```no_run

@@ -36,7 +36,8 @@ pub(crate) fn parts(from: u64, length: u64, size: u64) -> impl Iterator<Item = P
 
 /// The part size for a file of this length: S3 limits their number.
 pub(crate) fn size_for(wanted: Option<u64>, length: u64) -> u64 {
-    wanted.unwrap_or(PART).max(length.div_ceil(MAX_PARTS).next_multiple_of(MIB))
+    let (wanted, least) = (wanted.unwrap_or(PART), length.div_ceil(MAX_PARTS));
+    if wanted >= least { wanted } else { least.next_multiple_of(MIB) }
 }
 
 /// # Errors
@@ -151,7 +152,7 @@ mod tests {
     #[test]
     fn a_huge_file_still_has_no_more_parts_than_s3_takes() {
         assert_eq!(size_for(None, 20 * MIB), PART);
-        assert_eq!(size_for(Some(5 * MIB), 20 * MIB), 5 * MIB);
+        assert_eq!(size_for(Some(64 * 1024), 20 * MIB), 64 * 1024);
         for (wanted, length) in [(None, 5 * MIB * MIB), (Some(64 * 1024), 10 * 1024 * MIB)] {
             assert!(length.div_ceil(size_for(wanted, length)) <= MAX_PARTS);
         }

@@ -17,6 +17,7 @@ mod presign;
 mod settings;
 mod stream;
 mod surface;
+mod transfers;
 mod upload;
 
 use mainstay_policy::PolicyBuilder;

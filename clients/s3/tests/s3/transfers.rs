@@ -1,0 +1,200 @@
+//! Files up and down through a store and a network that fail, and what is left when they do.
+
+mod faults;
+mod killed;
+
+use crate::{builder, bytes, eventually, files, quick};
+use mainstay_policy::report;
+use mainstay_s3::S3Client;
+use mainstay_test_support::{
+    S3,
+    s3::{Answer, BUCKET, Memory, Sums},
+};
+use std::{
+    fs,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+use tempfile::TempDir;
+
+/// What the builders take least, so that small files have many parts.
+const PART: u64 = 64 * 1024;
+
+fn patient(store: &S3) -> S3Client {
+    let policy = |policy| {
+        quick(policy)
+            .timeout(Duration::from_millis(1_500))
+            .max_attempts(4)
+            .enable_circuit_breaker(false)
+            .enable_budget(false)
+    };
+    builder(store.endpoint()).policy(policy).build().unwrap()
+}
+
+async fn begun(sums: Sums) -> (S3, Memory, S3Client, TempDir) {
+    let (store, memory) = S3::in_memory(sums).await;
+    let s3 = patient(&store);
+    (store, memory, s3, TempDir::new().unwrap())
+}
+
+#[tokio::test]
+async fn progress_counts_each_byte_once_and_reaches_the_total() {
+    let (store, memory, s3, dir) = begun(Sums::Full).await;
+    let (file, data) = (dir.path().join("file"), bytes(10 * 65_536 + 7));
+    fs::write(&file, &data).unwrap();
+    let times = AtomicUsize::new(0);
+    store.front(move |_| match times.fetch_add(1, Relaxed) % 3 {
+        2 => Answer::Status(500, "InternalError"),
+        _ => Answer::Pass,
+    });
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let note = |seen: &Arc<Mutex<Vec<_>>>| {
+        let seen = Arc::clone(seen);
+        move |p: mainstay_s3::Progress| seen.lock().unwrap().push((p.done, p.total))
+    };
+    s3.upload_file(&file, BUCKET, "k").part_size(PART).on_progress(note(&seen)).await.unwrap();
+    s3.download_file(BUCKET, "k", dir.path().join("to"))
+        .part_size(PART)
+        .on_progress(note(&seen))
+        .await
+        .unwrap();
+    let seen = seen.lock().unwrap();
+    let total = data.len() as u64;
+    let ends = seen.iter().filter(|(done, _)| *done == total).count();
+    assert!(seen.iter().all(|(_, all)| *all == total), "{seen:?}");
+    assert_eq!(ends, 2, "{seen:?}");
+    for pair in seen.windows(2) {
+        assert!(pair[0].0 < pair[1].0 || pair[0].0 == total, "{seen:?}");
+    }
+    assert_eq!(memory.object("k").unwrap(), data);
+    assert_eq!(memory.uploads(), 0);
+}
+
+#[tokio::test]
+async fn an_object_whose_bytes_are_not_its_checksums_never_becomes_the_target() {
+    let (_store, memory, s3, dir) = begun(Sums::Full).await;
+    let target = dir.path().join("target");
+    fs::write(&target, "before").unwrap();
+    for length in [1_000, 300_000] {
+        memory.put_damaged("k", bytes(length));
+        let error = s3.download_file(BUCKET, "k", &target).part_size(PART).await.unwrap_err();
+        let told = report(&error).to_string();
+        assert!(told.contains("is not what its checksum says"), "{told}");
+        assert_eq!(fs::read(&target).unwrap(), b"before");
+        assert_eq!(files(dir.path()), ["target"]);
+    }
+}
+
+#[tokio::test]
+async fn checksums_of_parts_are_compared_whatever_the_ranges() {
+    let (store, memory, s3, dir) = begun(Sums::Composite).await;
+    let (file, data) = (dir.path().join("file"), bytes(5 * 65_536 + 1));
+    fs::write(&file, &data).unwrap();
+    s3.upload_file(&file, BUCKET, "k").part_size(PART).await.unwrap();
+    // As the parts were, and across them; then with a byte of a range turned, each time it is sent.
+    for size in [PART, 100_000, 1_000_000] {
+        let to = dir.path().join("to");
+        s3.download_file(BUCKET, "k", &to).part_size(size).await.unwrap();
+        assert!(fs::read(&to).unwrap() == data);
+        store.front(|line| match line.starts_with("GET") && line.contains("bytes=0-") {
+            true => Answer::Flip(9),
+            false => Answer::Pass,
+        });
+        let error = s3.download_file(BUCKET, "k", &to).part_size(size).await.unwrap_err();
+        assert!(report(&error).to_string().contains("checksum"), "{}", report(&error));
+        store.front(|_| Answer::Pass);
+    }
+    assert_eq!(memory.uploads(), 0);
+}
+
+#[tokio::test]
+async fn a_store_that_asks_for_less_load_gets_it_and_the_upload_ends_well() {
+    let (store, memory, s3, dir) = begun(Sums::Full).await;
+    let (file, data) = (dir.path().join("file"), bytes(40 * 65_536));
+    fs::write(&file, &data).unwrap();
+    let asked = AtomicUsize::new(0);
+    store.front(move |line| {
+        match line.contains("partNumber=") && asked.fetch_add(1, Relaxed) < 12 {
+            true => Answer::Status(503, "SlowDown"),
+            false => Answer::Pass,
+        }
+    });
+    s3.upload_file(&file, BUCKET, "k").part_size(PART).await.unwrap();
+    assert_eq!(memory.object("k").unwrap(), data);
+    assert_eq!(store.seen(|line| line.contains("partNumber=")), 40 + 12);
+}
+
+#[tokio::test]
+async fn a_file_that_changes_while_it_is_sent_is_refused() {
+    let (store, memory, s3, dir) = begun(Sums::Full).await;
+    let file = dir.path().join("file");
+    for longer in [true, false] {
+        fs::write(&file, bytes(6 * 65_536)).unwrap();
+        let path = file.clone();
+        store.front(move |line| {
+            if line.contains("partNumber=3") {
+                fs::write(&path, vec![1; if longer { 500_000 } else { 10 }]).unwrap();
+            }
+            Answer::Pass
+        });
+        let error = s3.upload_file(&file, BUCKET, "k").part_size(PART).parallel(1).await;
+        let told = report(&error.unwrap_err()).to_string();
+        assert!(told.contains("it changed while it was read"), "{told}");
+        assert!(memory.object("k").is_none());
+        eventually("it is aborted", || memory.uploads() == 0).await;
+    }
+}
+
+#[tokio::test]
+async fn a_lost_creation_leaves_no_upload() {
+    let (store, memory, s3, dir) = begun(Sums::Full).await;
+    let (file, data) = (dir.path().join("file"), bytes(3 * 65_536));
+    fs::write(&file, &data).unwrap();
+    let asked = AtomicUsize::new(0);
+    store.front(move |line| match line.contains("?uploads") && line.starts_with("POST") {
+        true if asked.fetch_add(1, Relaxed) == 0 => Answer::ApplyThenClose,
+        _ => Answer::Pass,
+    });
+    s3.upload_file(&file, BUCKET, "k").part_size(PART).await.unwrap();
+    assert_eq!(memory.object("k").unwrap(), data);
+    eventually("the first is aborted", || memory.uploads() == 0).await;
+}
+
+#[tokio::test]
+async fn an_open_breaker_refuses_before_the_file_is_read() {
+    let (store, _memory, _, dir) = begun(Sums::Full).await;
+    let s3 = builder(store.endpoint()).build().unwrap();
+    let file = dir.path().join("file");
+    fs::write(&file, bytes(1_000)).unwrap();
+    s3.policy().breaker().isolate();
+    // Reading it would find that it is not what it was when it was opened.
+    let refused = s3.upload_file(&file, BUCKET, "k").await.unwrap_err();
+    assert!(refused.is_rejected(), "{refused:?}");
+    assert_eq!(store.seen(|_| true), 0);
+}
+
+#[tokio::test]
+async fn what_cannot_work_is_said_at_once() {
+    let (store, _memory, s3, dir) = begun(Sums::Full).await;
+    let at = |name: &str| dir.path().join(name);
+    let directory = s3.upload_file(dir.path(), BUCKET, "k").await.unwrap_err().to_string();
+    assert!(directory.contains("it is not a file; give a regular file"), "{directory}");
+    let device = s3.download_file(BUCKET, "k", "/dev/full").await.unwrap_err().to_string();
+    assert!(device.contains("it is not a file"), "{device}");
+    let into = s3.download_file(BUCKET, "k", dir.path()).await.unwrap_err().to_string();
+    assert!(into.contains("it is a directory; give the name of a file"), "{into}");
+    let none = s3.download_file(BUCKET, "k", at("no/file")).await.unwrap_err().to_string();
+    assert!(none.contains("check its directory"), "{none}");
+    fs::write(at("file"), "x").unwrap();
+    for error in [
+        s3.upload_file(at("file"), BUCKET, "k").part_size(10).await.unwrap_err(),
+        s3.upload_file(at("file"), BUCKET, "k").parallel(0).await.unwrap_err(),
+        s3.download_file(BUCKET, "k", at("file")).part_size(10).await.map(drop).unwrap_err(),
+    ] {
+        assert_eq!(error.kind(), mainstay_policy::ErrorKind::InvalidInput, "{error}");
+    }
+    assert_eq!(store.seen(|_| true), 0);
+}
