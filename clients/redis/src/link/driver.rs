@@ -69,10 +69,11 @@ pub(super) async fn call(
     limit: Option<Duration>,
 ) -> Result<Value, Driver> {
     let answer = match limit {
-        None => dispatch(client, command).await?,
+        // fred's futures are large, and every layer above would copy them.
+        None => Box::pin(dispatch(client, command)).await?,
         limit => {
             let options = Options { timeout: limit, ..Options::default() };
-            dispatch(&client.with_options(&options), command).await?
+            Box::pin(dispatch(&client.with_options(&options), command)).await?
         }
     };
     Ok(value(answer))

@@ -174,7 +174,7 @@ impl Peer {
         let core = &*self.core;
         let mut left = timeout;
         if !core.up.load(Ordering::Acquire) {
-            left = self.admit(away, timeout).await?;
+            left = Box::pin(self.admit(away, timeout)).await?;
         }
         let allowed = left.map(within);
         let limit = match away {
