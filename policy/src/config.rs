@@ -4,8 +4,10 @@
 //! `[database] timeout = "30s"` mean the same. They are read once; [`reload`] reads them again.
 
 mod names;
+mod origin;
 mod value;
 
+pub use origin::{SettingOrigin, masked_url};
 pub(crate) use value::Rate;
 
 use crate::{

@@ -62,7 +62,7 @@ pub use call::Call;
 #[cfg(feature = "chaos")]
 pub use chaos::{Chaos, Storm};
 pub use classify::{Classify, Effect, Idempotency, Operation, Outcome, Verdict};
-pub use config::{Settings, reload, set_settings_prefix, settings};
+pub use config::{SettingOrigin, Settings, masked_url, reload, set_settings_prefix, settings};
 pub use context::{ContextBuilder, ResilientContext};
 pub use deadline::Deadline;
 pub use error::{CallError, Cause, ConfigError, Decider, Error, ErrorKind, OpenedBy, report};

@@ -10,8 +10,8 @@
 
 mod builder;
 
-pub(crate) use builder::resolve;
 pub use builder::{BreakGrowth, Mode, PolicyBuilder};
+pub(crate) use builder::{defaults, resolve};
 
 use crate::{
     attempt::Attempt,

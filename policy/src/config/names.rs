@@ -61,7 +61,7 @@ pub(super) fn unknown(
         .collect()
 }
 
-fn is_known(table: &str, key: &str) -> bool {
+pub(super) fn is_known(table: &str, key: &str) -> bool {
     let policy = Kind::ALL.iter().any(|kind| kind.name() == table);
     if policy && Overrides::FIELDS.contains(&key) {
         return true;

@@ -244,7 +244,7 @@ pub(super) fn copy(of: &Arc<Inner>, tuning: Tuning) -> Policy {
     }))
 }
 
-fn defaults(kind: Kind) -> Tuning {
+pub(crate) fn defaults(kind: Kind) -> Tuning {
     // timeout, attempts, base delay, max delay, threshold, recovery: seconds and counts.
     let (timeout, max_attempts, base, max, failure_threshold, recovery) = match kind {
         Kind::Database => (30.0, 3, 0.5, 10.0, 3, 30.0),
