@@ -12,6 +12,10 @@
 //! | `blocking` | the clients for callers that are not async |
 //! | `full` | all of these |
 //! | `metrics` | durations, decisions and states for the `metrics` facade |
+//! | `axum` | routes for probes, a header layer (`web`), errors as answers of handlers |
+//! | `prometheus` | `/metrics` among them |
+//! | `dashboard` | a live page among them |
+//! | `doctor` | the program `mainstay doctor`, which checks settings and what they name |
 //! | `chaos` | faults on purpose, for your own tests |
 //! | `test-util` | time is tokio's clock, which your tests may pause |
 //!
@@ -29,6 +33,9 @@
 
 #[cfg(feature = "blocking")]
 pub mod blocking;
+mod shutdown;
+#[cfg(feature = "axum")]
+pub mod web;
 // Their examples use every feature.
 #[cfg(all(doc, feature = "full", feature = "chaos", feature = "test-util"))]
 pub mod guides;
@@ -67,3 +74,4 @@ pub use mainstay_s3::{
     Presigned, PutOptions, S3Client, S3Failure, Written, get_s3_client, get_s3_client_named,
     set_s3_client,
 };
+pub use shutdown::shutdown;

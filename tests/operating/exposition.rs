@@ -1,0 +1,188 @@
+//! `/metrics` is what Prometheus reads, and the dashboard and alerts in `deploy/` ask for what is there.
+
+use crate::ask::{get, health};
+use mainstay::{HealthStatus, Kind, Policy, Readiness, web::Routes};
+use serde_json::Value;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+
+/// One sample: its labels and its value.
+type Samples = BTreeMap<String, Vec<(BTreeMap<String, String>, f64)>>;
+
+/// The text format 0.0.4, strictly: every family has its help and type once, before its samples, which
+/// are together; no sample is there twice.
+fn read(text: &str) -> Samples {
+    let (mut families, mut all, mut current) = (BTreeMap::new(), Samples::new(), String::new());
+    let mut seen = BTreeSet::new();
+    assert!(text.ends_with('\n'));
+    for line in text.lines() {
+        if let Some(rest) = line.strip_prefix("# HELP ") {
+            let (name, help) = rest.split_once(' ').unwrap();
+            assert!(families.insert(name.to_owned(), None).is_none(), "{name} twice");
+            assert!(!help.is_empty());
+            current = name.to_owned();
+        } else if let Some(rest) = line.strip_prefix("# TYPE ") {
+            let (name, kind) = rest.split_once(' ').unwrap();
+            assert!(name == current && ["gauge", "counter"].contains(&kind), "{line}");
+            assert_eq!(kind == "counter", name.ends_with("_total"), "{line}");
+            families.insert(name.to_owned(), Some(kind.to_owned()));
+        } else {
+            let (name, labels, value) = sample(line);
+            assert_eq!(name, current, "{line}");
+            assert!(families[&name].is_some(), "{line}");
+            assert!(seen.insert((name.clone(), labels.clone())), "{line} twice");
+            all.entry(name).or_default().push((labels, value));
+        }
+    }
+    all
+}
+
+fn sample(line: &str) -> (String, BTreeMap<String, String>, f64) {
+    let name: String =
+        line.chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '_').collect();
+    let mut rest = &line[name.len()..];
+    let mut labels = BTreeMap::new();
+    if let Some(inside) = rest.strip_prefix('{') {
+        rest = inside;
+        loop {
+            let (label, after) = rest.split_once("=\"").unwrap();
+            let (mut value, mut characters) = (String::new(), after.char_indices());
+            let end = loop {
+                match characters.next().unwrap() {
+                    (_, '\\') => value.push(match characters.next().unwrap().1 {
+                        'n' => '\n',
+                        plain @ ('\\' | '"') => plain,
+                        other => panic!("\\{other} in {line}"),
+                    }),
+                    (end, '"') => break end,
+                    (_, plain) => value.push(plain),
+                }
+            };
+            assert!(labels.insert(label.to_owned(), value).is_none(), "{line}");
+            rest = &after[end + 1..];
+            match rest.strip_prefix(',') {
+                Some(more) => rest = more,
+                None => break,
+            }
+        }
+        rest = rest.strip_prefix('}').unwrap();
+    }
+    let value = rest.strip_prefix(' ').unwrap().parse().unwrap();
+    (name, labels, value)
+}
+
+fn of(samples: &Samples, name: &str, labels: &[(&str, &str)]) -> Option<f64> {
+    let fits = |(have, _): &&(BTreeMap<String, String>, f64)| {
+        labels.iter().all(|(label, value)| have.get(*label).is_some_and(|have| have == value))
+    };
+    samples.get(name)?.iter().find(fits).map(|(_, value)| *value)
+}
+
+async fn metrics() -> String {
+    let readiness = Readiness::builder()
+        .critical("db", (), |()| async { health(HealthStatus::Healthy) })
+        .optional("mail", (), |()| async { health(HealthStatus::Unhealthy) })
+        .build();
+    let routes = Routes::new(readiness.clone()).gauges("api:t-exposed", || vec![("in use", 3)]);
+    let router =
+        routes.and_metrics(|| "# HELP own A.\n# TYPE own gauge\nown 1\n".to_owned()).router();
+    readiness.report().await;
+    let answer = get(&router, "/metrics").await;
+    assert_eq!(answer.headers["content-type"], "text/plain; version=0.0.4; charset=utf-8");
+    answer.body
+}
+
+#[tokio::test]
+async fn it_counts_what_happened() {
+    let policy = Policy::api("t-exposed");
+    for _ in 0..3 {
+        policy.call(|| async { Ok::<_, io::Error>(()) }).await.unwrap();
+    }
+    let open = Policy::builder(Kind::Api, "t-exposed-open").failure_threshold(1).max_attempts(1);
+    let open = open.build().unwrap();
+    for _ in 0..2 {
+        open.call(|| async { Err::<(), _>(io::Error::other("down")) }).await.unwrap_err();
+    }
+    let odd = "t-\"odd\"\\\nname";
+    let _odd = Policy::builder(Kind::Api, odd).build().unwrap();
+
+    let samples = read(&metrics().await);
+    let calls = |name, outcome| {
+        of(&samples, "mainstay_calls_total", &[("dependency", name), ("outcome", outcome)])
+    };
+    assert_eq!(calls("api:t-exposed", "success"), Some(3.0));
+    assert_eq!(calls("t-exposed-open", "failure"), Some(1.0));
+    assert_eq!(calls(odd, "neutral"), Some(0.0));
+    let state = |state| {
+        let labels = [("dependency", "t-exposed-open"), ("state", state)];
+        of(&samples, "mainstay_breaker_state", &labels)
+    };
+    assert_eq!((state("open"), state("closed")), (Some(1.0), Some(0.0)));
+    let refused = of(&samples, "mainstay_refused_calls_total", &[("dependency", "t-exposed-open")]);
+    assert_eq!(refused, Some(1.0));
+    let half = [("dependency", "api:t-exposed"), ("percentile", "50")];
+    assert!(of(&samples, "mainstay_answer_seconds", &half).is_some_and(|seconds| seconds < 1.0));
+    assert_eq!(of(&samples, "mainstay_client_figure", &[("figure", "in use")]), Some(3.0));
+    assert_eq!(of(&samples, "mainstay_ready", &[]), Some(1.0));
+    let mail = [("check", "mail"), ("critical", "false")];
+    assert_eq!(of(&samples, "mainstay_check_status", &mail), Some(2.0));
+    assert_eq!(of(&samples, "own", &[]), Some(1.0));
+}
+
+/// Names of ours in any text.
+fn names(text: &str) -> BTreeSet<String> {
+    let word = |c: char| !(c.is_ascii_alphanumeric() || c == '_');
+    text.split(word).filter(|word| word.starts_with("mainstay_")).map(str::to_owned).collect()
+}
+
+#[tokio::test]
+async fn the_dashboard_and_the_alerts_ask_for_what_is_there() {
+    let policy = Policy::api("t-asked-for");
+    policy.call(|| async { Ok::<_, io::Error>(()) }).await.unwrap();
+    let there: BTreeSet<_> = read(&metrics().await).into_keys().collect();
+    let dashboard: Value =
+        serde_json::from_str(include_str!("../../deploy/grafana-dashboard.json")).unwrap();
+    let panels = dashboard["panels"].as_array().unwrap();
+    let mut asked = names(include_str!("../../deploy/prometheus-rules.yaml"));
+    for target in panels.iter().flat_map(|panel| panel["targets"].as_array().into_iter().flatten())
+    {
+        let expression = target["expr"].as_str().unwrap();
+        assert!(!names(expression).is_empty(), "{expression}");
+        asked.extend(names(expression));
+    }
+    assert!(asked.len() > 5, "{asked:?}");
+    let missing: Vec<_> = asked.difference(&there).collect();
+    assert!(missing.is_empty(), "{missing:?}");
+}
+
+/// Prometheus' own tool has the last word on the text and on the rules.
+#[cfg(feature = "test-servers")]
+#[tokio::test]
+async fn promtool_finds_nothing_wrong() {
+    use std::{
+        io::Write,
+        process::{Command, Stdio},
+    };
+    let promtool = |arguments: &[&str], input: &str| {
+        let mut command = Command::new("promtool");
+        command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let child = command.spawn();
+        let mut child = child.expect("needs promtool (apt-get install prometheus)");
+        child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+        let output = child.wait_with_output().unwrap();
+        let said = [output.stdout, output.stderr].concat();
+        (output.status.success(), String::from_utf8_lossy(&said).into_owned())
+    };
+    let policy = Policy::api("t-promtool");
+    policy.call(|| async { Ok::<_, io::Error>(()) }).await.unwrap();
+    let metrics = metrics().await;
+    assert_eq!(promtool(&["check", "metrics"], &metrics), (true, String::new()));
+    let twice = format!("{metrics}{metrics}");
+    assert!(!promtool(&["check", "metrics"], &twice).0, "it can fail");
+    let deploy = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy");
+    for (what, file) in [("check", "prometheus-rules.yaml"), ("test", "prometheus-rules.test.yaml")]
+    {
+        let (fine, said) = promtool(&[what, "rules", &format!("{deploy}/{file}")], "");
+        assert!(fine, "{said}");
+    }
+}

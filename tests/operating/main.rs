@@ -1,0 +1,24 @@
+//! What probes, scrapers and people on call see of a service. One binary, a file per idea; the ones
+//! with servers and a browser stand behind feature `test-servers`.
+#![cfg(all(feature = "dashboard", feature = "prometheus"))]
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+#[cfg(feature = "test-servers")]
+#[path = "../contract/alone.rs"]
+mod alone;
+#[cfg(feature = "test-servers")]
+#[path = "../../examples/service/app.rs"]
+mod app;
+mod ask;
+#[cfg(feature = "test-servers")]
+mod browser;
+#[cfg(all(feature = "test-servers", feature = "doctor"))]
+mod doctor;
+mod documented;
+mod exposition;
+mod operators;
+#[cfg(feature = "test-servers")]
+mod page;
+mod probes;
+#[cfg(all(feature = "test-servers", feature = "doctor"))]
+mod secrets;
