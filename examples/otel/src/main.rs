@@ -43,8 +43,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         .with_reader(PeriodicReader::builder(to_terminal).with_interval(every).build())
         .with_reader(PeriodicReader::builder(kept_metrics.clone()).with_interval(every).build())
         .build();
-    let recorder =
-        OpenTelemetryRecorder::new(OpenTelemetryMetrics::new(meters.meter("mainstay")));
+    let recorder = OpenTelemetryRecorder::new(OpenTelemetryMetrics::new(meters.meter("mainstay")));
     metrics::set_global_recorder(recorder).map_err(|_| "there is a recorder already")?;
     mainstay::describe_metrics();
 
@@ -67,7 +66,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
     check(names.iter().filter(|name| *name == "attempt").count() == 2, "two spans of attempts")?;
     check(names.iter().filter(|name| *name == "call").count() == 1, "one span of the call")?;
     let metrics = format!("{:?}", kept_metrics.get_finished_metrics()?);
-    for name in ["mainstay.call.duration", "mainstay.attempt.duration", "mainstay.policy.decisions"] {
+    for name in ["mainstay.call.duration", "mainstay.attempt.duration", "mainstay.policy.decisions"]
+    {
         check(metrics.contains(name), name)?;
     }
     meters.shutdown()?;
