@@ -15,6 +15,8 @@ mod browser;
 #[cfg(all(feature = "test-servers", feature = "doctor"))]
 mod doctor;
 mod documented;
+#[cfg(feature = "test-servers")]
+mod ending;
 mod exposition;
 mod operators;
 #[cfg(feature = "test-servers")]
