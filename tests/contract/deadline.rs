@@ -156,7 +156,8 @@ async fn ends_an_upload_in_parts() {
         server.proxy().until("an upload has begun", |_| server.store.seen(put) > 0).await;
         HELD.start(server.proxy());
     };
-    let upload = Deadline::within(ms(4_000)).scope(client.upload_file(&large, BUCKET, "large"));
+    let upload = Deadline::within(ms(4_000))
+        .scope(client.upload_file(&large, BUCKET, "large").into_future());
     let started = Instant::now();
     let (end, ()) = tokio::join!(upload, silence);
     let took = started.elapsed();
