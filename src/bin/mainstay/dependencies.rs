@@ -17,6 +17,7 @@ pub(crate) struct Dependency {
     pub(crate) kind: &'static str,
     client: &'static str,
     /// Empty for the one without a name.
+    #[allow(dead_code)] // Built without any client, there is nobody to ask.
     own: String,
 }
 
