@@ -1,0 +1,196 @@
+//! Does it all hold while everything fails, for as long as you like?
+//!
+//! Private PostgreSQL, MariaDB, Redis, an S3 store and a small HTTP service, each behind a network that
+//! can fail; workers call them through the four clients, and a seeded schedule kills, freezes, cuts and
+//! slows each of them in turn. At the end everything is well again, and the books are compared: what
+//! was acknowledged is there, nothing is there twice, no value read was older than one written, files
+//! are the same byte for byte, breakers are closed, and memory, descriptors and tasks did not grow.
+//!
+//! `tests/soak MINUTES [SEED]`
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod cache;
+mod faults;
+mod files;
+mod ledger;
+mod pages;
+mod tally;
+
+use faults::{Dependency, Fate};
+use mainstay::{HttpClient, MySqlDatabase, PgDatabase, RedisClient, S3Client};
+use mainstay_test_support::{
+    Mariadb, Postgres, Proxy, Redis,
+    s3::{BUCKET, KEY, S3, SECRET, Sums},
+};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::{Duration, Instant},
+};
+use tally::Tally;
+use tokio::{runtime::Handle, task::JoinSet};
+
+/// No call may take longer.
+pub const DEADLINE: Duration = Duration::from_secs(4);
+
+/// What all workers know.
+#[derive(Clone)]
+pub struct Stop(Arc<AtomicBool>);
+
+impl Stop {
+    pub fn is_set(&self) -> bool {
+        self.0.load(Relaxed)
+    }
+}
+
+/// What may grow with the time and must not.
+#[derive(Debug, Clone, Copy)]
+struct Size {
+    descriptors: usize,
+    tasks: usize,
+    megabytes: f64,
+}
+
+impl Size {
+    fn now() -> Self {
+        let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+        let pages: f64 = statm.split(' ').nth(1).and_then(|n| n.parse().ok()).unwrap_or(0.0);
+        Self {
+            descriptors: std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count),
+            tasks: Handle::current().metrics().num_alive_tasks(),
+            megabytes: pages * 4_096.0 / 1e6,
+        }
+    }
+}
+
+#[tokio::main]
+async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let mut arguments = std::env::args().skip(1);
+    let minutes: f64 = arguments.next().unwrap_or_else(|| "2".to_owned()).parse()?;
+    let seed: u64 = arguments.next().unwrap_or_else(|| "1".to_owned()).parse()?;
+    println!("{minutes} minutes, seed {seed}");
+
+    let (postgres, mariadb, redis) = (Postgres::start(), Mariadb::start(), Redis::start());
+    let (store, objects) = S3::in_memory(Sums::Full).await;
+    let service = pages::Service::start().await;
+    let front = |address| Arc::new(Proxy::in_front_of(address));
+    let to_postgres = front(postgres.address());
+    let to_mariadb = front(mariadb.address());
+    let to_redis = front(redis.address());
+    let to_store = front(store.endpoint().trim_start_matches("http://").parse()?);
+    let to_service = front(service.address());
+
+    let pg = PgDatabase::builder().url(Postgres::url_at(to_postgres.addr())).build()?;
+    let my =
+        MySqlDatabase::builder().name("mariadb").url(Mariadb::url_at(to_mariadb.addr())).build()?;
+    let cache = RedisClient::builder().url(Redis::url_at(to_redis.addr())).build()?;
+    let s3 = S3Client::builder()
+        .endpoint_url(format!("http://{}", to_store.addr()))
+        .region("us-east-1")
+        .credentials(KEY, SECRET)
+        .bucket(BUCKET)
+        .build()?;
+    let api = HttpClient::builder(&format!("http://{}", to_service.addr())).build()?;
+
+    let stop = Stop(Arc::default());
+    let mut workers = JoinSet::new();
+    let (pg_books, pg_tally) = ledger::postgres(&pg, &stop, &mut workers).await;
+    let (my_books, my_tally) = ledger::mysql(&my, &stop, &mut workers).await;
+    let cache_tally = cache::work(&cache, &stop, &mut workers);
+    let (file_books, file_tally) = files::work(&s3, &objects, &stop, &mut workers)?;
+    let (page_books, page_tally) = pages::work(&api, &stop, &mut workers);
+
+    let mut dependencies = vec![
+        Dependency::new("postgres", Fate::server(postgres), to_postgres, false),
+        Dependency::new("mariadb", Fate::server(mariadb), to_mariadb, false),
+        Dependency::new("redis", Fate::server(redis), to_redis, false),
+        Dependency::new("s3", Fate::None, to_store, true),
+        Dependency::new("http", Fate::None, to_service, false),
+    ];
+    let total = Duration::from_secs_f64(minutes * 60.0);
+    let end = Instant::now() + total;
+    // What is allocated once is allocated by then, with faults and all.
+    let warm = async {
+        tokio::time::sleep(total / 3).await;
+        Size::now()
+    };
+    let schedules = dependencies
+        .iter_mut()
+        .enumerate()
+        .map(|(n, dependency)| dependency.suffer(end, fastrand::Rng::with_seed(seed + n as u64)));
+    let (warm, faults) = tokio::join!(warm, futures_util::future::join_all(schedules));
+
+    println!("everything is well again; waiting for the clients to notice");
+    let all_well = async {
+        loop {
+            let well = pg_tally.is_well()
+                && my_tally.is_well()
+                && cache_tally.is_well()
+                && file_tally.is_well()
+                && page_tally.is_well();
+            let open = mainstay::get_resilience_health();
+            if well && open.open_breakers.is_empty() && open.degraded_breakers.is_empty() {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    let recovered = tokio::time::timeout(Duration::from_secs(120), all_well).await.is_ok();
+    let health = [
+        ("postgres", pg.health_check().await),
+        ("mariadb", my.health_check().await),
+        ("redis", cache.health_check().await),
+        ("s3", s3.health_check().await),
+        ("http", api.health_check_at("/health").await),
+    ];
+    stop.0.store(true, Relaxed);
+    while let Some(worker) = workers.join_next().await {
+        worker?;
+    }
+
+    let last = Size::now();
+    let mut claims = tally::Claims::default();
+    claims.check(
+        recovered,
+        "two minutes after the last fault all calls succeed and no breaker is open",
+    );
+    for (name, health) in health {
+        let healthy = health.status == mainstay::HealthStatus::Healthy;
+        claims.check(healthy, &format!("{name} is healthy: {}", health.detail));
+    }
+    pg_books.check(&pg, "postgres", &mut claims).await;
+    my_books.check(&my, "mariadb", &mut claims).await;
+    cache_tally
+        .check_reads("redis: no value read was older than the last that was written", &mut claims);
+    file_books.check(&objects, &mut claims);
+    page_books.check(&service, &mut claims);
+    claims.check(
+        last.descriptors <= warm.descriptors + 32,
+        &format!("descriptors did not grow: {} then, {} now", warm.descriptors, last.descriptors),
+    );
+    claims.check(
+        last.tasks <= warm.tasks + 32,
+        &format!("tasks did not grow: {} then, {} now", warm.tasks, last.tasks),
+    );
+    claims.check(
+        last.megabytes <= warm.megabytes * 1.25 + 32.0,
+        &format!(
+            "memory did not grow: {:.0} MB then, {:.0} MB now",
+            warm.megabytes, last.megabytes
+        ),
+    );
+
+    Tally::print_head();
+    let tallies = [&pg_tally, &my_tally, &cache_tally, &file_tally, &page_tally];
+    for ((dependency, faults), tally) in dependencies.iter().zip(faults).zip(tallies) {
+        tally.print(dependency.name(), &faults);
+        let late = tally.worst_overrun();
+        claims.check(
+            late < Duration::from_millis(500),
+            &format!("{}: no call ended more than 0.5 s after its deadline", dependency.name()),
+        );
+    }
+    claims.end()
+}

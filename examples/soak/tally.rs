@@ -1,0 +1,140 @@
+//! What calls came to, and what is claimed of them.
+
+use crate::DEADLINE;
+use mainstay::{Deadline, Error, ErrorKind};
+use std::{
+    collections::BTreeMap,
+    future::Future,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::{Duration, Instant},
+};
+
+/// The calls of one client.
+#[derive(Default)]
+pub struct Tally {
+    calls: AtomicU64,
+    ok: AtomicU64,
+    refused: AtomicU64,
+    stopped: AtomicU64,
+    unknown: AtomicU64,
+    answered: AtomicU64,
+    /// Successes since the last failure.
+    in_a_row: AtomicU64,
+    /// In microseconds, less what a bare timer beside the call was late.
+    overrun: AtomicU64,
+    stale: Mutex<Vec<String>>,
+}
+
+impl Tally {
+    /// Makes a call that must end by the deadline, and counts what became of it.
+    pub async fn count<T>(&self, call: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+        let started = Instant::now();
+        let late = || started.elapsed().saturating_sub(DEADLINE);
+        let mut timer_was_late = Duration::ZERO;
+        let mut timer = std::pin::pin!(async {
+            tokio::time::sleep(DEADLINE).await;
+            late()
+        });
+        let mut call = std::pin::pin!(Deadline::within(DEADLINE).scope(call));
+        let end = loop {
+            tokio::select! {
+                biased;
+                late = &mut timer, if timer_was_late.is_zero() => timer_was_late = late,
+                end = &mut call => break end,
+            }
+        };
+        let own = late().saturating_sub(timer_was_late);
+        self.overrun.fetch_max(u64::try_from(own.as_micros()).unwrap_or(u64::MAX), Relaxed);
+        self.calls.fetch_add(1, Relaxed);
+        let of = match &end {
+            Ok(_) => {
+                self.in_a_row.fetch_add(1, Relaxed);
+                &self.ok
+            }
+            Err(error) => {
+                self.in_a_row.store(0, Relaxed);
+                if error.is_outcome_unknown() {
+                    &self.unknown
+                } else if error.kind() == ErrorKind::Rejected {
+                    &self.refused
+                } else if error.kind() == ErrorKind::Stopped {
+                    &self.stopped
+                } else {
+                    &self.answered
+                }
+            }
+        };
+        of.fetch_add(1, Relaxed);
+        end
+    }
+
+    /// Nothing has failed for a while.
+    pub fn is_well(&self) -> bool {
+        self.in_a_row.load(Relaxed) >= 20
+    }
+
+    pub fn worst_overrun(&self) -> Duration {
+        Duration::from_micros(self.overrun.load(Relaxed))
+    }
+
+    /// A read gave something that it must not give.
+    pub fn stale(&self, what: String) {
+        self.stale.lock().unwrap().push(what);
+    }
+
+    pub fn check_reads(&self, claim: &str, claims: &mut Claims) {
+        let stale = self.stale.lock().unwrap();
+        claims.check(stale.is_empty(), &format!("{claim} {:?}", stale.first()));
+    }
+
+    pub fn print_head() {
+        println!(
+            "\n{:<9} {:>8} {:>8} {:>8} {:>8} {:>8} {:>8} {:>12}  faults",
+            "", "calls", "ok", "refused", "stopped", "unknown", "answered", "overrun ms"
+        );
+    }
+
+    pub fn print(&self, name: &str, faults: &BTreeMap<&'static str, u32>) {
+        let n = |of: &AtomicU64| of.load(Relaxed);
+        let faults: Vec<String> = faults.iter().map(|(fault, n)| format!("{n} {fault}")).collect();
+        println!(
+            "{name:<9} {:>8} {:>8} {:>8} {:>8} {:>8} {:>8} {:>12.1}  {}",
+            n(&self.calls),
+            n(&self.ok),
+            n(&self.refused),
+            n(&self.stopped),
+            n(&self.unknown),
+            n(&self.answered),
+            self.worst_overrun().as_secs_f64() * 1_000.0,
+            faults.join(", "),
+        );
+    }
+}
+
+pub type Shared = Arc<Tally>;
+
+/// What must hold at the end.
+#[derive(Default)]
+pub struct Claims {
+    broken: u32,
+    lines: Vec<String>,
+}
+
+impl Claims {
+    pub fn check(&mut self, holds: bool, claim: &str) {
+        self.broken += u32::from(!holds);
+        self.lines.push(format!("{} {claim}", if holds { "holds: " } else { "BROKEN:" }));
+    }
+
+    pub fn end(self) -> Result<(), Box<dyn std::error::Error>> {
+        println!("\n{}", self.lines.join("\n"));
+        if self.broken == 0 {
+            Ok(())
+        } else {
+            Err(format!("{} claims do not hold", self.broken).into())
+        }
+    }
+}
