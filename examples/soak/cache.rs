@@ -12,7 +12,7 @@ const WORKERS: u64 = 8;
 const KEYS: usize = 20;
 const PAUSE: Duration = Duration::from_millis(5);
 
-pub fn work(cache: &RedisClient, stop: &Stop, workers: &mut JoinSet<()>) -> Shared {
+pub(crate) fn work(cache: &RedisClient, stop: &Stop, workers: &mut JoinSet<()>) -> Shared {
     let tally = Shared::new(Tally::default());
     for worker in 0..WORKERS {
         let (cache, stop, tally) = (cache.clone(), stop.clone(), Arc::clone(&tally));

@@ -13,7 +13,7 @@ use std::{
 use tokio::time::sleep;
 
 /// A server's own fate.
-pub trait Mortal: Send {
+pub(crate) trait Mortal: Send {
     fn kill(&mut self);
     fn restart(&mut self);
     fn hang(&mut self);
@@ -35,20 +35,20 @@ impl<P: Program + Send> Mortal for Server<P> {
     }
 }
 
-pub enum Fate {
+pub(crate) enum Fate {
     Server(Arc<Mutex<dyn Mortal>>),
     /// It lives in this process: only its network fails.
     None,
 }
 
 impl Fate {
-    pub fn server(server: impl Mortal + 'static) -> Self {
+    pub(crate) fn server(server: impl Mortal + 'static) -> Self {
         Self::Server(Arc::new(Mutex::new(server)))
     }
 }
 
 /// A server and the network before it.
-pub struct Dependency {
+pub(crate) struct Dependency {
     name: &'static str,
     fate: Fate,
     proxy: Arc<Proxy>,
@@ -73,16 +73,16 @@ const NETWORK: [Network; 7] = [
 ];
 
 impl Dependency {
-    pub fn new(name: &'static str, fate: Fate, proxy: Arc<Proxy>, checked: bool) -> Self {
+    pub(crate) fn new(name: &'static str, fate: Fate, proxy: Arc<Proxy>, checked: bool) -> Self {
         Self { name, fate, proxy, checked }
     }
 
-    pub fn name(&self) -> &'static str {
+    pub(crate) fn name(&self) -> &'static str {
         self.name
     }
 
     /// Fault after fault until then; returns how many of each there were.
-    pub async fn suffer(
+    pub(crate) async fn suffer(
         &mut self,
         end: Instant,
         mut random: fastrand::Rng,

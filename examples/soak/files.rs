@@ -19,10 +19,10 @@ const OLD: &[u8] = b"what was there before";
 
 /// What was wrong.
 #[derive(Default)]
-pub struct Books(Mutex<Vec<String>>);
+pub(crate) struct Books(Mutex<Vec<String>>);
 
 impl Books {
-    pub fn check(&self, objects: &Memory, claims: &mut Claims) {
+    pub(crate) fn check(&self, objects: &Memory, claims: &mut Claims) {
         let wrong = self.0.lock().unwrap();
         claims.check(
             wrong.is_empty(),
@@ -36,7 +36,7 @@ impl Books {
     }
 }
 
-pub fn work(
+pub(crate) fn work(
     s3: &S3Client,
     objects: &Memory,
     stop: &Stop,

@@ -28,7 +28,7 @@ enum End {
 
 /// What the callers were told.
 #[derive(Default)]
-pub struct Books {
+pub(crate) struct Books {
     ends: Mutex<HashMap<i64, End>>,
     next: AtomicI64,
 }
@@ -70,7 +70,7 @@ impl Books {
 
 macro_rules! ledger {
     ($start:ident, $check:literal, $Client:ty, $row:literal, $take:literal, $give:literal) => {
-        pub async fn $start(
+        pub(crate) async fn $start(
             db: &$Client,
             stop: &Stop,
             workers: &mut JoinSet<()>,
@@ -129,12 +129,12 @@ macro_rules! ledger {
     };
 }
 
-pub trait Check<Client> {
+pub(crate) trait Check<Client> {
     async fn check(&self, db: &Client, name: &str, claims: &mut Claims);
 }
 
 impl Books {
-    pub async fn check<Client>(&self, db: &Client, name: &str, claims: &mut Claims)
+    pub(crate) async fn check<Client>(&self, db: &Client, name: &str, claims: &mut Claims)
     where
         Self: Check<Client>,
     {

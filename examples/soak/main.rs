@@ -33,14 +33,14 @@ use tally::Tally;
 use tokio::{runtime::Handle, task::JoinSet};
 
 /// No call may take longer.
-pub const DEADLINE: Duration = Duration::from_secs(4);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(4);
 
 /// What all workers know.
-#[derive(Clone)]
-pub struct Stop(Arc<AtomicBool>);
+#[derive(Clone, Debug)]
+pub(crate) struct Stop(Arc<AtomicBool>);
 
 impl Stop {
-    pub fn is_set(&self) -> bool {
+    pub(crate) fn is_set(&self) -> bool {
         self.0.load(Relaxed)
     }
 }

@@ -27,13 +27,13 @@ const PAUSE: Duration = Duration::from_millis(10);
 
 type Done = Arc<Mutex<HashMap<u64, u32>>>;
 
-pub struct Service {
+pub(crate) struct Service {
     address: SocketAddr,
     done: Done,
 }
 
 impl Service {
-    pub async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         let done = Done::default();
         let count = |State(done): State<Done>, id: String| async move {
             *done.lock().unwrap().entry(id.parse().unwrap_or(0)).or_default() += 1;
@@ -49,20 +49,20 @@ impl Service {
         Self { address, done }
     }
 
-    pub fn address(&self) -> SocketAddr {
+    pub(crate) fn address(&self) -> SocketAddr {
         self.address
     }
 }
 
 /// What callers were told of their orders.
 #[derive(Default)]
-pub struct Books {
+pub(crate) struct Books {
     ends: Mutex<HashMap<u64, Result<(), Effect>>>,
     next: AtomicU64,
 }
 
 impl Books {
-    pub fn check(&self, service: &Service, claims: &mut Claims) {
+    pub(crate) fn check(&self, service: &Service, claims: &mut Claims) {
         let (ends, done) = (self.ends.lock().unwrap(), service.done.lock().unwrap());
         let times = |id: &u64| done.get(id).copied().unwrap_or(0);
         let acknowledged = ends.iter().filter(|(_, end)| end.is_ok()).count();
@@ -80,7 +80,11 @@ impl Books {
     }
 }
 
-pub fn work(api: &HttpClient, stop: &Stop, workers: &mut JoinSet<()>) -> (Arc<Books>, Shared) {
+pub(crate) fn work(
+    api: &HttpClient,
+    stop: &Stop,
+    workers: &mut JoinSet<()>,
+) -> (Arc<Books>, Shared) {
     let (books, tally) = (Arc::new(Books::default()), Shared::new(Tally::default()));
     for _ in 0..WORKERS {
         let (api, stop) = (api.clone(), stop.clone());

@@ -14,7 +14,7 @@ use std::{
 
 /// The calls of one client.
 #[derive(Default)]
-pub struct Tally {
+pub(crate) struct Tally {
     calls: AtomicU64,
     ok: AtomicU64,
     refused: AtomicU64,
@@ -30,7 +30,10 @@ pub struct Tally {
 
 impl Tally {
     /// Makes a call that must end by the deadline, and counts what became of it.
-    pub async fn count<T>(&self, call: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    pub(crate) async fn count<T>(
+        &self,
+        call: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, Error> {
         let started = Instant::now();
         let late = || started.elapsed().saturating_sub(DEADLINE);
         let mut timer_was_late = Duration::ZERO;
@@ -72,32 +75,32 @@ impl Tally {
     }
 
     /// Nothing has failed for a while.
-    pub fn is_well(&self) -> bool {
+    pub(crate) fn is_well(&self) -> bool {
         self.in_a_row.load(Relaxed) >= 20
     }
 
-    pub fn worst_overrun(&self) -> Duration {
+    pub(crate) fn worst_overrun(&self) -> Duration {
         Duration::from_micros(self.overrun.load(Relaxed))
     }
 
     /// A read gave something that it must not give.
-    pub fn stale(&self, what: String) {
+    pub(crate) fn stale(&self, what: String) {
         self.stale.lock().unwrap().push(what);
     }
 
-    pub fn check_reads(&self, claim: &str, claims: &mut Claims) {
+    pub(crate) fn check_reads(&self, claim: &str, claims: &mut Claims) {
         let stale = self.stale.lock().unwrap();
         claims.check(stale.is_empty(), &format!("{claim} {:?}", stale.first()));
     }
 
-    pub fn print_head() {
+    pub(crate) fn print_head() {
         println!(
             "\n{:<9} {:>8} {:>8} {:>8} {:>8} {:>8} {:>8} {:>12}  faults",
             "", "calls", "ok", "refused", "stopped", "unknown", "answered", "overrun ms"
         );
     }
 
-    pub fn print(&self, name: &str, faults: &BTreeMap<&'static str, u32>) {
+    pub(crate) fn print(&self, name: &str, faults: &BTreeMap<&'static str, u32>) {
         let n = |of: &AtomicU64| of.load(Relaxed);
         let faults: Vec<String> = faults.iter().map(|(fault, n)| format!("{n} {fault}")).collect();
         println!(
@@ -114,22 +117,22 @@ impl Tally {
     }
 }
 
-pub type Shared = Arc<Tally>;
+pub(crate) type Shared = Arc<Tally>;
 
 /// What must hold at the end.
 #[derive(Default)]
-pub struct Claims {
+pub(crate) struct Claims {
     broken: u32,
     lines: Vec<String>,
 }
 
 impl Claims {
-    pub fn check(&mut self, holds: bool, claim: &str) {
+    pub(crate) fn check(&mut self, holds: bool, claim: &str) {
         self.broken += u32::from(!holds);
         self.lines.push(format!("{} {claim}", if holds { "holds: " } else { "BROKEN:" }));
     }
 
-    pub fn end(self) -> Result<(), Box<dyn std::error::Error>> {
+    pub(crate) fn end(self) -> Result<(), Box<dyn std::error::Error>> {
         println!("\n{}", self.lines.join("\n"));
         if self.broken == 0 {
             Ok(())
