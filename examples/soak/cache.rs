@@ -1,7 +1,7 @@
 //! Keys that one worker each writes and reads: a value read is never older than the last one written.
 
 use crate::{
-    Stop,
+    Shift,
     tally::{Shared, Tally},
 };
 use mainstay::RedisClient;
@@ -12,22 +12,20 @@ const WORKERS: u64 = 8;
 const KEYS: usize = 20;
 const PAUSE: Duration = Duration::from_millis(5);
 
-pub(crate) fn work(cache: &RedisClient, stop: &Stop, workers: &mut JoinSet<()>) -> Shared {
+pub(crate) fn work(cache: &RedisClient, shift: &Shift, workers: &mut JoinSet<()>) -> Shared {
     let tally = Shared::new(Tally::default());
     for worker in 0..WORKERS {
-        let (cache, stop, tally) = (cache.clone(), stop.clone(), Arc::clone(&tally));
+        let (cache, shift, tally) = (cache.clone(), shift.clone(), Arc::clone(&tally));
         workers.spawn(async move {
             let mut random = fastrand::Rng::with_seed(worker);
             let mut written = [0_u64; KEYS];
             for n in 1_u64.. {
-                if stop.is_set() {
-                    return;
-                }
+                let Some(round) = shift.round().await else { return };
                 let key = random.usize(0..KEYS);
                 let name = format!("soak:{worker}:{key}");
                 if random.bool() {
                     let write = async {
-                        if key % 2 == 0 {
+                        if key.is_multiple_of(2) {
                             cache.set(&name, n.to_string()).await
                         } else {
                             cache.hset(&name, "field", n.to_string()).await.map(drop)
@@ -38,7 +36,7 @@ pub(crate) fn work(cache: &RedisClient, stop: &Stop, workers: &mut JoinSet<()>) 
                     }
                 } else {
                     let read = async {
-                        if key % 2 == 0 {
+                        if key.is_multiple_of(2) {
                             cache.get::<String>(&name).await
                         } else {
                             cache.hget::<String>(&name, "field").await
@@ -51,6 +49,7 @@ pub(crate) fn work(cache: &RedisClient, stop: &Stop, workers: &mut JoinSet<()>) 
                         }
                     }
                 }
+                drop(round);
                 sleep(PAUSE).await;
             }
         });

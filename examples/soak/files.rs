@@ -1,7 +1,7 @@
 //! Files up and down: what succeeds is the same byte for byte, what fails leaves no trace.
 
 use crate::{
-    Stop,
+    Shift,
     tally::{Claims, Shared, Tally},
 };
 use mainstay::S3Client;
@@ -22,16 +22,20 @@ const OLD: &[u8] = b"what was there before";
 pub(crate) struct Books(Mutex<Vec<String>>);
 
 impl Books {
-    pub(crate) fn check(&self, objects: &Memory, claims: &mut Claims) {
-        let wrong = self.0.lock().unwrap();
+    /// Also, clean-up finds what faults that outlived an abort have left.
+    pub(crate) async fn check(&self, s3: &S3Client, objects: &Memory, claims: &mut Claims) {
+        {
+            let wrong = self.0.lock().unwrap();
+            let claim = format!("s3: {} files differ {:?}", wrong.len(), wrong.first());
+            claims.check(wrong.is_empty(), &claim);
+        }
+        let left = objects.uploads();
+        let aborted = s3.abort_uploads(BUCKET, "", Duration::ZERO).await;
         claims.check(
-            wrong.is_empty(),
-            &format!("s3: {} files differ {:?}", wrong.len(), wrong.first()),
-        );
-        // Those whose abort the network kept from the store are for clean-up to find.
-        println!(
-            "{} uploads were left in the store by faults that outlived their aborts",
-            objects.uploads()
+            objects.uploads() == 0,
+            &format!(
+                "s3: of {left} uploads that faults left behind, clean-up took back {aborted:?}"
+            ),
         );
     }
 }
@@ -39,20 +43,22 @@ impl Books {
 pub(crate) fn work(
     s3: &S3Client,
     objects: &Memory,
-    stop: &Stop,
+    shift: &Shift,
     workers: &mut JoinSet<()>,
 ) -> io::Result<(Arc<Books>, Shared)> {
     let (books, tally) = (Arc::new(Books::default()), Shared::new(Tally::default()));
     for worker in 0..WORKERS {
         let directory = tempfile::tempdir()?;
-        let (s3, objects, stop) = (s3.clone(), objects.clone(), stop.clone());
+        let (s3, objects, shift) = (s3.clone(), objects.clone(), shift.clone());
         let (books, tally) = (Arc::clone(&books), Arc::clone(&tally));
         workers.spawn(async move {
             let mut random = fastrand::Rng::with_seed(worker);
             let (from, to) = (directory.path().join("from"), directory.path().join("to"));
-            let key = format!("file-{worker}");
-            let wrong = |what: &str| books.0.lock().unwrap().push(format!("{key}: {what}"));
-            while !stop.is_set() {
+            // A key is written once: an upload whose outcome is unknown may arrive at any time.
+            for n in 0.. {
+                let Some(round) = shift.round().await else { return };
+                let key = format!("file-{worker}-{n}");
+                let wrong = |what: &str| books.0.lock().unwrap().push(format!("{key}: {what}"));
                 // One in three goes in parts.
                 let length = if random.u8(0..3) == 0 { 17 << 20 } else { random.usize(1..300_000) };
                 let mut bytes = vec![0; length];
@@ -60,8 +66,7 @@ pub(crate) fn work(
                 fs::write(&from, &bytes).expect("there is room");
                 let up = async { s3.upload_file(&from, BUCKET, &key).await.map(drop) };
                 let up = tally.count(up).await;
-                let there = objects.object(&key);
-                if up.is_ok() && there.as_deref() != Some(&bytes[..]) {
+                if up.is_ok() && objects.object(&key).as_deref() != Some(&bytes[..]) {
                     wrong("an upload that succeeded is not there");
                 }
                 fs::write(&to, OLD).expect("there is room");
@@ -69,12 +74,7 @@ pub(crate) fn work(
                 let down = tally.count(down).await;
                 let got = fs::read(&to).expect("it is there");
                 match down {
-                    Ok(())
-                        if there.as_deref() != Some(&got[..])
-                            && objects.object(&key).as_deref() != Some(&got[..]) =>
-                    {
-                        wrong("a download that succeeded differs");
-                    }
+                    Ok(()) if got != bytes => wrong("a download that succeeded differs"),
                     Err(_) if got != OLD => wrong("a download that failed changed its target"),
                     _ => {}
                 }
@@ -82,6 +82,8 @@ pub(crate) fn work(
                 if left != 2 {
                     wrong("a temporary file was left behind");
                 }
+                let _ = tally.count(async { s3.delete(BUCKET, &key).await.map(drop) }).await;
+                drop(round);
                 sleep(PAUSE).await;
             }
         });

@@ -1,7 +1,7 @@
 //! Transfers between accounts, on PostgreSQL and on MariaDB; afterwards the books must agree.
 
 use crate::{
-    Stop,
+    Shift,
     tally::{Claims, Shared, Tally},
 };
 use mainstay::{Effect, Error, MySqlDatabase, PgDatabase, sqlx};
@@ -72,7 +72,7 @@ macro_rules! ledger {
     ($start:ident, $check:literal, $Client:ty, $row:literal, $take:literal, $give:literal) => {
         pub(crate) async fn $start(
             db: &$Client,
-            stop: &Stop,
+            shift: &Shift,
             workers: &mut JoinSet<()>,
         ) -> (Arc<Books>, Shared) {
             for statement in [
@@ -88,11 +88,11 @@ macro_rules! ledger {
             }
             let (books, tally) = (Arc::new(Books::default()), Shared::new(Tally::default()));
             for worker in 0..WORKERS {
-                let (db, stop, books, tally) =
-                    (db.clone(), stop.clone(), Arc::clone(&books), Arc::clone(&tally));
+                let (db, shift, books, tally) =
+                    (db.clone(), shift.clone(), Arc::clone(&books), Arc::clone(&tally));
                 workers.spawn(async move {
                     let mut random = fastrand::Rng::with_seed(worker);
-                    while !stop.is_set() {
+                    while let Some(round) = shift.round().await {
                         let id = books.next.fetch_add(1, Relaxed);
                         let (from, to) = (random.i64(0..ACCOUNTS), random.i64(0..ACCOUNTS));
                         let transfer = db.transaction(async |session| {
@@ -110,6 +110,7 @@ macro_rules! ledger {
                             Ok(())
                         };
                         let _ = tally.count(read).await;
+                        drop(round);
                         sleep(PAUSE).await;
                     }
                 });

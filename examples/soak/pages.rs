@@ -2,7 +2,7 @@
 //! acknowledged.
 
 use crate::{
-    Stop,
+    Shift,
     tally::{Claims, Shared, Tally},
 };
 use axum::{
@@ -82,15 +82,15 @@ impl Books {
 
 pub(crate) fn work(
     api: &HttpClient,
-    stop: &Stop,
+    shift: &Shift,
     workers: &mut JoinSet<()>,
 ) -> (Arc<Books>, Shared) {
     let (books, tally) = (Arc::new(Books::default()), Shared::new(Tally::default()));
     for _ in 0..WORKERS {
-        let (api, stop) = (api.clone(), stop.clone());
+        let (api, shift) = (api.clone(), shift.clone());
         let (books, tally) = (Arc::clone(&books), Arc::clone(&tally));
         workers.spawn(async move {
-            while !stop.is_set() {
+            while let Some(round) = shift.round().await {
                 let id = books.next.fetch_add(1, Relaxed) + 1;
                 let order = async {
                     api.post("/orders").body(id.to_string()).await?;
@@ -104,6 +104,7 @@ pub(crate) fn work(
                     Ok(())
                 };
                 let _ = tally.count(page).await;
+                drop(round);
                 sleep(PAUSE).await;
             }
         });
