@@ -54,8 +54,8 @@ impl Deadline {
     /// Runs `work` with this deadline, or with the one around it if that is earlier. Calls through
     /// a policy end by it; other code may ask for [`Deadline::current`]. The work itself is not
     /// cut off.
-    pub fn scope<F: Future>(self, work: F) -> impl Future<Output = F::Output> {
-        Scoped { scope: Scope { deadline: self.0, ..Scope::NONE }, work }
+    pub fn scope<F: IntoFuture>(self, work: F) -> impl Future<Output = F::Output> {
+        Scoped { scope: Scope { deadline: self.0, ..Scope::NONE }, work: work.into_future() }
     }
 
     /// [`Deadline::scope`] for a closure that blocks.
