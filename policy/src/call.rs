@@ -18,6 +18,7 @@ use std::{
         Arc,
         mpsc::{RecvTimeoutError, channel},
     },
+    time::Duration,
 };
 
 type If<'p, V> = Box<dyn Fn(&V) -> bool + Send + Sync + 'p>;
@@ -242,5 +243,23 @@ impl<T, E: Classify + std::error::Error> Judge<T, E> for ByClassify {
     #[inline]
     fn refuses(&self, _: &T) -> bool {
         false
+    }
+}
+
+/// The same, of a client that holds retries back while the server asks for less load.
+pub(crate) struct InTurn<H>(pub(crate) H);
+
+impl<T, E: Classify + std::error::Error, H: Fn() -> Option<Duration>> Judge<T, E> for InTurn<H> {
+    fn error(&self, error: &E, operation: &Operation) -> Judged {
+        Judge::<T, E>::error(&ByClassify, error, operation)
+    }
+
+    #[inline]
+    fn refuses(&self, _: &T) -> bool {
+        false
+    }
+
+    fn hold(&self) -> Option<Duration> {
+        (self.0)()
     }
 }

@@ -86,6 +86,20 @@ pub enum Event {
         /// The policy only observes: the call went on.
         observed: bool,
     },
+    /// The dependency asked for less load: from now on requests to it are held back.
+    #[non_exhaustive]
+    SlowedDown {
+        /// The dependency's name.
+        dependency: Arc<str>,
+        /// How long nothing is sent to it.
+        wait: Duration,
+    },
+    /// The dependency gets all requests again, after [`SlowedDown`](Self::SlowedDown).
+    #[non_exhaustive]
+    AtFullSpeed {
+        /// The dependency's name.
+        dependency: Arc<str>,
+    },
     /// A fallback answered in the dependency's place.
     #[non_exhaustive]
     FellBack {

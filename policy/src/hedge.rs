@@ -54,6 +54,10 @@ where
             return end;
         }
     }
+    // A server that asks for less load gets no second copies.
+    if judge.hold().is_some() {
+        return first.await;
+    }
     let sent = clock::now();
     let Some((copy, limit)) = run.hedge(sent, delay) else { return first.await };
     let blow = chaos::blow(run.dependency());

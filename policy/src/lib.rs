@@ -78,7 +78,7 @@ pub use mainstay_macros::{
 };
 pub use policy::{BreakGrowth, Kind, Mode, Policy, PolicyBuilder};
 pub use readiness::{CheckReport, Phase, Readiness, ReadinessBuilder, ReadinessReport};
-pub use registry::{Singletons, breaker, reset_resilience_state};
+pub use registry::{Singletons, breaker, on_reset, reset_resilience_state};
 pub use runtime::PerRuntime;
 #[cfg(feature = "metrics")]
 pub use telemetry::numbers::describe_metrics;

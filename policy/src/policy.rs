@@ -25,6 +25,7 @@ use crate::{
     config::Overrides,
     deadline::Deadline,
     error::{CallError, Decider},
+    event::{self, Event},
     hedge::Hedge,
     rate_limit::RateLimit,
     retry,
@@ -454,6 +455,44 @@ impl Policy {
         Fut: Future<Output = Result<T, E>>,
     {
         retry::drive(&self.0, operation, attempt, call::ByClassify)
+    }
+
+    /// As [`run`](Self::run), of a client whose server may ask for less load: after a retry's backoff,
+    /// and after each such wait, `hold` says how long it has to wait still. Nothing is sent meanwhile,
+    /// so this is no attempt; a wait that does not fit into the deadline ends the call at once. While
+    /// a retry would be held back, no second copy is sent either.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run).
+    ///
+    /// # Cancel safety
+    /// As [`run`](Self::run).
+    pub fn run_in_turn<'p, T, E, H, F, Fut>(
+        &'p self,
+        operation: &'p Operation,
+        hold: H,
+        attempt: F,
+    ) -> impl Future<Output = Result<T, CallError<E>>>
+    where
+        E: Classify + std::error::Error,
+        H: Fn() -> Option<Duration>,
+        F: FnMut(Attempt) -> Fut,
+        Fut: Future<Output = Result<T, E>>,
+    {
+        retry::drive(&self.0, operation, attempt, call::InTurn(hold))
+    }
+
+    /// Tells whoever listens that this dependency asks for less load, and how long nothing is sent to
+    /// it, or with `None` that it gets all requests again: [`Event::SlowedDown`] and
+    /// [`Event::AtFullSpeed`]. For clients that hold requests back.
+    pub fn tell_slowed(&self, wait: Option<Duration>) {
+        event::emit(|| {
+            let dependency = self.0.breaker.shared_name();
+            match wait {
+                Some(wait) => Event::SlowedDown { dependency, wait },
+                None => Event::AtFullSpeed { dependency },
+            }
+        });
     }
 
     /// Runs a user's own operation, which may be repeated: an error counts as transient, unless it

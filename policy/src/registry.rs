@@ -108,10 +108,21 @@ pub fn breaker(name: &str) -> Option<Breaker> {
     dependencies().get(name).map(|(breaker, _)| breaker.clone())
 }
 
-/// Closes every breaker, refills every budget, and forgets the singletons and the settings that were
-/// read. For tests.
+/// What clients forget at a reset.
+static FORGETTERS: Mutex<Vec<fn()>> = Mutex::new(Vec::new());
+
+/// From now on [`reset_resilience_state`] calls this too, under no lock. For clients, which know more
+/// of a dependency than its breaker does.
+pub fn on_reset(forget: fn()) {
+    FORGETTERS.lock().unwrap_or_else(PoisonError::into_inner).push(forget);
+}
+
+/// Closes every breaker, refills every budget, and forgets the singletons, the settings that were
+/// read, and how much load a server asked for. For tests.
 pub fn reset_resilience_state() {
     RESETS.fetch_add(1, Ordering::SeqCst);
+    let forgetters = FORGETTERS.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    forgetters.iter().for_each(|forget| forget());
     config::forget();
     for (breaker, budget) in all() {
         breaker.reset();

@@ -36,6 +36,10 @@ pub(crate) trait Judge<T, E> {
     fn error(&self, error: &E, operation: &Operation) -> Judged;
     /// Whether this value is to be treated as a transient failure.
     fn refuses(&self, value: &T) -> bool;
+    /// How long a retry has to wait still, after its backoff and after each such wait.
+    fn hold(&self) -> Option<Duration> {
+        None
+    }
 }
 
 /// One call, from its admission to its end. Small, since it sits in every call's future.
@@ -371,6 +375,21 @@ impl<'p> Run<'p> {
             delay,
             effect,
         });
+    }
+
+    /// A retry that is held back beyond its backoff: how long, or the end of the call, since a wait
+    /// that would not fit is not slept.
+    fn held<T, E>(
+        self,
+        retry: Retry<'p, T, E>,
+        wait: Duration,
+    ) -> Result<(Self, Retry<'p, T, E>), Answer<T, E>> {
+        let now = clock::now();
+        if now.after(wait) < self.end {
+            return Ok((self, retry));
+        }
+        let Retry { failed, last, .. } = retry;
+        Err(self.end(Some(Decider::Deadline), Some(wait), failed, last, now))
     }
 
     /// After the wait: others may have found the dependency dead meanwhile.

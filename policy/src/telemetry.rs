@@ -1,5 +1,5 @@
-//! What of our events goes to `tracing`: opening and giving up warn, closing informs, the rest is
-//! for debugging. Object keys, statements and URLs are not in them.
+//! What of our events goes to `tracing`: opening, slowing down and giving up warn, closing informs,
+//! the rest is for debugging. Object keys, statements and URLs are not in them.
 
 #[cfg(feature = "metrics")]
 pub(crate) mod numbers;
@@ -135,6 +135,15 @@ pub(crate) fn tell(event: &Event) {
             decider = by.name(),
             observed,
             "call refused"
+        ),
+        Event::SlowedDown { dependency, wait } => tracing::warn!(
+            mainstay.policy.name = &**dependency,
+            wait = wait.as_secs_f64(),
+            "the server asks for less load: requests are held back"
+        ),
+        Event::AtFullSpeed { dependency } => tracing::info!(
+            mainstay.policy.name = &**dependency,
+            "the server takes all requests again"
         ),
         Event::FellBack { dependency } => {
             tracing::debug!(mainstay.policy.name = &**dependency, "fallback answered");

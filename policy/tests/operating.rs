@@ -5,10 +5,13 @@
 use figment::Jail;
 use mainstay_policy::{
     BreakerState, Decider, Event, HealthStatus, Kind, Mode, Policy, breaker, get_resilience_health,
-    observe, reload, reset_resilience_state, set_settings_prefix, settings,
+    observe, on_reset, reload, reset_resilience_state, set_settings_prefix, settings,
 };
 use std::{
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -111,6 +114,21 @@ fn a_prefix_is_set_before_anything_is_read_or_not_at_all() {
         assert!(late.contains("comes too late"), "{late}");
         reset_resilience_state();
         set_settings_prefix("MAINSTAY_").unwrap();
+        Ok(())
+    });
+}
+
+#[test]
+fn a_reset_asks_clients_to_forget_too() {
+    static FORGOTTEN: AtomicUsize = AtomicUsize::new(0);
+    alone(|_| {
+        // It may look at what is being reset: nothing is locked.
+        on_reset(|| {
+            drop((get_resilience_health(), breaker("any"), settings()));
+            FORGOTTEN.fetch_add(1, Ordering::SeqCst);
+        });
+        reset_resilience_state();
+        assert_eq!(FORGOTTEN.load(Ordering::SeqCst), 1);
         Ok(())
     });
 }

@@ -229,9 +229,16 @@ where
     let mut now = run.started;
     loop {
         let (mut last, mut waited) = (None, Duration::ZERO);
-        if let Some(retry) = retry {
+        if let Some(mut retry) = retry {
             waited = retry.delay;
             clock::sleep(waited).await;
+            while let Some(wait) = judge.hold() {
+                (run, retry) = match run.held(retry, wait) {
+                    Ok(on) => on,
+                    Err(end) => return end,
+                };
+                clock::sleep(wait).await;
+            }
             now = clock::now();
             (run, last) = match run.waited(retry, now) {
                 Ok(on) => on,

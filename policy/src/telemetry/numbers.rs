@@ -113,6 +113,8 @@ pub(crate) fn tell(event: &Event) {
         // Counted where it happens, without an allocation.
         Event::Rejected { by: Decider::Breaker | Decider::Isolation, .. } => {}
         Event::Rejected { dependency, by, .. } => count(dependency, "reject", by.name()),
+        Event::SlowedDown { dependency, .. } => count(dependency, "slow down", "throttle"),
+        Event::AtFullSpeed { .. } => {}
         Event::FellBack { dependency } => count(dependency, "fallback", "fallback"),
     }
 }

@@ -383,3 +383,49 @@ fn a_detached_call_returns_on_time() {
     assert!(started.elapsed() < Duration::from_secs(5));
     drop(release);
 }
+
+/// retry > hold: what is held back is no attempt, and a hold that does not fit ends the call at once.
+#[tokio::test(start_paused = true)]
+async fn a_retry_waits_while_its_client_holds_it_back_which_is_no_attempt() {
+    let policy = database("t-order-hold").base_delay(Duration::ZERO).deadline(60 * S);
+    let policy = policy.jitter(crate::Jitter::None).build().unwrap();
+    for (holds, took, sent, by) in [
+        (&[][..], 0, 3, Decider::Retry),
+        (&[7, 3], 10, 3, Decider::Retry),
+        (&[7, 53], 7, 1, Decider::Deadline),
+    ] {
+        let (started, before) = (clock::now(), attempts(&policy));
+        let (numbers, left) = (std::sync::Mutex::new(Vec::new()), AtomicU32::new(0));
+        let hold = || holds.get(left.fetch_add(1, SeqCst) as usize).map(|n| *n * S);
+        let end = policy.run_in_turn(&READ, hold, |attempt| {
+            numbers.lock().unwrap().push(attempt.number());
+            async { Err::<(), _>(Fault(Verdict::never_sent())) }
+        });
+        let error = end.await.unwrap_err();
+        assert_eq!((error.decider(), error.attempts()), (Some(by), sent), "{holds:?}");
+        assert_eq!(*numbers.lock().unwrap(), (1..=sent).collect::<Vec<_>>(), "{holds:?}");
+        assert_eq!(clock::now().since(started), took * S, "{holds:?}");
+        assert_eq!(attempts(&policy).0 - before.0, 1);
+        policy.breaker().reset();
+    }
+}
+
+/// hedge > hold: a server that asks for less load gets no second copies.
+#[tokio::test(start_paused = true)]
+async fn no_second_copy_is_sent_that_would_be_held_back() {
+    let policy = database("t-order-hold-hedge").hedge(Hedge::After(S / 10)).build().unwrap();
+    for (hold, copies) in [(None, 2), (Some(S), 1)] {
+        let sent = AtomicU32::new(0);
+        let end = policy.run_in_turn(
+            &READ,
+            || hold,
+            |_| async {
+                sent.fetch_add(1, SeqCst);
+                tokio::time::sleep(S).await;
+                Ok::<_, Fault>(())
+            },
+        );
+        end.await.unwrap();
+        assert_eq!(sent.load(SeqCst), copies, "{hold:?}");
+    }
+}
