@@ -23,7 +23,6 @@ enum What {
     Redirects(usize),
     Upload(Option<reqwest::Error>),
     Changed,
-    Held,
     /// A test double's; whether the request had been sent.
     Lost(bool),
 }
@@ -79,11 +78,6 @@ impl HttpFailure {
     /// What was to be resumed is no longer what it was.
     pub(crate) const fn changed() -> Self {
         Self::of(What::Changed, Verdict::permanent().with_outcome(Outcome::Neutral))
-    }
-
-    /// Not sent: it is not yet its turn, since the server asked for less load.
-    pub(crate) const fn held(wait: Duration) -> Self {
-        Self::of(What::Held, Verdict::throttled(Some(wait)).with_outcome(Outcome::Neutral))
     }
 
     /// A test double's connection, lost before (`sent` is false) or after the request was sent.
@@ -288,7 +282,6 @@ impl fmt::Display for HttpFailure {
             What::Changed => {
                 f.write_str("what was being downloaded has changed on the server; begin anew")
             }
-            What::Held => f.write_str("held back, since the server asks for less load"),
             What::Lost(true) => f.write_str("the connection was lost before an answer"),
             What::Lost(false) => f.write_str("the server could not be reached"),
             What::Body(error) if error.is_timeout() => f.write_str("the body did not come in time"),

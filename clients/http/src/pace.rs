@@ -6,18 +6,20 @@
 //! sixteenth off, and a gap below 1 ms is none. A request whose turn would come after its deadline is
 //! refused at once, and the error says when to come again.
 //!
+//! That it begins is an event and a warning, that it ends another; a reset forgets it.
+//!
 //! 30 s, so that no single answer silences a client for long: a server that named an hour gets one
 //! request each 30 s, and the call that was told so is not repeated before the hour is over.
 
 use std::{
     collections::HashMap,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        Arc, Mutex, MutexGuard, Once, PoisonError, Weak,
         atomic::{AtomicU32, Ordering::Relaxed},
     },
     time::Duration,
 };
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep_until};
 
 const LONGEST_STOP: Duration = Duration::from_secs(30);
 const FIRST_GAP: Duration = Duration::from_millis(10);
@@ -58,6 +60,8 @@ pub(crate) struct Seen(u32);
 impl Pace {
     /// The pace of the dependency of this name.
     pub(crate) fn of(name: &str) -> Arc<Self> {
+        static FORGETS: Once = Once::new();
+        FORGETS.call_once(|| mainstay_policy::on_reset(forget));
         let mut paces = PACES.lock().unwrap_or_else(PoisonError::into_inner);
         let paces = paces.get_or_insert_default();
         if let Some(pace) = paces.get(name).and_then(Weak::upgrade) {
@@ -99,38 +103,41 @@ impl Pace {
     pub(crate) async fn turn(&self, limit: Option<Duration>) -> Result<(), Duration> {
         let end = limit.and_then(|limit| Instant::now().checked_add(limit));
         loop {
-            let wait = self.take_turn(end)?;
-            if !wait.is_zero() {
-                sleep(wait).await;
+            let turn = self.take_turn(end)?;
+            if turn > Instant::now() {
+                sleep_until(turn).await;
             }
-            let now = Instant::now();
-            // Else the server has refused another one meanwhile.
-            if self.state().stop.is_none_or(|stop| stop <= now) {
+            if self.holds(turn) {
                 return Ok(());
             }
         }
     }
 
-    /// How long until the turn that is now the caller's.
+    /// Whether a turn that was taken is still good: the server has not asked for a longer stop since.
+    pub(crate) fn holds(&self, turn: Instant) -> bool {
+        self.state().stop.is_none_or(|stop| stop <= turn)
+    }
+
+    /// The turn that is now the caller's.
     ///
     /// # Errors
     /// The wait, if it would end after `end`; no turn is taken.
-    pub(crate) fn take_turn(&self, end: Option<Instant>) -> Result<Duration, Duration> {
+    pub(crate) fn take_turn(&self, end: Option<Instant>) -> Result<Instant, Duration> {
         let now = Instant::now();
         let mut state = self.state();
         let turn = state.turn(now);
-        let wait = turn.saturating_duration_since(now);
         if end.is_some_and(|end| turn >= end) {
-            return Err(wait);
+            return Err(turn.saturating_duration_since(now));
         }
         state.next = Some(turn + state.gap);
-        Ok(wait)
+        Ok(turn)
     }
 
-    /// The server refused a request for its load.
-    pub(crate) fn refused(&self, seen: Seen, retry_after: Option<Duration>) {
+    /// The server refused a request for its load. When this is the first, how long nothing is sent.
+    pub(crate) fn refused(&self, seen: Seen, retry_after: Option<Duration>) -> Option<Duration> {
         let now = Instant::now();
         let mut state = self.state();
+        let begins = !self.is_on();
         let stop = now + retry_after.unwrap_or_default().min(LONGEST_STOP);
         state.stop = state.stop.max(Some(stop));
         let again = state.widened.is_none_or(|widened| widened + DOUBLES <= now);
@@ -142,26 +149,41 @@ impl Pace {
             state.next = state.next.max(Some(stop.max(now + state.gap)));
             self.word.store(state.refusals, Relaxed);
         }
+        (begins && self.is_on()).then(|| stop.saturating_duration_since(now))
     }
 
-    /// The server answered a request.
-    pub(crate) fn answered(&self, seen: Seen) {
+    /// The server answered a request; true when requests are just sent from now on.
+    pub(crate) fn answered(&self, seen: Seen) -> bool {
         // Sent at a pace, and after the last refusal.
-        if seen.0 != 0 && seen == self.seen() {
-            self.ease();
-        }
+        seen.0 != 0 && seen == self.seen() && self.ease()
     }
 
     #[cold]
-    fn ease(&self) {
+    fn ease(&self) -> bool {
         let now = Instant::now();
         let mut state = self.state();
         state.gap = state.gap * 15 / 16;
-        if state.gap < NO_GAP && state.stop.is_none_or(|stop| stop <= now) {
+        let ends = self.is_on() && state.gap < NO_GAP && state.stop.is_none_or(|stop| stop <= now);
+        if ends {
             (state.stop, state.next) = (None, None);
             self.word.store(0, Relaxed);
         }
+        ends
     }
+
+    /// What is under way or waits goes on as it was.
+    fn clear(&self) {
+        let mut state = self.state();
+        // Not the count of refusals: what was sent before this is told from what comes after.
+        *state = State { refusals: state.refusals, ..State::default() };
+        self.word.store(0, Relaxed);
+    }
+}
+
+/// Of every dependency.
+fn forget() {
+    let paces = PACES.lock().unwrap_or_else(PoisonError::into_inner);
+    paces.iter().flat_map(HashMap::values).filter_map(Weak::upgrade).for_each(|pace| pace.clear());
 }
 
 impl State {
@@ -204,7 +226,9 @@ mod tests {
     async fn refusals_of_what_was_sent_at_once_count_once_and_later_ones_double_the_gap() {
         let pace = Pace::default();
         let seen = pace.seen();
-        (0..64).for_each(|_| pace.refused(seen, None));
+        for _ in 0..64 {
+            pace.refused(seen, None);
+        }
         assert_eq!(pace.state().gap, FIRST_GAP);
         pace.refused(pace.seen(), None);
         assert_eq!(pace.state().gap, FIRST_GAP, "too soon after the last one");
@@ -227,7 +251,7 @@ mod tests {
         // Another refusal after 20 s: those who wait go on waiting.
         let started = Instant::now();
         let refusal = async {
-            sleep(20 * S).await;
+            tokio::time::sleep(20 * S).await;
             pace.refused(pace.seen(), Some(25 * S));
         };
         assert_eq!(tokio::join!(pace.turn(Some(60 * S)), refusal), (Ok(()), ()));
@@ -235,6 +259,30 @@ mod tests {
         let far = Pace::default();
         far.refused(far.seen(), Some(Duration::MAX));
         assert_eq!(far.turn(Some(Duration::MAX)).await, Ok(()));
+    }
+
+    #[test]
+    fn that_it_begins_and_ends_is_told_once() {
+        let pace = Pace::default();
+        let before = pace.seen();
+        assert!(pace.refused(before, None).is_some());
+        assert!(pace.refused(before, None).is_none());
+        let seen = pace.seen();
+        assert!(!pace.answered(before));
+        let told = (0..100).filter(|_| pace.answered(seen)).count();
+        assert_eq!(told, 1);
+        assert!(!pace.is_on());
+    }
+
+    #[test]
+    fn a_reset_forgets_it() {
+        let pace = Pace::of("http:reset");
+        pace.refused(pace.seen(), Some(S));
+        mainstay_policy::reset_resilience_state();
+        assert_eq!(pace.wait(), None);
+        // What was sent before is no news after it.
+        pace.refused(pace.seen(), Some(S));
+        assert!(pace.wait().is_some());
     }
 
     #[test]

@@ -18,7 +18,7 @@ use mainstay_policy::{
 use reqwest::Url;
 use std::{
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
     time::Duration,
@@ -51,8 +51,8 @@ pub(crate) struct Call {
     limits: Limits,
     /// The server has answered 425.
     early: AtomicBool,
-    /// The next attempt has waited for its turn already.
-    has_turn: AtomicBool,
+    /// When the next retry may be sent, while there are turns.
+    turn: Mutex<Option<Instant>>,
 }
 
 /// What a streamed body needs to know beside the answer.
@@ -94,7 +94,7 @@ impl Call {
             deadline,
             limits,
             early: AtomicBool::new(false),
-            has_turn: AtomicBool::new(false),
+            turn: Mutex::default(),
         })
     }
 
@@ -143,7 +143,7 @@ impl Call {
             deadline: None,
             limits: self.limits,
             early: AtomicBool::new(false),
-            has_turn: AtomicBool::new(false),
+            turn: Mutex::default(),
         }
     }
 
@@ -153,12 +153,12 @@ impl Call {
         self.run(self.operation(), |attempt| {
             let driver = &driver;
             async move {
-                let seen = self.may_send(attempt)?;
+                let seen = self.pace().seen();
                 let mut answer = self.head(driver, Some(attempt)).await?;
                 if HttpFailure::is_failing(answer.status()) {
                     return Err(Box::pin(self.failure(answer, seen)).await);
                 }
-                self.pace().answered(seen);
+                self.answered(seen);
                 let body = incoming::whole(&mut answer, &self.limits).await?;
                 let status = answer.status();
                 Ok(Response { status, headers: std::mem::take(answer.headers_mut()), body })
@@ -173,12 +173,12 @@ impl Call {
         self.run(self.operation().streamed(), |attempt| {
             let driver = &driver;
             async move {
-                let seen = self.may_send(attempt)?;
+                let seen = self.pace().seen();
                 let answer = self.head(driver, Some(attempt)).await?;
                 if HttpFailure::is_failing(answer.status()) {
                     return Err(Box::pin(self.failure(answer, seen)).await);
                 }
-                self.pace().answered(seen);
+                self.answered(seen);
                 Ok(Head { answer, attempts: attempt.number() })
             }
         })
@@ -200,9 +200,10 @@ impl Call {
             deadline = Box::pin(self.turn()).await?;
         }
         let end = match deadline {
-            None => self.policy().run(&operation, attempt).await,
+            None => self.policy().run_in_turn(&operation, || self.hold(), attempt).await,
             Some(deadline) => {
-                let run = Box::pin(self.policy().run(&operation, attempt));
+                let hold = || self.hold();
+                let run = Box::pin(self.policy().run_in_turn(&operation, hold, attempt));
                 Deadline::within(deadline).scope(run).await
             }
         };
@@ -229,24 +230,34 @@ impl Call {
         }
     }
 
-    /// A retry has its turn from the refusal before it, or waits for one as a first attempt does.
-    fn may_send(&self, attempt: Attempt) -> Result<Seen, HttpFailure> {
-        let seen = self.pace().seen();
-        if attempt.number() > 1 && !self.has_turn.swap(false, Relaxed) {
-            if let Some(wait) = self.next_turn().filter(|wait| !wait.is_zero()) {
-                return Err(HttpFailure::held(wait));
-            }
-            self.has_turn.store(false, Relaxed);
+    /// How long a retry has to wait still. Its turn is from the refusal before it; else it takes one,
+    /// as a first attempt does.
+    fn hold(&self) -> Option<Duration> {
+        let now = Instant::now();
+        let turn = self.next_turn().filter(|turn| *turn > now);
+        if turn.is_none() {
+            *self.turn.lock().unwrap_or_else(PoisonError::into_inner) = None;
         }
-        Ok(seen)
+        turn.map(|turn| turn - now)
     }
 
-    /// The wait for the turn of the next attempt, where there are turns.
-    fn next_turn(&self) -> Option<Duration> {
+    /// When the next attempt may be sent, where there are turns.
+    fn next_turn(&self) -> Option<Instant> {
         let pace = self.pace();
-        let turn = (pace.is_on() && self.slows_down()).then(|| pace.take_turn(None).ok());
-        self.has_turn.store(turn.is_some(), Relaxed);
-        turn.flatten()
+        let mut turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        *turn = match *turn {
+            _ if !pace.is_on() || !self.slows_down() => None,
+            Some(turn) if pace.holds(turn) => Some(turn),
+            _ => pace.take_turn(None).ok(),
+        };
+        *turn
+    }
+
+    #[inline]
+    fn answered(&self, seen: Seen) {
+        if self.pace().answered(seen) {
+            self.policy().tell_slowed(None);
+        }
     }
 
     pub(crate) fn error(&self, error: CallError<HttpFailure>) -> Error {
@@ -266,8 +277,10 @@ impl Call {
             || status == StatusCode::SERVICE_UNAVAILABLE && hint.is_some();
         let mut turn = None;
         if refused && self.slows_down() {
-            self.pace().refused(seen, hint);
-            turn = self.next_turn();
+            if let Some(stop) = self.pace().refused(seen, hint) {
+                self.policy().tell_slowed(Some(stop));
+            }
+            turn = self.next_turn().map(|turn| turn.saturating_duration_since(Instant::now()));
         }
         let failure = HttpFailure::status(response, self.idempotency, again, turn);
         if self.body.is_spent() { failure.of_a_spent_body() } else { failure }

@@ -2,7 +2,7 @@
 //! double stands in the server's place and counts.
 
 use mainstay_http::{HttpClient, HttpClientBuilder, HttpDouble, Reply};
-use mainstay_policy::{BreakerState, Deadline, Decider, Jitter, report};
+use mainstay_policy::{BreakerState, Deadline, Decider, Event, Jitter, observe, report};
 use std::{
     sync::{
         Arc, Mutex,
@@ -195,4 +195,59 @@ async fn it_can_be_switched_off_and_an_open_breaker_refuses_without_a_wait() {
     let started = Instant::now();
     assert!(client.get("x").await.unwrap_err().is_circuit_open());
     assert_eq!(started.elapsed(), Duration::ZERO);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_retry_that_is_held_back_is_no_attempt_and_one_that_cannot_wait_ends_the_call() {
+    for (name, deadline, sent) in [("counted", 60 * S, 3), ("cut", 9 * S, 1)] {
+        // The first request is lost; before it is repeated another call is told to wait.
+        let double = HttpDouble::new(move |r| match (r.number, r.url.as_str()) {
+            (1, _) => Reply::refused(),
+            (_, "http://api.example.com/other") => later(429, 10),
+            _ => Reply::status(500),
+        });
+        let client = builder(&double, name)
+            .policy(|p| p.max_attempts(3).jitter(Jitter::None).failure_threshold(9))
+            .build()
+            .unwrap();
+        let call = client.get("x").deadline(deadline).into_future();
+        let other = async {
+            tokio::task::yield_now().await;
+            client.post("other").deadline(5 * S).await.unwrap_err();
+        };
+        let (end, ()) = tokio::join!(call, other);
+        let error = end.unwrap_err();
+        let of_the_call = double.requests().iter().filter(|r| r.url.ends_with("/x")).count();
+        assert_eq!((of_the_call, error.attempts() as usize), (sent, sent), "{name}: {error}");
+        if name == "cut" {
+            assert_eq!(error.decider(), Some(Decider::Deadline), "{error}");
+            let wait = error.retry_after().unwrap();
+            assert!(wait > 8 * S && wait < 11 * S, "{wait:?}");
+            assert!(error.elapsed() < 9 * S, "what does not fit is not slept: {error}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn that_an_origin_is_slowed_down_is_an_event_when_it_begins_and_when_it_ends() {
+    let (double, _) = refuses_one(later(429, 7));
+    let client = builder(&double, "told").build().unwrap();
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let log = Arc::clone(&told);
+    let _subscription = observe(move |event: &Event| match event {
+        Event::SlowedDown { dependency, wait, .. } if **dependency == *"http:told" => {
+            log.lock().unwrap().push(Some(*wait));
+        }
+        Event::AtFullSpeed { dependency, .. } if **dependency == *"http:told" => {
+            log.lock().unwrap().push(None);
+        }
+        _ => {}
+    });
+    client.post("x").deadline(5 * S).await.unwrap_err();
+    assert_eq!(*told.lock().unwrap(), [Some(7 * S)]);
+    for _ in 0..50 {
+        client.get("x").await.unwrap();
+    }
+    assert_eq!(*told.lock().unwrap(), [Some(7 * S), None]);
+    assert_eq!(client.slowed_for(), None);
 }
