@@ -258,6 +258,61 @@ pub(crate) fn basic(user: &[u8], password: &[u8]) -> Option<HeaderValue> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+
+    /// What has led out of a path or a host before, in every order.
+    fn pieces() -> impl Strategy<Value = String> {
+        let pieces = vec![
+            "/", "//", "\\", "..", ".", "%2e", "%2E", "%2f", "%5c", "@", ":", "?", "#", "a",
+            "evil", "http:", "https://", " ", "\t", "\n", "\r\n", "\0", "%00", "%", "[", "]",
+            "\u{e9}", "\u{202e}", ";",
+        ];
+        proptest::collection::vec(proptest::sample::select(pieces), 0..8)
+            .prop_map(|all| all.concat())
+    }
+
+    proptest! {
+        #[test]
+        fn no_path_leaves_its_base(path in prop_oneof![pieces(), any::<String>()]) {
+            for base in ["http://h", "http://h/v1", "https://u:p@h:8443/v1/x/?key=1"] {
+                let (base, _) = BaseUrl::parse(base).unwrap();
+                let Ok(url) = base.join(&path) else { continue };
+                prop_assert_eq!(url.origin().ascii_serialization(), base.origin());
+                prop_assert!(base.holds(&url), "{}", url);
+                prop_assert!(url.username().is_empty() && url.password().is_none(), "{}", url);
+                prop_assert!(url.as_str().bytes().all(|b| b.is_ascii_graphic()), "{}", url);
+            }
+        }
+
+        #[test]
+        fn no_base_is_a_panic_and_none_shows_what_it_holds(
+            base in prop_oneof![pieces(), any::<String>(), "https?://[a-z:@/?#.0-9]{0,20}"],
+        ) {
+            for base in [base.clone(), format!("http://user:hunter2@{base}"), format!("{base}#hunter2")] {
+                match BaseUrl::parse(&base) {
+                    Ok((base, _)) => prop_assert!(base.join("x").is_ok()),
+                    Err(error) => {
+                        let told = format!("{error} {error:?}");
+                        prop_assert!(!told.contains("hunter2"), "{}", told);
+                    }
+                }
+            }
+        }
+
+        #[test]
+        fn a_segment_stays_one_whatever_is_in_it(value in prop_oneof![pieces(), any::<String>()]) {
+            let Ok(path) = path_of(["a", &value, "b"]) else {
+                prop_assert!(matches!(&*value, "" | "." | ".."));
+                return Ok(());
+            };
+            let (base, _) = BaseUrl::parse("http://h/v1").unwrap();
+            let url = base.join(&path).unwrap();
+            let segments: Vec<_> = url.path_segments().unwrap().collect();
+            prop_assert_eq!(segments.len(), 4, "{}", url);
+            let kept = percent_decode_str(segments[2]).decode_utf8().unwrap();
+            prop_assert_eq!(kept, value);
+        }
+    }
 
     fn joined(base: &str, path: &str) -> Result<String, Error> {
         let (base, _) = BaseUrl::parse(base).unwrap();

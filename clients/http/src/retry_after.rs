@@ -19,6 +19,29 @@ pub(crate) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn a_number_is_seconds_a_date_is_the_distance_and_the_rest_is_nothing(
+            seconds in any::<u64>(),
+            (now, later) in (0_u64..200_000_000_000, 0_u64..50_000_000_000),
+            bytes in proptest::collection::vec(any::<u8>(), 0..40),
+        ) {
+            prop_assert_eq!(wait(None, &seconds.to_string()), Some(Duration::from_secs(seconds)));
+            let date = |s| httpdate::fmt_http_date(SystemTime::UNIX_EPOCH + Duration::from_secs(s));
+            let told = wait(Some(&date(now)), &date(now + later));
+            prop_assert_eq!(told, Some(Duration::from_secs(later)));
+            prop_assert_eq!(wait(Some(&date(now + later)), &date(now)), Some(Duration::ZERO));
+            if let Ok(value) = http::HeaderValue::from_bytes(&bytes) {
+                let headers = HeaderMap::from_iter([(header::RETRY_AFTER, value)]);
+                if let Some(wait) = retry_after(&headers) {
+                    let text = String::from_utf8_lossy(&bytes).trim().to_owned();
+                    prop_assert!(text.parse() == Ok(wait.as_secs()) || text.len() > 19, "{}", text);
+                }
+            }
+        }
+    }
 
     fn wait(date: Option<&str>, value: &str) -> Option<Duration> {
         let mut headers = HeaderMap::new();
