@@ -36,11 +36,11 @@ async fn holds_under_every_fault<S: Remote>() {
                 tokio::time::sleep(n * ms(5)).await;
                 if n % 2 == 0 {
                     let door = S::Client::REPEATED;
-                    (overrun(bound.call(door)).await, door)
+                    (overrun(bound.call(door), DEADLINE).await, door)
                 } else {
                     let door = S::Client::DOORS[n as usize / 2 % S::Client::DOORS.len()];
                     let call = Deadline::within(DEADLINE).scope(scoped.call(door));
-                    (overrun(Box::pin(call)).await, door)
+                    (overrun(Box::pin(call), DEADLINE).await, door)
                 }
             }
         });
@@ -53,45 +53,46 @@ async fn holds_under_every_fault<S: Remote>() {
 }
 
 /// How late a call ended, and how much of that is its own doing.
-struct Overrun {
+pub(crate) struct Overrun {
     late: Duration,
     own: Duration,
+    pub(crate) failed: bool,
 }
 
 /// A machine that is busy with other tests ends everything late: so a bare timer runs beside the
 /// call, and is looked at first.
-async fn overrun(call: Work) -> Overrun {
+pub(crate) async fn overrun(call: Work, deadline: Duration) -> Overrun {
     let started = Instant::now();
-    let late = || started.elapsed().saturating_sub(DEADLINE);
+    let late = || started.elapsed().saturating_sub(deadline);
     let timer = async {
-        tokio::time::sleep(DEADLINE).await;
+        tokio::time::sleep(deadline).await;
         late()
     };
     let call = async {
         let error = call.await.err();
         let took = started.elapsed();
         assert!(error.as_ref().is_none_or(|error| error.elapsed() <= took), "{error:?}: {took:?}");
-        late()
+        (late(), error.is_some())
     };
-    let (timer, late) = tokio::join!(timer, call);
-    Overrun { late, own: late.saturating_sub(timer) }
+    let (timer, (late, failed)) = tokio::join!(timer, call);
+    Overrun { late, own: late.saturating_sub(timer), failed }
 }
 
 #[derive(Default)]
-struct Overruns {
+pub(crate) struct Overruns {
     late: Vec<Duration>,
     own: Vec<Duration>,
 }
 
 impl Overruns {
-    fn add(&mut self, Overrun { late, own }: Overrun, what: &str) {
+    pub(crate) fn add(&mut self, Overrun { late, own, .. }: Overrun, what: &str) {
         // No await of ours is so short. Less may be another process's turn at the wrong moment.
         assert!(own < ms(250), "{what}: over the deadline by {late:?}, of that {own:?} its own");
         self.late.push(late);
         self.own.push(own);
     }
 
-    fn judge(mut self, name: &str) {
+    pub(crate) fn judge(mut self, name: &str) {
         let p99_and_worst = |of: &mut Vec<Duration>| {
             of.sort_unstable();
             (of[of.len() * 99 / 100], of[of.len() - 1])
@@ -187,6 +188,6 @@ async fn ends_a_write_that_waits_for_a_recovery() {
     HELD.start(server.proxy());
     server.proxy().until("it is sent", |proxy| proxy.arrived(Direction::Requests) > before).await;
     let write = Deadline::within(DEADLINE).scope(cache.call("set"));
-    let Overrun { own, .. } = overrun(Box::pin(write)).await;
+    let Overrun { own, .. } = overrun(Box::pin(write), DEADLINE).await;
     assert!(own < ms(100), "{own:?}");
 }

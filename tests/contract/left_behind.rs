@@ -7,24 +7,6 @@ use std::{
 };
 use tokio::runtime::{Builder, Handle, Runtime};
 
-/// As `each`, in a process where no other test has descriptors.
-macro_rules! each_alone {
-    ($promise:ident: $($client:ident)+) => {
-        mod $promise {
-            $(
-                #[test]
-                fn $client() {
-                    let module = module_path!().split_once("::").unwrap().1;
-                    let test = format!("{module}::{}", stringify!($client));
-                    if crate::alone::alone(&test, &[]).is_none() {
-                        super::$promise::<crate::$client::Subject>();
-                    }
-                }
-            )+
-        }
-    };
-}
-
 each_alone!(runtimes_leave_no_descriptor: database mariadb sqlite redis http s3);
 
 fn runtimes_leave_no_descriptor<S: Subject>() {
@@ -70,7 +52,7 @@ fn runtime() -> Runtime {
 }
 
 /// What each open descriptor is.
-fn descriptors() -> Vec<String> {
+pub(crate) fn descriptors() -> Vec<String> {
     let open = fs::read_dir("/proc/self/fd").unwrap().flatten();
     let what = |link: fs::DirEntry| fs::read_link(link.path()).ok();
     // The directory that is being read is one of them, and gone by now.
@@ -80,7 +62,7 @@ fn descriptors() -> Vec<String> {
         .collect()
 }
 
-fn until(mut holds: impl FnMut() -> bool, told: impl Fn() -> String) {
+pub(crate) fn until(mut holds: impl FnMut() -> bool, told: impl Fn() -> String) {
     let end = Instant::now() + Duration::from_secs(10);
     while !holds() {
         assert!(Instant::now() < end, "{}", told());

@@ -19,6 +19,26 @@ macro_rules! each {
     };
 }
 
+/// As `each`, in a process where no other test has descriptors.
+macro_rules! each_alone {
+    ($promise:ident: $($client:ident)+) => {
+        mod $promise {
+            $(
+                #[test]
+                fn $client() {
+                    let module = module_path!().split_once("::").unwrap().1;
+                    let test = format!("{module}::{}", stringify!($client));
+                    match crate::alone::alone(&test, &[]) {
+                        None => super::$promise::<crate::$client::Subject>(),
+                        // Figures, for who asks for them.
+                        Some(told) => print!("{told}"),
+                    }
+                }
+            )+
+        }
+    };
+}
+
 mod alone;
 mod faults;
 mod subject;
@@ -30,8 +50,10 @@ mod redis;
 mod s3;
 mod sqlite;
 
+mod amplification;
 mod attempts;
 mod blocking;
+mod certificates;
 mod deadline;
 mod decider;
 mod dropped;
@@ -39,3 +61,4 @@ mod left_behind;
 mod once;
 mod open_breaker;
 mod secrets;
+mod ten_thousand;

@@ -5,7 +5,10 @@ use crate::{
     subject::{Tune, quick},
 };
 use futures_util::TryStreamExt;
-use mainstay::{SqliteDatabase, sqlx};
+use mainstay::{
+    SqliteDatabase,
+    sqlx::{self, Connection},
+};
 use tempfile::TempDir;
 
 /// A file of its own.
@@ -30,6 +33,14 @@ impl crate::subject::Subject for Subject {
             .policy(move |policy| tune(quick(policy)))
             .build()
             .unwrap()
+    }
+}
+
+impl Subject {
+    /// Another program's connection to the file.
+    pub(crate) async fn other(&self) -> sqlx::SqliteConnection {
+        let file = self.0.path().join("file");
+        sqlx::SqliteConnection::connect(&format!("sqlite://{}", file.display())).await.unwrap()
     }
 }
 
