@@ -205,3 +205,42 @@ fn unix_seconds<S: Serializer>(time: &SystemTime, serializer: S) -> Result<S::Ok
     let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     serializer.serialize_u64(since.as_secs())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Kind, Policy};
+    use proptest::prelude::*;
+    use std::sync::atomic::AtomicU64;
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn any_name_and_any_words_are_json_that_reads_back(name in any::<String>(), detail in any::<String>()) {
+            // Each its own: the same name would be the same breaker.
+            static NUMBER: AtomicU64 = AtomicU64::new(0);
+            let name = format!("t-json {} {name}", NUMBER.fetch_add(1, Relaxed));
+            let Ok(policy) = Policy::builder(Kind::Custom, &*name).failure_threshold(1).build() else {
+                return Ok(());
+            };
+            let secret = || Err::<(), _>(std::io::Error::other(format!("s3cret {detail}")));
+            policy.operation("fails").idempotent(false).call_blocking(secret).unwrap_err();
+            let json = serde_json::to_string(&get_resilience_health()).unwrap();
+            prop_assert!(!json.contains("s3cret"), "{}", json);
+            let read: serde_json::Value = serde_json::from_str(&json).unwrap();
+            let own = &read["circuit_breakers"][policy.name()];
+            prop_assert_eq!(&own["state"], "open", "{}", own);
+            prop_assert_eq!(&own["failed_calls"], 1);
+            policy.breaker().reset();
+
+            let latency = Duration::from_millis(detail.len() as u64);
+            let health = Health::new(HealthStatus::Degraded, latency, BreakerState::Open, &*detail);
+            let json = serde_json::to_string(&health).unwrap();
+            let read: serde_json::Value = serde_json::from_str(&json).unwrap();
+            prop_assert_eq!(&read["latency_ms"], detail.len() as f64);
+            prop_assert_eq!(&read["detail"], &*detail);
+            prop_assert_eq!(&read["status"], "degraded");
+        }
+    }
+}

@@ -469,3 +469,85 @@ pub(crate) const fn words(class: Class) -> &'static str {
         Class::Permanent => "the statement cannot be executed as it is",
     }
 }
+
+#[cfg(test)]
+#[cfg(feature = "postgres")]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use sqlx::{Postgres, error::ErrorKind};
+    use std::borrow::Cow;
+
+    /// A server's answer with a code of its choice, and a value in its message.
+    #[derive(Debug)]
+    struct Answer(String);
+
+    impl fmt::Display for Answer {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("Key (email)=(s3cret) already exists")
+        }
+    }
+
+    impl StdError for Answer {}
+
+    impl sqlx::error::DatabaseError for Answer {
+        fn message(&self) -> &str {
+            "Key (email)=(s3cret) already exists"
+        }
+        fn code(&self) -> Option<Cow<'_, str>> {
+            Some(Cow::Borrowed(&self.0))
+        }
+        fn as_error(&self) -> &(dyn StdError + Send + Sync + 'static) {
+            self
+        }
+        fn as_error_mut(&mut self) -> &mut (dyn StdError + Send + Sync + 'static) {
+            self
+        }
+        fn into_error(self: Box<Self>) -> Box<dyn StdError + Send + Sync + 'static> {
+            self
+        }
+        fn kind(&self) -> ErrorKind {
+            ErrorKind::Other
+        }
+    }
+
+    const PHASES: [Phase; 4] =
+        [Phase::Acquire, Phase::Statement, Phase::Transaction, Phase::Commit];
+
+    proptest! {
+        #[test]
+        fn of_any_sqlstate_nothing_is_unknown_before_it_could_have_happened(
+            code in prop_oneof!["[0-9A-Z]{5}", "(08|25|40|53|55|57|58|XX)[0-9A-Z]{3}", ".{0,8}"],
+        ) {
+            for phase in PHASES {
+                let error = sqlx::Error::Database(Box::new(Answer(code.clone())));
+                let class = class::<Postgres>(&error).unwrap();
+                let failure = DatabaseFailure::driver::<Postgres>(error, phase);
+                let verdict = failure.classify();
+                // The server answered: only one that is going away leaves it open.
+                let open = verdict.effect == Effect::Unknown;
+                let may_be = matches!(phase, Phase::Statement | Phase::Commit);
+                prop_assert!(!open || may_be && class == Class::GoingAway, "{:?} {:?}", phase, class);
+                if class == Class::Permanent {
+                    prop_assert_eq!(verdict, Verdict::permanent(), "it answered, and is well");
+                }
+                let told = format!("{failure} {failure:?}");
+                prop_assert_eq!(failure.code(), Some(code.clone()));
+                let names_it = matches!(class, Class::NoDatabase | Class::File);
+                prop_assert!(!told.contains("s3cret") || names_it, "{}", told);
+            }
+        }
+
+        #[test]
+        fn of_any_broken_connection_the_phase_says_what_may_have_happened(number in 0_i32..140) {
+            for (phase, effect) in PHASES.into_iter().zip([
+                Effect::NeverSent, Effect::Unknown, Effect::Transient, Effect::Unknown,
+            ]) {
+                let error = sqlx::Error::Io(std::io::Error::from_raw_os_error(number));
+                let failure = DatabaseFailure::driver::<Postgres>(error, phase);
+                prop_assert_eq!(failure.classify().effect, effect);
+                prop_assert_eq!(failure.classify().outcome, Outcome::Failure);
+            }
+        }
+    }
+}

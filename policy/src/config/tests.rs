@@ -2,6 +2,7 @@
 #![allow(clippy::result_large_err)] // figment's own.
 
 use super::*;
+use proptest::prelude::*;
 
 const S: Duration = Duration::from_secs(1);
 
@@ -141,4 +142,106 @@ fn files_and_environment_are_named_where_they_are_wrong_and_secrets_are_not_show
         assert!(text.contains("MAINSTAY_CONFIG names elsewhere.toml"), "{text}");
         Ok(())
     });
+}
+
+/// A value as people and generators write it, right or wrong.
+fn written() -> impl Strategy<Value = String> {
+    prop_oneof![
+        any::<i64>().prop_map(|n| n.to_string()),
+        any::<f64>()
+            .prop_filter("TOML has no NaN of this form", |n| n.is_finite())
+            .prop_map(|n| format!("{n:?}")),
+        proptest::sample::select(vec![
+            "true",
+            "false",
+            "inf",
+            "-inf",
+            "nan",
+            "[]",
+            "[1, \"a\"]",
+            "{ a = 1 }",
+            "1979-05-27",
+            "\"off\"",
+            "\"p95\"",
+            "\"full\"",
+            "\"observe\"",
+            "\"fixed\"",
+        ])
+        .prop_map(str::to_owned),
+        "-?[0-9]{1,25}(\\.[0-9]{1,3})?(ms|s|m|h| s)?".prop_map(|text| format!("{text:?}")),
+        "[a-z0-9 .%-]{0,12}".prop_map(|text| format!("{text:?}")),
+    ]
+}
+
+fn table() -> impl Strategy<Value = &'static str> {
+    proptest::sample::select(Kind::ALL.map(Kind::name).to_vec())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(300))]
+
+    #[test]
+    fn any_file_is_read_or_its_bad_values_are_named(
+        table in table(),
+        fields in proptest::collection::btree_map(
+            proptest::sample::select(Overrides::FIELDS), written(), 1..6),
+    ) {
+        let lines: String = fields.iter().map(|(key, value)| format!("{key} = {value}\n")).collect();
+        let toml = format!("[{table}]\n{lines}");
+        prop_assume!(Toml::string(&toml).data().is_ok());
+        match read(&toml) {
+            Ok(settings) => for kind in Kind::ALL {
+                // What contradicts itself is named too, and nothing panics over a huge number.
+                if let Err(error) = crate::policy::resolve(kind, "any", &settings.overrides(kind), true) {
+                    prop_assert!(!error.problems().is_empty());
+                }
+            },
+            Err(error) => {
+                prop_assert!(error.problems().len() <= fields.len());
+                for problem in error.problems() {
+                    let names = |field: &&str| {
+                        let name = format!("MAINSTAY_{table}_{field}").to_uppercase();
+                        problem.starts_with(&format!("{name} is ")) && problem.contains("allowed: ")
+                    };
+                    prop_assert!(fields.keys().any(names), "{}: {}", toml, problem);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn any_text_is_settings_or_is_refused_without_its_secret(text in "[\\[\\]a-z=\"'#\n .0-9]{0,60}") {
+        figment::Jail::expect_with(|jail| {
+            jail.create_file("mainstay.toml", &format!("{text}\n[database]\nurl = \"s3cret\"\n"))?;
+            let told = match Settings::load("MAINSTAY_") {
+                Ok(settings) => format!("{settings:?}"),
+                Err(error) => {
+                    assert!(error.to_string().contains("mainstay.toml"), "{error}");
+                    format!("{error} {error:?}")
+                }
+            };
+            assert!(!told.contains("s3cret"), "{told}");
+            Ok(())
+        });
+    }
+
+    #[test]
+    fn any_environment_is_read_or_its_bad_values_are_named(
+        kind in table(),
+        field in proptest::sample::select(Overrides::FIELDS),
+        value in "[ -~]{0,16}",
+        noise in "[A-Z_]{0,12}",
+    ) {
+        let name = format!("MAINSTAY_{kind}_{field}").to_uppercase();
+        figment::Jail::expect_with(|jail| {
+            jail.set_env(format!("MAINSTAY_{noise}"), "noise");
+            jail.set_env(&name, &value);
+            if let Err(error) = Settings::load("MAINSTAY_") {
+                let text = error.to_string();
+                let named = text.contains(&name) || text.contains("MAINSTAY_CONFIG");
+                assert!(named || text.contains(&format!("MAINSTAY_{noise}")), "{name}={value}: {text}");
+            }
+            Ok(())
+        });
+    }
 }
