@@ -9,6 +9,7 @@ mod credentials;
 mod download;
 mod failures;
 mod health;
+mod keys;
 mod many;
 mod missing;
 mod objects;
