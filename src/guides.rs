@@ -5,6 +5,7 @@
 //! | [`choosing_settings`] | which settings to change, and which to leave |
 //! | [`what_is_retried`] | what is sent again, what is not, and why |
 //! | [`testing`] | what your service does when a dependency fails |
+//! | [`kubernetes`] | which probe asks what, and how a process ends |
 //! | [`from_python`] | each use of the Python resilience layer, here |
 
 #[doc = include_str!("guides/choosing_settings.md")]
@@ -15,3 +16,5 @@ pub mod what_is_retried {}
 pub mod testing {}
 #[doc = include_str!("guides/from_python.md")]
 pub mod from_python {}
+#[doc = include_str!("guides/kubernetes.md")]
+pub mod kubernetes {}
