@@ -16,7 +16,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// What an entry of this cache costs beside its bytes: measured, see `examples/memory.rs`.
+/// What an entry of this cache costs beside its bytes: measured, see `examples/fallback_cost.rs`.
 const OVERHEAD: u64 = 400;
 const FIELD_OVERHEAD: u64 = 160;
 
