@@ -2,7 +2,8 @@
 //! reqwest-retry, against a server on threads of its own.
 //!
 //! The cases take turns in short rounds of random order on one thread, whose CPU time is read;
-//! printed is the median of the rounds' ratios to reqwest alone. "reqwest again" is the noise.
+//! printed is the median of the rounds' ratios to reqwest alone. "reqwest again" is the noise, and
+//! "reqwest with timeout" is what a careful user writes: a timer for each request, as ours has.
 //!
 //! ```sh
 //! cargo run --release --manifest-path clients/http/benches/Cargo.toml [rounds]
@@ -24,9 +25,13 @@ use tokio::{
     task::{JoinSet, LocalSet},
 };
 
+/// Of an attempt, as `HttpClient` has it by default.
+const TIMEOUT: Duration = Duration::from_secs(60);
+
 #[derive(Clone)]
 enum Peer {
     Reqwest(reqwest::Client, String),
+    Timeout(reqwest::Client, String),
     Mainstay(HttpClient, &'static str),
     Middleware(ClientWithMiddleware, String),
 }
@@ -38,6 +43,10 @@ impl Peer {
             Self::Reqwest(client, url) => {
                 let answer = client.get(url).send().await.expect("the server answers");
                 answer.bytes().await.expect("a body").len()
+            }
+            Self::Timeout(client, url) => {
+                let answer = client.get(url).timeout(TIMEOUT).send().await;
+                answer.expect("the server answers").bytes().await.expect("a body").len()
             }
             Self::Mainstay(client, path) => {
                 client.get(path).await.expect("the server answers").bytes().len()
@@ -114,10 +123,10 @@ fn measure(runtime: &Runtime, peers: &[(&str, Peer)], calls: usize, tasks: usize
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let number = |n: usize| arguments.get(n).and_then(|text| text.parse().ok());
-    let rounds = number(0).unwrap_or(60);
+    let rounds = number(0).unwrap_or(200);
     let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
     let base = format!("http://{}", server::start());
-    for (size, path, calls) in [("200 B", "/small", 2_000), ("1 MiB", "/large", 64)] {
+    for (size, path, calls) in [("200 B", "/small", 512), ("1 MiB", "/large", 16)] {
         for tasks in [1, 64] {
             let calls = if tasks == 1 { calls } else { calls.max(128) };
             let url = format!("{base}{path}");
@@ -134,7 +143,8 @@ fn main() {
             let middleware = ClientBuilder::new(reqwest.clone()).with(retry).build();
             let peers = [
                 ("reqwest", Peer::Reqwest(reqwest.clone(), url.clone())),
-                ("reqwest again", Peer::Reqwest(reqwest, url.clone())),
+                ("reqwest again", Peer::Reqwest(reqwest.clone(), url.clone())),
+                ("reqwest with timeout", Peer::Timeout(reqwest, url.clone())),
                 ("mainstay", Peer::Mainstay(mainstay, path)),
                 ("middleware and retry", Peer::Middleware(middleware, url)),
             ];
