@@ -171,6 +171,15 @@ impl Memory {
         self.data().uploads.values().map(|upload| upload.parts.len()).sum()
     }
 
+    /// How many bytes all of it holds.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        let data = self.data();
+        let objects: usize = data.objects.values().map(|object| object.bytes.len()).sum();
+        let parts = data.uploads.values().flat_map(|upload| upload.parts.values());
+        objects + parts.map(|(bytes, ..)| bytes.len()).sum::<usize>()
+    }
+
     /// Puts an object there as another client would.
     pub fn put(&self, key: &str, bytes: impl Into<Bytes>) {
         self.store(key, bytes.into(), Said::default());
