@@ -83,6 +83,8 @@ pub(crate) fn work(
                     wrong("a temporary file was left behind");
                 }
                 let _ = tally.count(async { s3.delete(BUCKET, &key).await.map(drop) }).await;
+                // Memory is measured between rounds.
+                drop((bytes, got));
                 drop(round);
                 sleep(PAUSE).await;
             }

@@ -1,7 +1,7 @@
 //! Transfers between accounts, on PostgreSQL and on MariaDB; afterwards the books must agree.
 
 use crate::{
-    Shift,
+    ROOM, Shift,
     tally::{Claims, Shared, Tally},
 };
 use mainstay::{Effect, Error, MySqlDatabase, PgDatabase, sqlx};
@@ -27,13 +27,16 @@ enum End {
 }
 
 /// What the callers were told.
-#[derive(Default)]
 pub(crate) struct Books {
     ends: Mutex<HashMap<i64, End>>,
     next: AtomicI64,
 }
 
 impl Books {
+    fn new() -> Self {
+        Self { ends: Mutex::new(HashMap::with_capacity(ROOM)), next: AtomicI64::new(0) }
+    }
+
     fn note(&self, id: i64, end: &Result<(), Error>) {
         let end = match end {
             Ok(()) => End::Acknowledged,
@@ -86,7 +89,7 @@ macro_rules! ledger {
                     sqlx::AssertSqlSafe(format!("insert into account values ({id}, 1000)"));
                 sqlx::query(insert).execute(db).await.expect("nothing is broken yet");
             }
-            let (books, tally) = (Arc::new(Books::default()), Shared::new(Tally::default()));
+            let (books, tally) = (Arc::new(Books::new()), Shared::new(Tally::default()));
             for worker in 0..WORKERS {
                 let (db, shift, books, tally) =
                     (db.clone(), shift.clone(), Arc::clone(&books), Arc::clone(&tally));

@@ -2,7 +2,7 @@
 //! acknowledged.
 
 use crate::{
-    Shift,
+    ROOM, Shift,
     tally::{Claims, Shared, Tally},
 };
 use axum::{
@@ -34,7 +34,7 @@ pub(crate) struct Service {
 
 impl Service {
     pub(crate) async fn start() -> Self {
-        let done = Done::default();
+        let done = Done::new(Mutex::new(HashMap::with_capacity(ROOM)));
         let count = |State(done): State<Done>, id: String| async move {
             *done.lock().unwrap().entry(id.parse().unwrap_or(0)).or_default() += 1;
         };
@@ -55,13 +55,16 @@ impl Service {
 }
 
 /// What callers were told of their orders.
-#[derive(Default)]
 pub(crate) struct Books {
     ends: Mutex<HashMap<u64, Result<(), Effect>>>,
     next: AtomicU64,
 }
 
 impl Books {
+    fn new() -> Self {
+        Self { ends: Mutex::new(HashMap::with_capacity(ROOM)), next: AtomicU64::new(0) }
+    }
+
     pub(crate) fn check(&self, service: &Service, claims: &mut Claims) {
         let (ends, done) = (self.ends.lock().unwrap(), service.done.lock().unwrap());
         let times = |id: &u64| done.get(id).copied().unwrap_or(0);
@@ -85,7 +88,7 @@ pub(crate) fn work(
     shift: &Shift,
     workers: &mut JoinSet<()>,
 ) -> (Arc<Books>, Shared) {
-    let (books, tally) = (Arc::new(Books::default()), Shared::new(Tally::default()));
+    let (books, tally) = (Arc::new(Books::new()), Shared::new(Tally::default()));
     for _ in 0..WORKERS {
         let (api, shift) = (api.clone(), shift.clone());
         let (books, tally) = (Arc::clone(&books), Arc::clone(&tally));

@@ -214,8 +214,6 @@ mod tests {
     use std::sync::atomic::AtomicU64;
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(64))]
-
         #[test]
         fn any_name_and_any_words_are_json_that_reads_back(name in any::<String>(), detail in any::<String>()) {
             // Each its own: the same name would be the same breaker.

@@ -178,8 +178,6 @@ fn table() -> impl Strategy<Value = &'static str> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(300))]
-
     #[test]
     fn any_file_is_read_or_its_bad_values_are_named(
         table in table(),

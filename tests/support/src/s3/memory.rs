@@ -253,6 +253,7 @@ async fn read(body: Option<StreamingBlob>, announced: Option<&str>) -> S3Result<
             bytes.extend_from_slice(&piece.map_err(|_| s3_error!(IncompleteBody))?);
         }
     }
+    bytes.shrink_to_fit();
     match announced {
         Some(sum) if sum != STANDARD.encode(crc(&bytes)) => Err(s3_error!(BadDigest)),
         _ => Ok(bytes.into()),
@@ -412,7 +413,8 @@ impl S3 for Memory {
         self.may_write(&input.key, input.if_match.as_ref(), input.if_none_match.as_ref())?;
         let mut data = self.data();
         let upload = data.uploads.get(&input.upload_id).ok_or_else(|| s3_error!(NoSuchUpload))?;
-        let mut whole = Vec::new();
+        let mut whole =
+            Vec::with_capacity(upload.parts.values().map(|(bytes, ..)| bytes.len()).sum());
         let mut sums = Vec::new();
         let mut first = 0;
         let named = input.multipart_upload.and_then(|upload| upload.parts).unwrap_or_default();
