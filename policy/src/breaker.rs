@@ -326,6 +326,13 @@ impl Breaker {
         Permit::unasked(self)
     }
 
+    /// A permit whose attempt begins now, if it is plainly closed.
+    #[cfg(feature = "__bench")]
+    #[inline]
+    pub(crate) fn begun_if_closed(&self, now: Instant) -> Option<Permit<'_>> {
+        Permit::begun_if_closed(self, now)
+    }
+
     /// Runs `event` on the machine, publishes what it made of it and tells the observers.
     fn change<R>(
         &self,

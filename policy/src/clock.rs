@@ -99,16 +99,21 @@ pub(crate) fn about_now() -> Instant {
     const STALE: u64 = 1_000_000_000;
     static AHEAD: AtomicI64 = AtomicI64::new(0);
     static MEASURED: AtomicU64 = AtomicU64::new(0);
+    #[cold]
+    #[inline(never)]
+    fn measure(seen: u64) -> Instant {
+        let own = now();
+        AHEAD.store(own.0.wrapping_sub(seen).cast_signed(), Relaxed);
+        MEASURED.store(seen, Relaxed);
+        own
+    }
     let Ok(tick) = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC_COARSE) else {
-        return now();
+        return measure(0);
     };
     let (seconds, nanos) = (tick.tv_sec().cast_unsigned(), tick.tv_nsec().cast_unsigned());
     let seen = seconds.wrapping_mul(1_000_000_000).wrapping_add(nanos);
     if seen.wrapping_sub(MEASURED.load(Relaxed)) > STALE {
-        let own = now();
-        AHEAD.store(own.0.wrapping_sub(seen).cast_signed(), Relaxed);
-        MEASURED.store(seen, Relaxed);
-        return own;
+        return measure(seen);
     }
     Instant(seen.wrapping_add_signed(AHEAD.load(Relaxed)))
 }

@@ -102,11 +102,10 @@ pub(crate) enum Timed {
 impl Meter {
     /// One answer, whose time stands for that of so many. `in_window`: it belongs to the breaker's
     /// present state.
-    #[inline(always)]
     pub(crate) fn answered(&self, now: Instant, took: u64, like: u32, in_window: bool) -> Noted {
         let (shard, second) = (self.shard(), now.second());
-        let begins = !shard.answered.is_in(second) && shard.begin(second);
-        shard.latencies.add(second, took, like);
+        let begins = !shard.answered.is_in(now) && shard.begin(second);
+        shard.latencies.add(took, like);
         if !in_window {
             shard.late.fetch_add(1, Relaxed);
             return Noted::Nothing;
@@ -121,13 +120,29 @@ impl Meter {
         Noted::Nothing
     }
 
+    /// As [`Self::answered`] in the window, where there is nothing else to do; else false, and nothing
+    /// is done.
+    #[inline(always)]
+    pub(crate) fn answered_in_passing(&self, now: Instant, took: u64, like: u32) -> bool {
+        let shard = self.shard();
+        let seen = shard.answered.all();
+        if !shard.answered.is_in(now) || seen < ENOUGH {
+            return false;
+        }
+        shard.latencies.add(took, like);
+        if shard.answered.add_to(seen).met_another {
+            self.spread();
+        }
+        true
+    }
+
     /// One answer that was ready at once, in the second in which it began. It is counted here unless it
     /// is to be timed: when it is no calm moment, or its turn.
     #[inline(always)]
     pub(crate) fn answered_at_once(&self, began: Instant, calm: bool) -> Timed {
         let shard = self.shard();
         let left = shard.untimed.load(Relaxed);
-        if !calm || left == 0 || !shard.answered.is_in(began.second()) {
+        if !calm || left == 0 || !shard.answered.is_in(began) {
             return Timed::OneOf(1);
         }
         if left == 1 {

@@ -18,7 +18,9 @@ use std::sync::atomic::Ordering::{Acquire, Relaxed};
 #[derive(Debug)]
 pub(crate) struct Permit<'a> {
     breaker: &'a Breaker,
-    generation: u64,
+    /// The breaker's word while it is plainly closed, without failures in a row, and still of the
+    /// generation of this permit.
+    calm: u64,
     lease: u64,
     /// "Never" between attempts.
     attempt_since: Instant,
@@ -34,8 +36,16 @@ const TOLD: u64 = u64::MAX - 1;
 impl<'a> Permit<'a> {
     #[inline]
     pub(super) const fn unasked(breaker: &'a Breaker) -> Self {
-        let (generation, attempt_since) = (NO_GENERATION, Instant::NEVER);
-        Self { breaker, generation, lease: TOLD, attempt_since }
+        let attempt_since = Instant::NEVER;
+        Self { breaker, calm: calm(NO_GENERATION), lease: TOLD, attempt_since }
+    }
+
+    #[cfg(feature = "__bench")]
+    #[inline]
+    pub(super) fn begun_if_closed(breaker: &'a Breaker, now: Instant) -> Option<Self> {
+        let calm = breaker.0.word.load(Acquire) & !FAILING;
+        let permit = || Self { breaker, calm, lease: NO_LEASE, attempt_since: now };
+        (calm & GUARDED == 0).then(permit)
     }
 
     /// The right to pass, if the breaker is plainly closed.
@@ -44,7 +54,7 @@ impl<'a> Permit<'a> {
         let word = self.breaker.0.word.load(Acquire);
         let closed = word & GUARDED == 0;
         if closed {
-            (self.generation, self.lease) = (word >> GENERATION_SHIFT, NO_LEASE);
+            (self.calm, self.lease) = (word & !FAILING, NO_LEASE);
         }
         closed
     }
@@ -76,7 +86,7 @@ impl<'a> Permit<'a> {
             None => breaker.change(None, |machine, _| machine.admit(now, fastrand::f64())),
         };
         let admitted = decided.map_err(|until| Refusal::new(until, now, breaker.opened_by()))?;
-        self.generation = admitted.generation;
+        self.calm = calm(admitted.generation);
         self.lease = admitted.lease.unwrap_or(NO_LEASE);
         Ok(())
     }
@@ -84,7 +94,7 @@ impl<'a> Permit<'a> {
     /// The right to pass for a call that the breaker neither guards nor learns from.
     #[inline]
     pub(crate) const fn unguarded(&mut self) -> bool {
-        (self.generation, self.lease) = (NO_GENERATION, NO_LEASE);
+        (self.calm, self.lease) = (calm(NO_GENERATION), NO_LEASE);
         true
     }
 
@@ -97,7 +107,7 @@ impl<'a> Permit<'a> {
     /// Whether calls in flight should stop: the breaker has opened since this permit was given.
     pub(crate) fn gate(&self, now: Instant) -> Result<(), Refusal> {
         let word = self.breaker.0.word.load(Acquire);
-        if word >> GENERATION_SHIFT == self.generation || self.generation == NO_GENERATION {
+        if word >> GENERATION_SHIFT == self.generation() || self.generation() == NO_GENERATION {
             return Ok(());
         }
         self.breaker.0.snapshot.read(|snapshot| {
@@ -108,6 +118,10 @@ impl<'a> Permit<'a> {
             };
             Err(Refusal::new(until, now, self.breaker.opened_by()))
         })
+    }
+
+    const fn generation(&self) -> u64 {
+        self.calm >> GENERATION_SHIFT
     }
 
     pub(crate) const fn attempt_since(&self) -> Instant {
@@ -149,12 +163,12 @@ impl<'a> Permit<'a> {
 
     /// Whether nothing has happened to the breaker since this permit was given.
     fn is_current(&self) -> bool {
-        self.breaker.0.word.load(Relaxed) >> GENERATION_SHIFT == self.generation
+        self.breaker.0.word.load(Relaxed) >> GENERATION_SHIFT == self.generation()
     }
 
     /// Asks the machine whether the windows are over a rate.
     fn weigh(&self, now: Instant, cause: &dyn Fn(Trip) -> Cause) {
-        let generation = self.generation;
+        let generation = self.generation();
         let counts = self.breaker.counts(now);
         self.breaker.change(Some(cause), |machine, trip| {
             *trip = machine.attempt(generation, &counts, now, fastrand::f64());
@@ -176,8 +190,7 @@ impl<'a> Permit<'a> {
         cause: impl Fn(Trip) -> Cause,
     ) {
         let inner = &*self.breaker.0;
-        // Plainly closed, without failures in a row, and of this generation.
-        let calm = inner.word.load(Relaxed) == self.generation << GENERATION_SHIFT;
+        let calm = inner.word.load(Relaxed) == self.calm;
         let began = self.attempt_since;
         match inner.meter.answered_at_once(began, calm) {
             Timed::No => self.lease = TOLD,
@@ -193,13 +206,11 @@ impl<'a> Permit<'a> {
     #[inline(always)]
     fn succeed_for(&mut self, answers: u32, now: Instant, cause: impl Fn(Trip) -> Cause) {
         let inner = &*self.breaker.0;
-        let word = inner.word.load(Relaxed);
-        let current = word >> GENERATION_SHIFT == self.generation;
-        let took = now.nanos_since(self.attempt_since);
-        let noted = inner.meter.answered(now, took, answers, current);
-        let slow = took >= inner.slow_after.load(Relaxed);
-        if noted == Noted::Median || current && (slow || word & (FAILING | GUARDED) != 0) {
-            self.succeed_with_news(noted, current && slow, word, now, &cause);
+        // Where another processor's counter is behind this is very long: not in passing, then.
+        let took = now.as_nanos().wrapping_sub(self.attempt_since.as_nanos());
+        let calm = inner.word.load(Relaxed) == self.calm && took < inner.slow_after.load(Relaxed);
+        if !(calm && inner.meter.answered_in_passing(now, took, answers)) {
+            self.succeed_with_news(true, answers, now, &cause);
         }
         self.lease = TOLD;
     }
@@ -207,46 +218,43 @@ impl<'a> Permit<'a> {
     /// A streamed operation has begun to be answered: as [`Self::succeed`], but failures in a row
     /// stay, since its end is still to come. A probe has shown what was asked of it.
     pub(crate) fn begun(&mut self, now: Instant, cause: impl Fn(Trip) -> Cause) {
-        let inner = &*self.breaker.0;
-        let word = inner.word.load(Relaxed);
+        let word = self.breaker.0.word.load(Relaxed);
         if self.is_probe() || word & FAILING == 0 || word & GUARDED != 0 {
             return self.succeed(now, cause);
         }
-        let current = word >> GENERATION_SHIFT == self.generation;
-        let took = now.nanos_since(self.attempt_since);
-        let noted = inner.meter.answered(now, took, 1, current);
-        let slow = current && took >= inner.slow_after.load(Relaxed);
-        if noted == Noted::Median || slow {
-            self.succeed_with_news(noted, slow, 0, now, &cause);
-        }
+        self.succeed_with_news(false, 1, now, &cause);
         self.lease = TOLD;
+    }
+
+    /// A success that may tell the breaker something. `ended`: there is no more to come of it.
+    #[inline(never)]
+    fn succeed_with_news(
+        &self,
+        ended: bool,
+        answers: u32,
+        now: Instant,
+        cause: &dyn Fn(Trip) -> Cause,
+    ) {
+        let inner = &*self.breaker.0;
+        let word = inner.word.load(Relaxed);
+        let current = word >> GENERATION_SHIFT == self.generation();
+        let took = now.nanos_since(self.attempt_since);
+        if inner.meter.answered(now, took, answers, current) == Noted::Median {
+            self.breaker.follow_median(now);
+        }
+        if current && took >= inner.slow_after.load(Relaxed) {
+            inner.meter.slow(now);
+            self.weigh(now, cause);
+        }
+        if current && ended && word & (FAILING | GUARDED) != 0 {
+            self.report(Outcome::Success, now, cause);
+        }
     }
 
     /// An operation that was counted when it began has ended well.
     pub(super) fn forget_failures(&mut self, now: Instant) {
         self.report(Outcome::Success, now, &Cause::of_a_cut);
         self.lease = TOLD;
-    }
-
-    #[cold]
-    fn succeed_with_news(
-        &self,
-        noted: Noted,
-        slow: bool,
-        word: u64,
-        now: Instant,
-        cause: &dyn Fn(Trip) -> Cause,
-    ) {
-        if noted == Noted::Median {
-            self.breaker.follow_median(now);
-        }
-        if slow {
-            self.breaker.0.meter.slow(now);
-            self.weigh(now, cause);
-        }
-        if word & (FAILING | GUARDED) != 0 {
-            self.report(Outcome::Success, now, cause);
-        }
     }
 
     /// The operation ended without success; its attempts have been told already.
@@ -262,7 +270,7 @@ impl<'a> Permit<'a> {
     }
 
     fn report(&self, outcome: Outcome, now: Instant, cause: &dyn Fn(Trip) -> Cause) {
-        let (generation, lease) = (self.generation, self.is_probe().then_some(self.lease));
+        let (generation, lease) = (self.generation(), self.is_probe().then_some(self.lease));
         let admitted = Admitted { generation, lease };
         if generation == NO_GENERATION {
             return;
@@ -272,6 +280,11 @@ impl<'a> Permit<'a> {
             *trip = machine.operation(admitted, outcome, &counts, now, fastrand::f64());
         });
     }
+}
+
+/// The word of a breaker that is plainly closed, without failures in a row.
+const fn calm(generation: u64) -> u64 {
+    generation << GENERATION_SHIFT
 }
 
 /// How one attempt ended, where it was no success.

@@ -13,20 +13,23 @@ const TURN: u32 = 64;
 #[derive(Debug)]
 pub(super) struct Latencies {
     turn: AtomicU32,
-    counts: [[AtomicU32; BUCKETS]; 2],
+    /// Of each bucket the two histograms side by side.
+    counts: [[AtomicU32; 2]; BUCKETS],
 }
 
 impl Default for Latencies {
     fn default() -> Self {
-        let counts = [const { [const { AtomicU32::new(0) }; BUCKETS] }; 2];
+        let counts = [const { [const { AtomicU32::new(0) }; 2] }; BUCKETS];
         Self { turn: AtomicU32::new(0), counts }
     }
 }
 
 impl Latencies {
     #[inline]
-    pub(super) fn add(&self, second: u32, nanos: u64, answers: u32) {
-        if let Some(count) = self.counts[(second / TURN) as usize % 2].get(bucket(nanos)) {
+    pub(super) fn add(&self, nanos: u64, answers: u32) {
+        let turn = self.turn.load(Relaxed) as usize % 2;
+        if let Some(bucket) = self.counts.get(bucket(nanos)) {
+            let count = &bucket[turn];
             // Where two threads meet one may be lost, which no quantile notices.
             count.store(count.load(Relaxed).wrapping_add(answers), Relaxed);
         }
@@ -37,8 +40,8 @@ impl Latencies {
         let (turn, before) = (second / TURN, self.turn.load(Relaxed));
         // Late threads of the turn before leave it as it is.
         if before < turn && self.turn.compare_exchange(before, turn, Relaxed, Relaxed).is_ok() {
-            for count in &self.counts[turn as usize % 2] {
-                count.store(0, Relaxed);
+            for bucket in &self.counts {
+                bucket[turn as usize % 2].store(0, Relaxed);
             }
         }
     }
@@ -48,9 +51,9 @@ impl Latencies {
         share: f64,
     ) -> Option<Duration> {
         let mut sums = [0_u64; BUCKETS];
-        for histogram in shards.flat_map(|shard| &shard.counts) {
-            for (sum, count) in sums.iter_mut().zip(histogram) {
-                *sum += u64::from(count.load(Relaxed));
+        for latencies in shards {
+            for (sum, [one, two]) in sums.iter_mut().zip(&latencies.counts) {
+                *sum += u64::from(one.load(Relaxed)) + u64::from(two.load(Relaxed));
             }
         }
         let total: u64 = sums.iter().sum();
@@ -109,7 +112,7 @@ mod tests {
         let one = Latencies::default();
         let add = |second, nanos| {
             one.begin(second);
-            one.add(second, nanos, 1);
+            one.add(nanos, 1);
         };
         let median = |l: &Latencies| Latencies::quantile([l].into_iter(), 0.5);
         assert_eq!(median(&one), None);

@@ -1,8 +1,9 @@
 //! Rings of one-second buckets. A bucket is one word, its second and its count, so that a reader
 //! never takes the count of one second for another's.
 
+use crate::clock::Instant;
 use std::sync::atomic::{
-    AtomicU32, AtomicU64,
+    AtomicU64,
     Ordering::{AcqRel, Acquire, Relaxed, Release},
 };
 
@@ -75,14 +76,18 @@ impl Ring {
 #[derive(Debug)]
 pub(super) struct Total {
     count: AtomicU64,
-    /// The second that has begun last, from 1; 0 when none has.
-    second: AtomicU32,
+    /// When the second began, in nanoseconds, that has begun last; [`NONE`] when none has.
+    second: AtomicU64,
     starts: Buckets,
 }
 
+const SECOND: u64 = 1_000_000_000;
+/// 292 years away.
+const NONE: u64 = 1 << 63;
+
 impl Default for Total {
     fn default() -> Self {
-        Self { count: AtomicU64::new(0), second: AtomicU32::new(0), starts: untouched() }
+        Self { count: AtomicU64::new(0), second: AtomicU64::new(NONE), starts: untouched() }
     }
 }
 
@@ -95,11 +100,11 @@ pub(super) struct Added {
 }
 
 impl Total {
-    /// Whether `second` is the one that was begun last.
+    /// Whether this is in the second that was begun last.
     #[inline]
-    pub(super) fn is_in(&self, second: u32) -> bool {
+    pub(super) fn is_in(&self, now: Instant) -> bool {
         // Acquired: who adds in a second adds after its start was noted.
-        self.second.load(Acquire) == second.wrapping_add(1)
+        now.as_nanos().wrapping_sub(self.second.load(Acquire)) < SECOND
     }
 
     /// Notes the start of `second`; false when that, or a later one, has begun already.
@@ -111,18 +116,24 @@ impl Total {
         if seen >= stamp || start.compare_exchange(seen, value, AcqRel, Acquire).is_err() {
             return false;
         }
-        self.second.store(second.wrapping_add(1), Release);
+        self.second.store(u64::from(second) * SECOND, Release);
         true
     }
 
     #[inline]
     pub(super) fn add(&self) -> Added {
-        let seen = self.count.load(Relaxed);
+        self.add_to(self.all())
+    }
+
+    /// Adds one, where so many were seen a moment ago.
+    #[inline]
+    pub(super) fn add_to(&self, seen: u64) -> Added {
         let before = self.count.fetch_add(1, Relaxed);
         Added { before, met_another: before != seen }
     }
 
     /// All that were ever added.
+    #[inline]
     pub(super) fn all(&self) -> u64 {
         self.count.load(Relaxed)
     }
@@ -139,7 +150,7 @@ impl Total {
 
     pub(super) fn clear(&self) {
         clear(&self.starts);
-        self.second.store(0, Release);
+        self.second.store(NONE, Release);
     }
 }
 
@@ -147,6 +158,20 @@ impl Total {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    fn at(second: u32) -> Instant {
+        Instant::of_nanos(u64::from(second) * SECOND)
+    }
+
+    #[test]
+    fn a_second_is_one_second_long() {
+        let total = Total::default();
+        assert!(!total.is_in(at(0)) && !total.is_in(Instant::NEVER));
+        total.begin(7);
+        let around =
+            [at(7), at(7).after_nanos(SECOND - 1), at(8), Instant::of_nanos(7 * SECOND - 1)];
+        assert_eq!(around.map(|now| total.is_in(now)), [true, true, false, false]);
+    }
 
     proptest! {
         #[test]
@@ -160,7 +185,7 @@ mod tests {
                 second += step;
                 for _ in 0..calls {
                     ring.add(second);
-                    if !total.is_in(second) {
+                    if !total.is_in(at(second)) {
                         total.begin(second);
                     }
                     total.add();
@@ -180,7 +205,7 @@ mod tests {
         total.begin(7);
         total.add();
         total.clear();
-        assert_eq!((total.sum(7, 10), total.is_in(7)), (0, false));
+        assert_eq!((total.sum(7, 10), total.is_in(at(7))), (0, false));
         assert!(total.begin(7));
         total.add();
         assert_eq!((total.sum(7, 10), total.all()), (1, 2));
