@@ -217,7 +217,7 @@ impl<T, E: 'static> Judge<T, E> for &Call<'_, T, E> {
                 }
             }
         };
-        Judged { verdict, repeat, code: None }
+        Judged { verdict, repeat, code: None, by: None }
     }
 
     fn refuses(&self, value: &T) -> bool {
@@ -237,7 +237,7 @@ impl<T, E: Classify + std::error::Error> Judge<T, E> for ByClassify {
             error = %error,
             "attempt failed"
         );
-        Judged { verdict, repeat: None, code: error.code() }
+        Judged { verdict, repeat: None, code: error.code(), by: error.decider() }
     }
 
     #[inline]

@@ -1,6 +1,6 @@
 //! What an error says happened at the backend, and what it says about its health.
 
-use crate::error::{Error, own};
+use crate::error::{Decider, Error, own};
 use std::{any::Any, error::Error as StdError, io, time::Duration};
 
 /// What an error says happened at the backend.
@@ -114,6 +114,12 @@ pub trait Classify {
     /// The backend's code for it, such as a status or an SQLSTATE; shown by a breaker that it opens.
     /// Never a value or a name of the caller's.
     fn code(&self) -> Option<String> {
+        None
+    }
+
+    /// Which limit of the policy ended this attempt, where the client keeps it itself and the policy saw
+    /// an error: if this error ends the call, it is that limit that stopped it.
+    fn decider(&self) -> Option<Decider> {
         None
     }
 }

@@ -273,8 +273,12 @@ impl Inner {
     /// Rate limit, then bulkhead; `Err` says who refused and when it may be worth trying again.
     pub(crate) async fn place(
         &self,
+        limits: Limits,
         end: Instant,
     ) -> Result<Place<'_>, (Decider, Option<Duration>)> {
+        if !limits.placed() {
+            return Ok(Place::free());
+        }
         if let Some(limit) = &self.rate_limit {
             limit.pass(end).await.map_err(|wait| (Decider::RateLimit, Some(wait)))?;
         }
@@ -286,8 +290,12 @@ impl Inner {
 
     pub(crate) fn place_blocking(
         &self,
+        limits: Limits,
         end: Instant,
     ) -> Result<Place<'_>, (Decider, Option<Duration>)> {
+        if !limits.placed() {
+            return Ok(Place::free());
+        }
         if let Some(limit) = &self.rate_limit {
             limit.pass_blocking(end).map_err(|wait| (Decider::RateLimit, Some(wait)))?;
         }

@@ -3,6 +3,7 @@
 //! [`Run`] holds the decisions; the loop for futures and the one for closures that block differ
 //! only in how they wait.
 
+mod copies;
 mod drive;
 
 use crate::{
@@ -29,6 +30,8 @@ pub(crate) struct Judged {
     /// The caller decided this one himself: no mark of a nested call overrules him.
     pub(crate) repeat: Option<bool>,
     pub(crate) code: Option<String>,
+    /// Whose limit it was, if the error says so.
+    pub(crate) by: Option<Decider>,
 }
 
 /// Says what the results of attempts mean.
@@ -96,6 +99,8 @@ pub(crate) struct Failed {
     verdict: Verdict,
     repeat: Option<bool>,
     code: Option<String>,
+    /// The limit that ended it, which ends the call if nothing follows.
+    by: Option<Decider>,
     timed_out: bool,
     /// And that by the call's deadline, before the attempt's own limit.
     cut_short: bool,
@@ -125,14 +130,16 @@ impl<'p> Run<'p> {
         mem::replace(self, Self::new(self.policy, self.operation))
     }
 
-    /// Begins; false if it takes [`Self::admit`] to say whether the call may go on, or the first
-    /// attempt is not just made.
+    /// The first question: whether it takes [`Self::admit`] to say whether the call may go on.
+    #[inline(always)]
+    fn is_barred(&mut self) -> bool {
+        self.limits = self.policy.limits();
+        self.limits.guarded() && self.policy.breaker.is_guarded()
+    }
+
+    /// Begins; false if it takes [`Self::admit`] after all, or the first attempt is not just made.
     #[inline(always)]
     fn begin(&mut self) -> bool {
-        self.limits = self.policy.limits();
-        if self.limits.guarded() && self.policy.breaker.is_guarded() {
-            return false;
-        }
         self.start();
         if self.end <= self.started || !self.limits.is_plain() {
             return false;
@@ -320,14 +327,13 @@ impl<'p> Run<'p> {
     }
 
     fn decide(&self, failed: &Failed, waited: Duration, now: Instant) -> Next<'p> {
-        let Failed { verdict, repeat, timed_out, cut_short, handled, .. } = failed;
+        let Failed { verdict, repeat, by, timed_out, cut_short, handled, .. } = failed;
         let repeatable = match repeat {
             Some(repeat) => *repeat,
             None => verdict.may_repeat(self.operation.idempotency()) && !handled,
         };
         if !repeatable {
-            let by = if *cut_short { Decider::Deadline } else { Decider::Timeout };
-            return Next::Stop(timed_out.then_some(by), None);
+            return Next::Stop(*by, None);
         }
         if *cut_short || now >= self.end {
             return Next::Stop(Some(Decider::Deadline), None);
@@ -335,8 +341,7 @@ impl<'p> Run<'p> {
         // A sick dependency sees no burst of a probe.
         let attempts = if self.permit.is_probe() { 1 } else { self.limits.attempts() };
         if self.number >= attempts {
-            let by = if *timed_out { Decider::Timeout } else { Decider::Retry };
-            return Next::Stop(Some(by), None);
+            return Next::Stop(Some(by.unwrap_or(Decider::Retry)), None);
         }
         if let Err(refusal) = self.permit.gate(now) {
             return Next::Stop(Some(refusal.shut.by()), refusal.shut.retry_after());
@@ -467,12 +472,11 @@ impl<'p> Run<'p> {
             _ => None,
         });
         let (breaker, operation) = (&self.policy.breaker, self.operation.name());
-        let timed_out = failed.timed_out;
         let (attempts, elapsed) = self.close(effect, failed.code, now);
         match (by, last) {
             (None, Some(error)) => CallError::Backend { attempts, elapsed, effect, error },
             (by, last) => {
-                let by = by.unwrap_or(if timed_out { Decider::Timeout } else { Decider::Retry });
+                let by = by.unwrap_or(Decider::Retry);
                 event::emit(|| Event::Stopped {
                     dependency: breaker.shared_name(),
                     operation,
@@ -487,17 +491,18 @@ impl<'p> Run<'p> {
     }
 
     /// Our own refusal of an attempt, by the rate limit or the bulkhead.
-    fn refuse<E>(
+    fn refuse<T, E>(
         mut self,
         by: Decider,
         retry_after: Option<Duration>,
-        last: Option<E>,
+        last: Last<T, E>,
         now: Instant,
     ) -> CallError<E> {
         if self.number == 1 {
             self.permit.finish(Outcome::Neutral, now, &Cause::of_a_cut);
             return self.refused(by, retry_after).into();
         }
+        let last = last.and_then(Result::err);
         let effect = self.effect(Effect::NeverSent);
         let (mut attempts, elapsed) = self.close(effect, None, now);
         // The one that was refused was not made.
@@ -508,29 +513,28 @@ impl<'p> Run<'p> {
 
 impl Failed {
     fn by(judged: Judged, scope: Scope) -> Self {
-        let Judged { mut verdict, repeat, code } = judged;
+        let Judged { mut verdict, repeat, code, by } = judged;
         if scope.unknown && repeat.is_none() {
             verdict.effect = Effect::Unknown;
         }
         let handled = scope.handled || scope.unknown;
-        Self { verdict, repeat, code, timed_out: false, cut_short: false, handled }
+        Self { repeat, code, by, handled, ..Self::by_fault(verdict) }
     }
 
     fn by_value() -> Self {
-        let (verdict, repeat) = (Verdict::transient(), Some(true));
-        Self { verdict, repeat, code: None, timed_out: false, cut_short: false, handled: false }
+        Self { repeat: Some(true), ..Self::by_fault(Verdict::transient()) }
     }
 
     /// By a fault on purpose.
     const fn by_fault(verdict: Verdict) -> Self {
         let (timed_out, cut_short, handled) = (false, false, false);
-        Self { verdict, repeat: None, code: None, timed_out, cut_short, handled }
+        Self { verdict, repeat: None, code: None, by: None, timed_out, cut_short, handled }
     }
 
     fn by_timeout(scope: Scope, cut_short: bool) -> Self {
         let handled = scope.handled || scope.unknown;
-        let verdict = Verdict::unknown();
-        Self { verdict, repeat: None, code: None, timed_out: true, cut_short, handled }
+        let by = Some(if cut_short { Decider::Deadline } else { Decider::Timeout });
+        Self { by, timed_out: true, cut_short, handled, ..Self::by_fault(Verdict::unknown()) }
     }
 }
 
@@ -553,57 +557,5 @@ impl<E> From<Refused> for CallError<E> {
     #[inline]
     fn from(Refused { by, retry_after, opened_by }: Refused) -> Self {
         Self::Rejected { by, retry_after, opened_by }
-    }
-}
-
-/// What a race of two copies needs to tell.
-impl Run<'_> {
-    /// Pays for a second copy; `None` when it must not be sent.
-    pub(crate) fn hedge(&mut self, now: Instant, after: Duration) -> Option<(Attempt, Instant)> {
-        if self.permit.gate(now).is_err() {
-            return None;
-        }
-        self.pay(false, now)?.spend();
-        Counters::add(&self.policy.breaker.counters().hedges);
-        event::emit(|| Event::Hedged {
-            dependency: self.policy.breaker.shared_name(),
-            operation: self.operation.name(),
-            after,
-        });
-        self.number = self.number.saturating_add(1);
-        let limit = now.after_nanos(self.limits.timeout).min(self.end);
-        let left = if limit.is_never() { u64::MAX } else { limit.nanos_since(now) };
-        Some((Attempt::new(self.number, left), limit))
-    }
-
-    /// One copy failed while the other is still under way.
-    pub(crate) fn copy_failed(&mut self, began: Instant, verdict: Verdict, now: Instant) {
-        let operation = self.operation;
-        self.unknown |= verdict.effect == Effect::Unknown;
-        self.permit.begin_attempt(began);
-        if verdict.outcome == Outcome::Failure {
-            self.outcome = Outcome::Failure;
-            let cause = |trip| cause(operation, trip, verdict.effect, None);
-            self.permit.end_attempt(Ended::Failed, now, &cause);
-        }
-    }
-
-    /// One copy is dropped, since the other has won.
-    pub(crate) fn copy_cut(&mut self, began: Instant, now: Instant) {
-        self.permit.begin_attempt(began);
-        self.permit.end_attempt(Ended::Cut, now, &Cause::of_a_cut);
-    }
-
-    /// The copy that counts from now on.
-    pub(crate) fn copy_remains(&mut self, began: Instant) {
-        self.permit.begin_attempt(began);
-    }
-
-    pub(crate) fn dependency(&self) -> &str {
-        self.policy.breaker.name()
-    }
-
-    pub(crate) const fn operation(&self) -> &Operation {
-        self.operation
     }
 }

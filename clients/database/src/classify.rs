@@ -100,11 +100,6 @@ impl DatabaseFailure {
         Self { verdict, whose: Some(whose), ..self }
     }
 
-    /// Whose limit ended it, if it was one of the policy's.
-    pub(crate) const fn decider(&self) -> Option<Decider> {
-        self.whose
-    }
-
     pub(crate) fn driver<DB: Sealed>(error: sqlx::Error, phase: Phase) -> Self {
         let (verdict, words) = read::<DB>(&error, phase);
         let cancelled = class::<DB>(&error) == Some(Class::Cancelled);
@@ -220,6 +215,10 @@ impl Classify for DatabaseFailure {
             _ => return None,
         };
         driver.as_database_error()?.code().map(Into::into)
+    }
+
+    fn decider(&self) -> Option<Decider> {
+        self.whose
     }
 }
 

@@ -201,7 +201,7 @@ impl<DB: Backend> DatabaseClient<DB> {
             let begun = Session::begin(&pool, policy, shorter(attempt), options).await;
             clock.judge(begun.map(Session::watched)).await
         });
-        begun.await.map_err(|error| Error::from_call(policy.name(), "begin", decided(error)))
+        begun.await.map_err(|error| Error::from_call(policy.name(), "begin", error))
     }
 
     /// One connection, in autocommit.
@@ -217,7 +217,7 @@ impl<DB: Backend> DatabaseClient<DB> {
             let wire = Wire::acquire(&pool, policy, shorter(attempt), want).await;
             clock.judge(wire.map(|wire| DatabaseConnection::new(wire.watched()))).await
         });
-        acquired.await.map_err(|error| Error::from_call(policy.name(), "acquire", decided(error)))
+        acquired.await.map_err(|error| Error::from_call(policy.name(), "acquire", error))
     }
 
     /// Closes this runtime's pool: no new connections, idle ones closed, and those in use waited for
@@ -281,7 +281,7 @@ impl<DB: Backend> DatabaseClient<DB> {
                 clock.judge(work.await).await
             }
         });
-        result.await.map_err(|error| match decided(error) {
+        result.await.map_err(|error| match error {
             CallError::Backend { attempts, elapsed, effect, error } if error.is_answer() => {
                 error.into_driver().unwrap_or_else(|error| {
                     self.wrap(CallError::Backend { attempts, elapsed, effect, error })
@@ -382,22 +382,6 @@ impl<'p> Clock<'p> {
 
     fn is_over(&self) -> bool {
         shorter(self.attempt).is_some_and(|limit| self.began.elapsed() >= limit)
-    }
-}
-
-/// A call whose last attempt ran out of time was ended by that limit, though the policy saw an error.
-pub(crate) fn decided(error: CallError<DatabaseFailure>) -> CallError<DatabaseFailure> {
-    let whose = error.last().and_then(DatabaseFailure::decider);
-    match (whose, error) {
-        (
-            Some(by),
-            CallError::Stopped { by: Decider::Retry, attempts, elapsed, effect, last, .. },
-        ) => CallError::Stopped { by, attempts, elapsed, effect, retry_after: None, last },
-        (Some(by), CallError::Backend { attempts, elapsed, effect, error }) => {
-            let last = Some(error);
-            CallError::Stopped { by, attempts, elapsed, effect, retry_after: None, last }
-        }
-        (_, error) => error,
     }
 }
 

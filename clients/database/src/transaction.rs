@@ -4,12 +4,14 @@
 use crate::{
     backend::Backend,
     classify::{DatabaseFailure, Phase},
-    client::{Clock, DatabaseClient, decided, shorter},
+    client::{Clock, DatabaseClient, shorter},
     options::{CommitOutcome, SessionOptions},
     session::Session,
     wire::within,
 };
-use mainstay_policy::{CallError, Classify, Effect, Error, Idempotency, Operation, Verdict};
+use mainstay_policy::{
+    CallError, Classify, Decider, Effect, Error, Idempotency, Operation, Verdict,
+};
 #[cfg(feature = "postgres")]
 use std::time::{Duration, Instant};
 use std::{any::Any, error::Error as StdError, fmt, future::Future};
@@ -180,7 +182,7 @@ impl<DB: Backend> DatabaseClient<DB> {
         result.map_err(|error| {
             let error = match error {
                 CallError::Backend { error: TxFailure::Closure(error, _), .. } => return error,
-                other => decided(other.map(TxFailure::into_own)),
+                other => other.map(TxFailure::into_own),
             };
             Error::from_call(self.policy().name(), "transaction", error).into()
         })
@@ -250,6 +252,13 @@ impl<E> Classify for TxFailure<E> {
             Self::Own(failure) => failure.classify(),
             // What the session saw decides, not what the closure made of it.
             Self::Closure(_, seen) => seen.map_or(Verdict::permanent(), |(_, verdict)| verdict),
+        }
+    }
+
+    fn decider(&self) -> Option<Decider> {
+        match self {
+            Self::Own(failure) => failure.decider(),
+            Self::Closure(..) => None,
         }
     }
 }

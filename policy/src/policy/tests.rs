@@ -59,6 +59,51 @@ async fn fails_twice_then_succeeds_on_attempt_three() {
     assert_eq!(policy.breaker().state(), BreakerState::Closed);
 }
 
+/// The timer of a client ends an attempt a moment before that of the policy: the policy sees an error.
+#[tokio::test(start_paused = true)]
+async fn a_limit_that_a_client_keeps_itself_is_named_by_error_and_event() {
+    #[derive(Debug)]
+    struct Late(Verdict, Decider);
+    impl std::fmt::Display for Late {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("late")
+        }
+    }
+    impl std::error::Error for Late {}
+    impl Classify for Late {
+        fn classify(&self) -> Verdict {
+            self.0
+        }
+
+        fn decider(&self) -> Option<Decider> {
+            Some(self.1)
+        }
+    }
+    let heard = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let hearing = Arc::clone(&heard);
+    let _subscription = crate::observe(move |event: &Event| {
+        if let Event::Stopped { dependency, by, attempts, .. } = event
+            && &**dependency == "t-limit-of-a-client"
+        {
+            hearing.lock().unwrap().push((*by, *attempts));
+        }
+    });
+    let policy = database("t-limit-of-a-client").failure_threshold(99).build().unwrap();
+    let mut seen = Vec::new();
+    // Repeated until no attempts are left, and not repeated at all.
+    for verdict in [Verdict::never_sent(), Verdict::unknown()] {
+        for by in [Decider::Timeout, Decider::Deadline] {
+            let end = policy.run(&WRITE, async |_| Err::<(), _>(Late(verdict, by))).await;
+            let error = end.unwrap_err();
+            assert_eq!(error.decider(), Some(by), "{error}");
+            assert!(error.last().is_some());
+            seen.push((by, error.attempts()));
+        }
+    }
+    assert_eq!(seen.iter().map(|(_, attempts)| *attempts).collect::<Vec<_>>(), [3, 3, 1, 1]);
+    assert_eq!(*heard.lock().unwrap(), seen);
+}
+
 #[tokio::test(start_paused = true)]
 async fn repeats_only_what_may_be_repeated() {
     for (n, (fault, writes, reads)) in [

@@ -80,7 +80,11 @@ where
 
     #[inline]
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        match self.as_mut().project().spans {
+        let this = self.as_mut().project();
+        let barred = matches!(*this.phase, Phase::New) && this.run.is_barred();
+        match this.spans {
+            // Beside all else: who is refused pays for nothing else.
+            None if barred => self.refuse(cx),
             None => self.poll_call(cx),
             Some(_) => self.poll_in_spans(cx),
         }
@@ -102,12 +106,12 @@ where
         call.unwrap_or_else(Span::none).in_scope(|| self.poll_call(cx))
     }
 
-    #[inline(always)]
+    #[inline(never)]
     fn poll_call(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Answer<T, E>> {
         let begins = matches!(self.phase, Phase::New);
         if begins {
             if !self.as_mut().project().run.begin() {
-                return self.admit(cx);
+                return self.refuse(cx);
             }
             self.as_mut().first(Place::free());
         }
@@ -151,14 +155,19 @@ where
     }
 
     #[inline(never)]
-    fn admit(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Answer<T, E>> {
-        let mut this = self.as_mut().project();
+    fn refuse(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Answer<T, E>> {
         // Taken apart at once, and the phase left alone: what is whole is copied, and its parts have
         // just been written.
-        if let Some(Refusal { shut, opened_by }) = this.run.shut() {
+        if let Some(Refusal { shut, opened_by }) = self.run.shut() {
             let (by, retry_after) = (shut.by(), shut.retry_after());
             return Poll::Ready(Err(CallError::Rejected { by, retry_after, opened_by }));
         }
+        self.admit(cx)
+    }
+
+    #[inline(never)]
+    fn admit(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Answer<T, E>> {
+        let mut this = self.as_mut().project();
         if let Err(refused) = this.run.admit() {
             this.phase.set(Phase::Done);
             return Poll::Ready(Err(refused.into()));
@@ -245,20 +254,13 @@ where
                 Err(end) => return end,
             };
         }
-        let place = if run.limits.placed() {
-            match run.policy.place(run.end).await {
-                Ok(place) => {
-                    now = clock::now();
-                    place
-                }
-                Err((by, wait)) => {
-                    let last = last.and_then(Result::err);
-                    return Err(run.refuse(by, wait, last, clock::now()));
-                }
-            }
-        } else {
-            Place::free()
+        let place = match run.policy.place(run.limits, run.end).await {
+            Ok(place) => place,
+            Err((by, wait)) => return Err(run.refuse(by, wait, last, clock::now())),
         };
+        if run.limits.placed() {
+            now = clock::now();
+        }
         let (this, limit) = run.next_attempt(now);
         let blow = chaos::blow(run.policy.breaker.name());
         let span = telemetry::attempt_span(this.number());
@@ -289,7 +291,7 @@ where
 {
     let _span = telemetry::call_span(policy.breaker.name(), operation.name()).entered();
     let mut run = Run::new(policy, operation);
-    if !run.begin() {
+    if run.is_barred() || !run.begin() {
         if let Some(Refusal { shut, opened_by }) = run.shut() {
             let (by, retry_after) = (shut.by(), shut.retry_after());
             return Err(CallError::Rejected { by, retry_after, opened_by });
@@ -309,20 +311,13 @@ where
                 Err(end) => return end,
             };
         }
-        let place = if run.limits.placed() {
-            match policy.place_blocking(run.end) {
-                Ok(place) => {
-                    now = clock::now();
-                    place
-                }
-                Err((by, wait)) => {
-                    let last = last.and_then(Result::err);
-                    return Err(run.refuse(by, wait, last, clock::now()));
-                }
-            }
-        } else {
-            Place::free()
+        let place = match policy.place_blocking(run.limits, run.end) {
+            Ok(place) => place,
+            Err((by, wait)) => return Err(run.refuse(by, wait, last, clock::now())),
         };
+        if run.limits.placed() {
+            now = clock::now();
+        }
         let (this, limit) = run.next_attempt(now);
         let scope = Scope { deadline: limit, ..Scope::NONE };
         let blow = chaos::blow(policy.breaker.name());

@@ -23,7 +23,7 @@ struct Held {
 }
 
 fn held(policy: &Policy) -> Held {
-    let places = policy.0.place_blocking(clock::Instant::default()).is_ok();
+    let places = policy.0.place_blocking(policy.0.limits(), clock::Instant::default()).is_ok();
     Held { state: policy.breaker().state(), tokens: policy.retries_left(), places }
 }
 

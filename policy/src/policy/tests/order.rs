@@ -89,7 +89,7 @@ async fn a_call_that_waits_to_retry_holds_no_place() {
     policy.run(&READ, async |_| Ok::<_, Fault>(())).await.unwrap();
     assert_eq!(waiting.await.unwrap().1, 3);
 
-    let hold = policy.0.place(clock::Instant::NEVER).await.unwrap();
+    let hold = policy.0.place(policy.0.limits(), clock::Instant::NEVER).await.unwrap();
     let (error, sent) = against(&policy, &READ, Verdict::transient()).await;
     assert_eq!((sent, error.decider(), error.attempts()), (0, Some(Decider::Bulkhead), 0));
     assert!(error.is_rejected());
