@@ -161,6 +161,7 @@ impl Download {
             download: self,
             target,
             file: Arc::clone(temporary.file()),
+            turn: Arc::default(),
             size: self.part_size.unwrap_or(PART),
             version: None,
             crc: OnceLock::new(),
@@ -240,6 +241,8 @@ struct Job<'a> {
     download: &'a Download,
     target: Target<'a>,
     file: Arc<std::fs::File>,
+    /// Whose turn it is to write.
+    turn: Arc<Mutex<()>>,
     size: u64,
     version: Option<Version>,
     /// What the store's checksum is, once that is known.

@@ -81,7 +81,10 @@ impl Piece {
         }
         let (file, mut at) = (Arc::clone(&job.file), self.part.start + self.at);
         let mut digest = self.digest.as_ref().map(|(_, digest)| *digest);
+        // The kernel lets one at a time write to a file: more threads would wait for each other.
+        let turn = Arc::clone(&job.turn).lock_owned().await;
         let writing = task::spawn_blocking(move || {
+            let _turn = turn;
             for frame in frames {
                 if let Some(digest) = &mut digest {
                     digest.update(&frame);
