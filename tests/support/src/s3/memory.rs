@@ -1,11 +1,14 @@
 //! A store in memory that keeps what S3 says about parts, versions and checksums, where s3s-fs does not: part
 //! checksums, If-Match, lists of uploads and of their parts, NoSuchUpload.
 
+mod said;
+
 use base64::{Engine, engine::general_purpose::STANDARD};
 use crc_fast::{CrcAlgorithm, checksum};
 use futures_util::{StreamExt, stream};
 use hyper::body::Bytes;
 use s3s::{S3, S3Request, S3Response, S3Result, dto::*, s3_error};
+use said::{Said, said, tell};
 use std::{
     collections::BTreeMap,
     convert::Infallible,
@@ -47,84 +50,6 @@ struct Object {
     /// The length of the first part, and how many there were.
     parts: Option<(i64, i32)>,
     said: Said,
-}
-
-/// What a writer says of an object beside its bytes.
-#[derive(Debug, Clone, Default)]
-struct Said {
-    metadata: Option<Metadata>,
-    content_type: Option<String>,
-    cache_control: Option<String>,
-    content_disposition: Option<String>,
-    content_encoding: Option<String>,
-    content_language: Option<String>,
-    expires: Option<Timestamp>,
-    storage_class: Option<StorageClass>,
-    encryption: Option<ServerSideEncryption>,
-    /// Of the customer's own key.
-    key_md5: Option<String>,
-    tags: TagSet,
-}
-
-/// Of any of the requests that write an object.
-macro_rules! said {
-    ($input:expr) => {
-        Said {
-            metadata: $input.metadata,
-            content_type: $input.content_type,
-            cache_control: $input.cache_control,
-            content_disposition: $input.content_disposition,
-            content_encoding: $input.content_encoding,
-            content_language: $input.content_language,
-            expires: $input.expires,
-            storage_class: $input.storage_class,
-            encryption: $input.server_side_encryption,
-            key_md5: $input.sse_customer_key_md5,
-            tags: $input.tagging.as_deref().map(tags).unwrap_or_default(),
-        }
-    };
-}
-
-/// Of any of the answers about an object.
-macro_rules! tell {
-    ($object:expr, $output:ident { $($field:ident: $value:expr),* $(,)? }) => {
-        $output {
-            $($field: $value,)*
-            e_tag: Some($object.etag),
-            metadata: $object.said.metadata,
-            content_type: $object.said.content_type,
-            cache_control: $object.said.cache_control,
-            content_disposition: $object.said.content_disposition,
-            content_encoding: $object.said.content_encoding,
-            content_language: $object.said.content_language,
-            expires: $object.said.expires,
-            storage_class: $object.said.storage_class,
-            server_side_encryption: $object.said.encryption,
-            ..Default::default()
-        }
-    };
-}
-
-/// From the header `x-amz-tagging`.
-fn tags(header: &str) -> TagSet {
-    let decoded = |text: &str| {
-        let mut bytes = Vec::new();
-        let mut rest = text.as_bytes();
-        while let [first, after @ ..] = rest {
-            rest = after;
-            match (first, rest) {
-                (b'%', [high, low, after @ ..]) => {
-                    let hex = [*high, *low];
-                    bytes.push(u8::from_str_radix(str::from_utf8(&hex).unwrap(), 16).unwrap());
-                    rest = after;
-                }
-                _ => bytes.push(*first),
-            }
-        }
-        String::from_utf8(bytes).unwrap()
-    };
-    let pairs = header.split('&').filter_map(|pair| pair.split_once('='));
-    pairs.map(|(k, v)| Tag { key: Some(decoded(k)), value: Some(decoded(v)) }).collect()
 }
 
 #[derive(Debug)]
@@ -266,6 +191,20 @@ fn blob(bytes: Bytes) -> StreamingBlob {
     let pieces: Vec<_> =
         pieces.map(|at| bytes.slice(at..bytes.len().min(at + 16 * 1024))).collect();
     StreamingBlob::wrap(stream::iter(pieces.into_iter().map(Ok::<_, Infallible>)))
+}
+
+fn url_encoded(text: &str) -> String {
+    let plain = |b: &u8| b.is_ascii_alphanumeric() || b"-_./".contains(b);
+    let encode = |b: u8| match b {
+        b' ' => "+".to_owned(),
+        b if plain(&b) => char::from(b).to_string(),
+        b => format!("%{b:02X}"),
+    };
+    text.bytes().map(encode).collect()
+}
+
+fn url_decoded(text: &str) -> String {
+    said::decoded(&text.replace('+', " "))
 }
 
 fn length(bytes: usize) -> i64 {
@@ -525,7 +464,7 @@ impl S3 for Memory {
     ) -> S3Result<S3Response<ListObjectsV2Output>> {
         let input = request.input;
         let prefix = input.prefix.unwrap_or_default();
-        let after = input.continuation_token.or(input.start_after);
+        let after = input.continuation_token.as_deref().map(url_decoded).or(input.start_after);
         let most = usize::try_from(input.max_keys.unwrap_or(1_000)).unwrap();
         let data = self.data();
         let (mut contents, mut folders) = (Vec::new(), Vec::<String>::new());
@@ -555,12 +494,19 @@ impl S3 for Memory {
                 }),
             }
         }
-        let common = folders.into_iter().map(|prefix| CommonPrefix { prefix: Some(prefix) });
+        // As AWS, when asked to: XML cannot hold every key.
+        let encoded = input.encoding_type.as_ref().is_some_and(|e| e.as_str() == "url");
+        let told = |text: String| if encoded { url_encoded(&text) } else { text };
+        for object in &mut contents {
+            object.key = object.key.take().map(told);
+        }
+        let common = folders.into_iter().map(|folder| CommonPrefix { prefix: Some(told(folder)) });
         done(ListObjectsV2Output {
             contents: Some(contents),
             common_prefixes: Some(common.collect()),
             is_truncated: Some(more),
-            next_continuation_token: last.filter(|_| more),
+            next_continuation_token: last.filter(|_| more).map(|key| url_encoded(&key)),
+            encoding_type: input.encoding_type,
             ..Default::default()
         })
     }
