@@ -1,7 +1,8 @@
 //! What a store says about the bytes of an object, and the same worked out here.
 
+use aws_sdk_s3::operation::get_object::GetObjectOutput;
 use base64::{Engine, engine::general_purpose::STANDARD};
-use crc_fast::{CrcAlgorithm, checksum_combine};
+use crc_fast::{CrcAlgorithm, Digest, checksum_combine};
 
 /// Whether transfers carry and compare checksums.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -83,7 +84,7 @@ pub(crate) fn fold(crc: Crc, parts: impl IntoIterator<Item = Sum>) -> u64 {
 
 /// The checksum of the parts' checksums.
 pub(crate) fn compose(crc: Crc, parts: impl IntoIterator<Item = Sum>) -> u64 {
-    let mut digest = crc_fast::Digest::new(crc.algorithm());
+    let mut digest = Digest::new(crc.algorithm());
     for part in parts {
         let bytes = part.value.to_be_bytes();
         digest.update(if crc == Crc::Crc64 { &bytes[..] } else { &bytes[4..] });
@@ -123,6 +124,30 @@ impl Told {
             None => fold(self.crc, parts.iter().copied()),
         };
         parts.iter().all(|part| part.crc == self.crc) && value == self.value
+    }
+}
+
+/// The checksum of a whole object in the making, as its bytes go by, and what it has to be.
+pub(crate) struct Running {
+    digest: Digest,
+    told: Told,
+}
+
+impl Running {
+    /// Of what an answer says, if it says it of the whole object: its parts' is of no use here.
+    pub(crate) fn of(got: &GetObjectOutput) -> Option<Self> {
+        let (crc32, c) = (got.checksum_crc32(), got.checksum_crc32_c());
+        let told = Told::read(crc32, c, got.checksum_crc64_nvme());
+        let told = told.filter(|told| told.parts.is_none())?;
+        Some(Self { digest: Digest::new(told.crc.algorithm()), told })
+    }
+
+    pub(crate) fn update(&mut self, bytes: &[u8]) {
+        self.digest.update(bytes);
+    }
+
+    pub(crate) fn matches(&self) -> bool {
+        self.digest.finalize() == self.told.value
     }
 }
 
@@ -168,7 +193,20 @@ mod tests {
         ] {
             assert_eq!(sum(crc, b"123456789").value, value, "{crc:?}");
             assert_eq!(crc.value(&crc.text(value)), Some(value));
+            let got = GetObjectOutput::builder();
+            let got = match crc {
+                Crc::Crc32 => got.checksum_crc32(crc.text(value)),
+                Crc::Crc32C => got.checksum_crc32_c(crc.text(value)),
+                Crc::Crc64 => got.checksum_crc64_nvme(crc.text(value)),
+            };
+            let mut running = Running::of(&got.build()).unwrap();
+            running.update(b"1234");
+            assert!(!running.matches());
+            running.update(b"56789");
+            assert!(running.matches());
         }
+        let parts = GetObjectOutput::builder().checksum_crc32("AAAAAA==-2").build();
+        assert!(Running::of(&parts).is_none());
     }
 
     #[test]

@@ -537,6 +537,7 @@ impl StdError for S3Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
     fn codes_and_statuses_mean_what_the_table_says() {
@@ -562,6 +563,32 @@ mod tests {
         ] {
             let (_, verdict) = judge(code, status, hint, attempt);
             assert_eq!((verdict.effect, verdict.outcome), (effect, outcome), "{code:?} {status}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_answer_is_judged(code: Option<String>, status: u16, attempt: u32, wait: Option<Duration>) {
+            let (_, verdict) = judge(code.as_deref(), status, wait, attempt);
+            // Who was answered has sent it.
+            prop_assert_ne!(verdict.effect, Effect::NeverSent);
+        }
+
+        #[test]
+        fn a_code_nobody_knows_is_judged_by_its_status_and_repeated_only_if_that_says_so(
+            code in "[A-Z][a-z]{1,20}Unheard", status in 100_u16..600, attempt in 1_u32..4,
+        ) {
+            let (_, verdict) = judge(Some(&code), status, None, attempt);
+            let (_, bare) = judge(None, status, None, attempt);
+            prop_assert_eq!(verdict, bare);
+            let effect = match status {
+                408 | 503 => Effect::Transient,
+                429 => Effect::Throttled { retry_after: None },
+                501 | 505 => Effect::Permanent,
+                500.. => Effect::Unknown,
+                _ => Effect::Permanent,
+            };
+            prop_assert_eq!(verdict.effect, effect);
         }
     }
 

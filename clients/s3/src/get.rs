@@ -6,6 +6,7 @@ use crate::{
     encryption::with_key,
     object::ObjectHead,
     stream::ObjectStream,
+    transfer::progress::{Direction, count, count_repeat},
 };
 use aws_sdk_s3::{
     Client,
@@ -197,6 +198,7 @@ impl Get {
         let started = Instant::now();
         loop {
             let read = self.client.call(&GET, target, expected, |sdk, attempt| {
+                count_repeat(Direction::Download, attempt);
                 let get = self.request(&sdk, self.range.as_ref(), None).send();
                 async move {
                     let got = get.await.map_err(|e| S3Failure::sdk(e, attempt).of_a_read())?;
@@ -213,7 +215,10 @@ impl Get {
                 None => read.await,
             };
             match end? {
-                Ok(bytes) => return Ok(bytes),
+                Ok(bytes) => {
+                    count("bytes", Direction::Download, bytes.len() as u64);
+                    return Ok(bytes);
+                }
                 Err(length) if length > self.limit => {
                     let error = S3Failure::too_long(Some(length), self.limit);
                     return Err(self.client.local(&GET, error.about(&self.bucket, true)));

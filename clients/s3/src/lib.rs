@@ -20,6 +20,19 @@
 //! # Ok(()) }
 //! ```
 //!
+//! # What it costs
+//!
+//! A GiB up takes 0.5 to 0.6 s of CPU (0.8 over TLS), 0.8 to 0.95 of what object_store takes; a GiB down 0.9 to 1.0 s
+//! (1.2), 0.9 to 1.06 of a get_object of the SDK that is written with care. An upload holds 64 MiB, a download up to
+//! 24 MiB, whatever the length of the file. `clients/s3/benches` measures it beside its peers:
+//!
+//! ```sh
+//! cargo run --release --manifest-path clients/s3/benches/Cargo.toml -- 256 9 plain 20
+//! ```
+//!
+//! With feature `metrics`, `mainstay.s3.transfer.bytes`, `.parts` and `.retries` count what went up and down, by
+//! `direction`: files, put, get and streams.
+//!
 //! # What may be done twice
 //!
 //! | operation | an attempt without an answer is | because |
@@ -59,6 +72,7 @@ mod stream;
 mod tags;
 mod transfer;
 
+pub use checksum::Checksums;
 pub use classify::S3Failure;
 pub use client::{S3Client, get_s3_client, get_s3_client_named, set_s3_client};
 pub use config::{Addressing, S3ClientBuilder};
@@ -73,6 +87,5 @@ pub use presign::{PresignPut, Presigned};
 pub use put::{Put, Written};
 pub use stream::ObjectStream;
 pub use transfer::{
-    checksum::Checksums, cleanup::remove_partial_downloads, download::Download, progress::Progress,
-    upload::Upload,
+    cleanup::remove_partial_downloads, download::Download, progress::Progress, upload::Upload,
 };

@@ -4,9 +4,10 @@ use crate::{
     S3Client, S3Failure,
     call::{LIST, Target},
 };
-use aws_sdk_s3::operation::list_objects_v2::ListObjectsV2Output;
+use aws_sdk_s3::{operation::list_objects_v2::ListObjectsV2Output, types::EncodingType};
 use futures_util::{FutureExt, Stream, TryStreamExt, stream};
 use mainstay_policy::Error;
+use percent_encoding::percent_decode_str;
 use std::{fmt, pin::Pin, time::SystemTime};
 
 /// One object, without its bytes.
@@ -150,6 +151,8 @@ impl List {
                     .set_delimiter(self.delimiter.clone())
                     .set_start_after(self.start_after.clone())
                     .set_max_keys(self.page_size)
+                    // XML cannot hold every character that a key may.
+                    .encoding_type(EncodingType::Url)
                     .set_continuation_token(token.clone())
                     .send();
                 async move { page.await.map_err(|e| S3Failure::sdk(e, attempt)) }
@@ -162,16 +165,24 @@ impl List {
             }
             _ => Next::None,
         };
+        let encoded = page.encoding_type == Some(EncodingType::Url);
+        let plain = |text: String| if encoded { decoded(&text) } else { text };
         let objects = page.contents.unwrap_or_default().into_iter().map(|object| ObjectSummary {
-            key: object.key.unwrap_or_default(),
+            key: plain(object.key.unwrap_or_default()),
             size: object.size.and_then(|n| n.try_into().ok()).unwrap_or_default(),
             etag: object.e_tag,
             last_modified: object.last_modified.and_then(|t| t.try_into().ok()),
         });
         let prefixes = page.common_prefixes.unwrap_or_default().into_iter();
-        let prefixes = prefixes.filter_map(|entry| entry.prefix).collect();
+        let prefixes = prefixes.filter_map(|entry| entry.prefix).map(plain).collect();
         Ok((Page { objects: objects.collect(), prefixes }, next))
     }
+}
+
+/// As S3 encodes it: a space is a plus sign.
+fn decoded(text: &str) -> String {
+    let spaced = text.replace('+', " ");
+    percent_decode_str(&spaced).decode_utf8_lossy().into_owned()
 }
 
 impl IntoFuture for List {

@@ -5,6 +5,7 @@ use crate::{
     call::{PUT, Target},
     encryption::with_key,
     options::{PutOptions, put_options},
+    transfer::progress::{Direction, count, count_repeat},
 };
 use aws_sdk_s3::{Client, primitives::ByteStream};
 use bytes::Bytes;
@@ -104,6 +105,7 @@ impl S3Client {
         let key = target.key.unwrap_or_default();
         let end = self
             .call(operation, target, bytes.len() as u64, |sdk, attempt| {
+                count_repeat(Direction::Upload, attempt);
                 let mut put = options.put(sdk.put_object()).bucket(target.bucket).key(key);
                 if let Some(mark) = mark {
                     put = put.metadata(MARK, mark);
@@ -134,6 +136,9 @@ impl S3Client {
                 }
             })
             .await?;
+        if end.is_ok() {
+            count("bytes", Direction::Upload, bytes.len() as u64);
+        }
         end.map_err(|(attempts, error)| self.unknown(operation, target, attempts, started, error))
     }
 }

@@ -6,6 +6,7 @@ use crate::{
     checksum::Running,
     get::{Get, length},
     object::ObjectHead,
+    transfer::progress::{Direction, count, count_repeat},
 };
 use aws_sdk_s3::{operation::get_object::GetObjectOutput, primitives::ByteStream};
 use bytes::Bytes;
@@ -52,6 +53,7 @@ impl ObjectStream {
         let target = get.target()?;
         let started = Instant::now();
         let got = get.client.call(&GET, target, 0, |sdk, attempt| {
+            count_repeat(Direction::Download, attempt);
             let send = get.request(&sdk, get.range.as_ref(), None).send();
             async move {
                 let got = send.await.map_err(|e| S3Failure::sdk(e, attempt).of_a_read())?;
@@ -143,6 +145,7 @@ impl ObjectStream {
         }
         self.left.start += length;
         self.received += length;
+        count("bytes", Direction::Download, length);
         if let Some(sum) = &mut self.sum {
             sum.update(&piece);
         }
@@ -175,6 +178,7 @@ impl ObjectStream {
             .get
             .client
             .call(&GET, target, 0, |sdk, attempt| {
+                count_repeat(Direction::Download, attempt);
                 let broken = first.take();
                 let send = self.get.request(&sdk, Some(left), etag).send();
                 async move {

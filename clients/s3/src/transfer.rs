@@ -5,7 +5,6 @@
 //! `download`.
 
 mod buffers;
-pub(crate) mod checksum;
 pub(crate) mod cleanup;
 pub(crate) mod download;
 pub(crate) mod gate;
@@ -16,7 +15,7 @@ pub(crate) mod upload;
 use crate::{S3Client, S3Failure, call::Target};
 use aws_sdk_s3::Client;
 use mainstay_policy::{Error, Operation};
-use progress::{Direction, count};
+use progress::{Direction, count, count_repeat};
 
 impl S3Client {
     /// Runs the call that moves one part, when there is a place for it.
@@ -35,9 +34,7 @@ impl S3Client {
         let gate = self.gate();
         let _place = gate.enter().await;
         let moved = self.call(operation, target, length, |sdk, number| {
-            if number > 1 {
-                count("retries", direction, 1);
-            }
+            count_repeat(direction, number);
             let (round, sent) = (gate.round(), attempt(sdk, number));
             async move {
                 let answer = sent.await;

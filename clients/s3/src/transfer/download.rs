@@ -12,8 +12,8 @@ pub(crate) use temporary::remove_abandoned;
 use crate::{
     Checksums, CustomerKey, Progress, S3Client, S3Failure,
     call::{DOWNLOAD, Target},
+    checksum::{Crc, Sum, Told},
     transfer::{
-        checksum::{Crc, Sum, Told},
         part::{self, PARALLEL, PART, Part},
         progress::{Direction, Listener, Tracker},
     },

@@ -1,7 +1,7 @@
 //! A part: a stretch of a file or object, the unit of repetition. File I/O is positional and runs
 //! on the blocking pool, in steps as large as a part: a thread hop per small step costs the most.
 
-use crate::transfer::checksum::{Crc, Sum};
+use crate::checksum::{Crc, Sum};
 use crc_fast::Digest;
 use mainstay_policy::Error;
 use std::{fs::File, io};

@@ -62,6 +62,13 @@ impl Tracker {
     }
 }
 
+/// The attempt with this number, if it is not the first.
+pub(crate) fn count_repeat(direction: Direction, attempt: u32) {
+    if attempt > 1 {
+        count("retries", direction, 1);
+    }
+}
+
 /// `mainstay.s3.transfer.{what}`, by direction.
 #[cfg(feature = "metrics")]
 pub(crate) fn count(what: &'static str, direction: Direction, by: u64) {

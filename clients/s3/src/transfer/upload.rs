@@ -7,10 +7,10 @@ mod source;
 use crate::{
     Checksums, CustomerKey, Progress, S3Client, S3Failure, Written,
     call::{COMPLETE_UPLOAD, CREATE_UPLOAD, HEAD, Target, UPLOAD, UPLOAD_PART},
+    checksum::{Crc, Sum, Told, fold},
     encryption::Encryption,
     options::{PutOptions, put_options},
     transfer::{
-        checksum::{Crc, Sum, Told, fold},
         part::{self, PARALLEL, Part},
         progress::{Direction, Listener, Tracker},
     },

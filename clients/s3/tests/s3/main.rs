@@ -12,6 +12,8 @@ mod health;
 mod keys;
 mod many;
 mod missing;
+#[cfg(feature = "metrics")]
+mod numbers;
 mod objects;
 mod options;
 mod presign;

@@ -34,6 +34,26 @@ async fn a_page_is_asked_for_when_the_last_one_was_taken() {
     assert_eq!(store.seen(|_| true), 3);
 }
 
+/// XML holds no control characters, and an encoded key has to come back as it was.
+#[tokio::test]
+async fn any_key_is_listed_as_it_is() {
+    let (store, memory, s3) = with_keys(0).await;
+    let keys = ["a b+c%2B", "bell\u{7}", "cr\r\nlf", "d&<>\"'", "ü/\u{1F980}"];
+    for key in keys {
+        memory.put(key, "");
+    }
+    let found = s3.list(BUCKET, "").page_size(2).await.unwrap();
+    assert_eq!(found.into_iter().map(|object| object.key).collect::<Vec<_>>(), keys);
+    assert_eq!(store.seen(|line| line.contains("encoding-type=url")), 3);
+    let pages: Vec<_> = s3.list(BUCKET, "").delimiter("/").pages().try_collect().await.unwrap();
+    assert_eq!(pages[0].prefixes, ["ü/"]);
+    // A store that does not know how says nothing of it, and means its keys literally.
+    const PLAIN: &str =
+        "<ListBucketResult><Contents><Key>a+b%20c</Key></Contents></ListBucketResult>";
+    store.front(|_| Answer::Reply(200, &[], PLAIN));
+    assert_eq!(s3.list(BUCKET, "").await.unwrap()[0].key, "a+b%20c");
+}
+
 #[tokio::test]
 async fn a_listing_survives_faults_and_ends_after_an_error() {
     let (store, _, s3) = with_keys(2_500).await;

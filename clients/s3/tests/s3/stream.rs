@@ -206,3 +206,21 @@ async fn more_than_the_limit_is_not_read_into_memory() {
     assert!(s3.get(BUCKET, "k").limit(6 * MIB as u64).await.unwrap() == data);
     assert_eq!(store.seen(|_| true), 1 + 1 + 2);
 }
+
+#[tokio::test]
+async fn a_get_ends_by_its_deadline_also_where_the_length_was_learnt_first() {
+    let (store, _, _, _) = with_object(6 * MIB).await;
+    let all = Duration::from_millis(700);
+    let policy = move |policy| quick(policy).timeout(all).deadline(all).max_attempts(9);
+    let s3 = builder(store.endpoint()).policy(policy).build().unwrap();
+    // Only in the second request for it, which has the time of its length, does it stall.
+    let gets = AtomicU32::new(0);
+    store.front(move |_| match gets.fetch_add(1, SeqCst) {
+        0 => Answer::Pass,
+        _ => Answer::Stall(100_000),
+    });
+    let error = s3.get(BUCKET, "k").await.unwrap_err();
+    assert!(error.is_timeout(), "{error:?}");
+    assert!(error.elapsed() <= Duration::from_secs(5), "{error:?}");
+    assert_eq!(store.seen(|_| true), 2);
+}

@@ -2,10 +2,11 @@
 
 mod faults;
 mod killed;
+mod network;
 
 use crate::{builder, bytes, eventually, files, quick};
 use mainstay_policy::report;
-use mainstay_s3::S3Client;
+use mainstay_s3::{Checksums, S3Client};
 use mainstay_test_support::{
     S3,
     s3::{Answer, BUCKET, Memory, Sums},
@@ -108,6 +109,28 @@ async fn checksums_of_parts_are_compared_whatever_the_ranges() {
         store.front(|_| Answer::Pass);
     }
     assert_eq!(memory.uploads(), 0);
+}
+
+#[tokio::test]
+async fn without_checksums_none_is_sent_asked_for_or_compared() {
+    let (store, memory) = S3::in_memory(Sums::Full).await;
+    let s3 = builder(store.endpoint()).checksums(Checksums::Off).build().unwrap();
+    let dir = TempDir::new().unwrap();
+    let (file, to) = (dir.path().join("file"), dir.path().join("to"));
+    for length in [1_000, 3 * PART as usize] {
+        let data = bytes(length);
+        fs::write(&file, &data).unwrap();
+        s3.upload_file(&file, BUCKET, "k").part_size(PART).await.unwrap();
+        s3.put(BUCKET, "put", data.clone()).await.unwrap();
+        memory.put_damaged("k", data.clone());
+        s3.download_file(BUCKET, "k", &to).part_size(PART).await.unwrap();
+        assert!(fs::read(&to).unwrap() == data && memory.object("put").unwrap() == data);
+        assert!(s3.get(BUCKET, "k").await.unwrap() == data);
+    }
+    for header in ["x-amz-checksum-crc32", "x-amz-checksum-mode", "x-amz-sdk-checksum-algorithm"] {
+        assert!(store.sent(header).iter().all(String::is_empty), "{header}");
+    }
+    assert_eq!(store.seen(|line| line.starts_with("HEAD")), 0);
 }
 
 #[tokio::test]

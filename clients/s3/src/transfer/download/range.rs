@@ -4,8 +4,8 @@
 use super::Job;
 use crate::{
     Checksums, CustomerKey, S3Failure,
+    checksum::{Crc, Sum, Told},
     transfer::{
-        checksum::{Crc, Sum, Told},
         part::{self, Part},
         progress::{Direction, count},
     },

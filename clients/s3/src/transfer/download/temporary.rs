@@ -2,9 +2,9 @@
 //! left is told from what another one is writing.
 
 use super::range::Version;
-use crate::transfer::{
+use crate::{
     checksum::{Crc, Sum},
-    part::{self, Part},
+    transfer::part::{self, Part},
 };
 use mainstay_policy::Error;
 use std::{

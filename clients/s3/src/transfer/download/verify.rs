@@ -4,10 +4,8 @@ use super::{Job, range::Version};
 use crate::{
     Checksums, CustomerKey, S3Failure,
     call::{DOWNLOAD, HEAD},
-    transfer::{
-        checksum::{Sum, Told},
-        part::{self, Part},
-    },
+    checksum::{Sum, Told},
+    transfer::part::{self, Part},
 };
 use aws_sdk_s3::types::ChecksumMode;
 use mainstay_policy::Error;

@@ -2,9 +2,9 @@
 
 use crate::{
     S3Failure,
+    checksum::{Crc, Sum},
     transfer::{
         buffers::Buffers,
-        checksum::{Crc, Sum},
         part::{self, Part},
     },
 };
@@ -42,17 +42,7 @@ impl Source {
             let (file, buffers) = (Arc::new(file), Buffers::default());
             Ok(Self { file, path, length, modified, crc, buffers })
         });
-        opened.await.map_err(|error| {
-            Error::invalid(match error.kind() {
-                io::ErrorKind::NotFound => {
-                    format!("local file `{shown}` does not exist; check the path")
-                }
-                io::ErrorKind::PermissionDenied => {
-                    format!("local file `{shown}` may not be read; check its permissions")
-                }
-                _ => format!("local file `{shown}` cannot be read: {error}; give a regular file"),
-            })
-        })
+        opened.await.map_err(|error| unreadable(&shown, &error))
     }
 
     pub(crate) async fn read(&self, part: Part) -> Result<Block, S3Failure> {
@@ -91,5 +81,27 @@ impl Source {
 
     fn failed(&self, error: io::Error) -> S3Failure {
         S3Failure::local("read", self.path.clone(), error)
+    }
+}
+
+fn unreadable(shown: &str, error: &io::Error) -> Error {
+    Error::invalid(match error.kind() {
+        io::ErrorKind::NotFound => format!("local file `{shown}` does not exist; check the path"),
+        io::ErrorKind::PermissionDenied => {
+            format!("local file `{shown}` may not be read; check its permissions")
+        }
+        _ => format!("local file `{shown}` cannot be read: {error}; give a regular file"),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // A test that runs as root may read everything.
+    #[test]
+    fn a_file_that_may_not_be_read_says_so() {
+        let error = unreadable("a/b", &io::ErrorKind::PermissionDenied.into()).to_string();
+        assert!(error.contains("`a/b` may not be read; check its permissions"), "{error}");
     }
 }

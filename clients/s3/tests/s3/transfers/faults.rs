@@ -11,10 +11,18 @@ use std::{fs, path::Path, time::Duration};
 const ROUNDS: u64 = 84;
 
 #[derive(Default, Debug)]
-struct Tally {
-    good: usize,
-    failed: usize,
-    dropped: usize,
+pub(super) struct Tally {
+    pub(super) good: usize,
+    pub(super) failed: usize,
+    pub(super) dropped: usize,
+}
+
+impl Tally {
+    pub(super) fn add(&mut self, other: &Self) {
+        self.good += other.good;
+        self.failed += other.failed;
+        self.dropped += other.dropped;
+    }
 }
 
 /// One fault in seven requests; aborts and what looks for orphans get through.
@@ -57,7 +65,7 @@ async fn perhaps<T>(
     matches!(end, Ok(Ok(_)))
 }
 
-async fn round(s3: S3Client, memory: Memory, root: &Path, seed: u64) -> Tally {
+pub(super) async fn round(s3: S3Client, memory: Memory, root: &Path, seed: u64) -> Tally {
     let mut draw = fastrand::Rng::with_seed(seed);
     let (mut tally, key) = (Tally::default(), format!("k{seed}"));
     let dir = root.join(&key);
@@ -96,9 +104,7 @@ async fn five_hundred_transfers_end_whole_or_leave_nothing() {
                 round(s3.clone(), memory.clone(), dir.path(), seed)
             });
             for tally in futures_util::future::join_all(rounds).await {
-                all.good += tally.good;
-                all.failed += tally.failed;
-                all.dropped += tally.dropped;
+                all.add(&tally);
             }
         }
         eventually("no upload is left", || memory.uploads() == 0).await;
