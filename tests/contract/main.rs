@@ -53,6 +53,7 @@ mod sqlite;
 mod amplification;
 mod attempts;
 mod blocking;
+mod bombs;
 mod certificates;
 mod deadline;
 mod decider;

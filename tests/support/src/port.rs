@@ -1,4 +1,9 @@
-use std::net::{Ipv4Addr, SocketAddr};
+use std::{
+    io::{self, ErrorKind},
+    net::{Ipv4Addr, SocketAddr},
+    thread,
+    time::{Duration, Instant},
+};
 use tokio::net::{TcpListener, TcpSocket};
 
 /// A port of this machine that nobody else is given for as long as this lives.
@@ -17,7 +22,7 @@ impl Port {
     /// Takes a free one.
     #[must_use]
     pub fn reserve() -> Self {
-        let held = bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)));
+        let held = bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).unwrap();
         Self { address: held.local_addr().unwrap(), _held: held }
     }
 
@@ -36,21 +41,33 @@ impl Port {
     /// Accepts connections, until what this returns is dropped.
     #[must_use]
     pub fn listen(&self) -> TcpListener {
-        bind(self.address).listen(1024).unwrap()
+        let end = Instant::now() + PATIENCE;
+        loop {
+            match bind(self.address).and_then(|socket| socket.listen(1024)) {
+                Err(error) if error.kind() == ErrorKind::AddrInUse && Instant::now() < end => {
+                    thread::sleep(Duration::from_millis(1));
+                }
+                listener => return listener.unwrap(),
+            }
+        }
     }
 }
 
-fn bind(address: SocketAddr) -> TcpSocket {
-    let socket = TcpSocket::new_v4().unwrap();
-    socket.set_reuseaddr(true).unwrap();
-    socket.bind(address).unwrap();
-    socket
+/// A child that is being started has copies of our descriptors until it becomes its own program: on a
+/// machine that is very busy the listener of before may live that long.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+fn bind(address: SocketAddr) -> io::Result<TcpSocket> {
+    let socket = TcpSocket::new_v4()?;
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    Ok(socket)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::{io::ErrorKind, net::TcpStream};
+    use std::net::TcpStream;
 
     #[tokio::test]
     async fn connections_are_refused_before_between_and_after_listeners() {
