@@ -241,6 +241,8 @@ impl<E> fmt::Display for CallError<E> {
                 self.elapsed(),
                 by.words()
             )?,
+            // A client's own refusal, whose reason is the source.
+            Self::Backend { attempts: 0, .. } => f.write_str("was not sent")?,
             Self::Backend { .. } => {
                 write!(f, "failed after {} and {:.3?}", Attempts(self.attempts()), self.elapsed())?
             }
