@@ -1,5 +1,7 @@
 //! An object copied inside the store.
 
+mod parts;
+
 use crate::{
     CustomerKey, PutOptions, S3Client, S3Failure, Written,
     call::{COPY, Target},
@@ -19,6 +21,8 @@ use std::{
 
 /// What S3 copies in one request.
 const LONGEST: u64 = 5 * 1024 * 1024 * 1024;
+/// Of a longer object, each.
+const PART: u64 = 512 * 1024 * 1024;
 /// The store copies faster than it is sent to: so many times as much in the same time.
 const FASTER: u64 = 64;
 /// What stays as it is in a copy's source.
@@ -34,6 +38,9 @@ pub struct Copy {
     bucket: String,
     key: String,
     options: PutOptions,
+    /// What is copied in one request, and in each of several.
+    at_once: u64,
+    part: u64,
 }
 
 put_options!(Copy);
@@ -48,21 +55,23 @@ impl fmt::Debug for Copy {
 }
 
 impl S3Client {
-    /// Copies an object inside the store, up to 5 GiB: from a bucket and key to a bucket and key.
+    /// Copies an object inside the store: from a bucket and key to a bucket and key.
     ///
     /// Type, metadata and tags go along; those that are set here replace them, each on its own. So a
     /// copy onto itself changes an object's metadata. The copy is of the version that was there
-    /// when it began.
+    /// when it began. An object over 5 GiB is copied in parts, each repeated on its own, and carries the
+    /// metadata `mainstay-upload` from then on.
     ///
     /// # Errors
-    /// A missing object or bucket, an object over 5 GiB, a condition on the target that does not
+    /// A missing object or bucket, a condition on the target that does not
     /// hold or a source that was replaced meanwhile
     /// ([`is_precondition_failed`](S3Failure::is_precondition_failed)), or what kept it from being
     /// copied. The target is then as it was, unless the [outcome is
     /// unknown](Error::is_outcome_unknown).
     ///
     /// # Cancel safety
-    /// A future that is dropped leaves the target as it was or copied, never in part.
+    /// A future that is dropped leaves the target as it was or copied, never in part. One in parts is
+    /// aborted.
     ///
     /// # Examples
     /// ```no_run
@@ -79,6 +88,8 @@ impl S3Client {
             bucket: to.0.to_owned(),
             key: to.1.to_owned(),
             options: PutOptions::new(),
+            at_once: LONGEST,
+            part: PART,
         }
     }
 }
@@ -104,12 +115,8 @@ impl Copy {
         self.options.check()?;
         let client = &self.source.client;
         let head = self.source.head().await?;
-        if head.size > LONGEST {
-            return Err(Error::invalid(format!(
-                "the object to copy has {} bytes, and S3 copies {LONGEST} in one request; download \
-                 and upload it",
-                head.size
-            )));
+        if head.size > self.at_once {
+            return self.in_parts(target, &head).await;
         }
         let replaces = self.options.replaces_head();
         let options = if replaces { self.options.or_of(&head) } else { self.options };

@@ -15,13 +15,21 @@ impl S3Client {
     /// # Errors
     /// A missing object or bucket, or what kept them from being read.
     pub async fn tags(&self, bucket: &str, key: &str) -> Result<BTreeMap<String, String>, Error> {
-        let target = Target::object(bucket, key)?;
-        let tags = self
-            .call(&TAGS, target, 0, |sdk, attempt| {
-                let tags = sdk.get_object_tagging().bucket(bucket).key(key).send();
-                async move { tags.await.map_err(|e| S3Failure::sdk(e, attempt)) }
-            })
-            .await?;
+        self.tags_of(Target::object(bucket, key)?, None).await
+    }
+
+    pub(crate) async fn tags_of(
+        &self,
+        target: Target<'_>,
+        version: Option<&str>,
+    ) -> Result<BTreeMap<String, String>, Error> {
+        let tags = self.call(&TAGS, target, 0, |sdk, attempt| {
+            let tags = sdk.get_object_tagging().bucket(target.bucket);
+            let tags = tags.key(target.key.unwrap_or_default());
+            let tags = tags.set_version_id(version.map(str::to_owned)).send();
+            async move { tags.await.map_err(|e| S3Failure::sdk(e, attempt)) }
+        });
+        let tags = tags.await?;
         Ok(tags.tag_set.into_iter().map(|tag| (tag.key, tag.value)).collect())
     }
 

@@ -73,15 +73,23 @@ fn main() {
     if arguments.tls {
         server.env("BENCH_DIRECTORY", directory.path());
     }
-    let mut server = server.stdout(Stdio::piped()).spawn().expect("a server");
+    let mut server = server.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("a server");
+    // Open until this ends; waiting would close it.
+    let _input = server.stdin.take();
     let mut address = String::new();
     let mut output = BufReader::new(server.stdout.take().expect("its output"));
     output.read_line(&mut address).expect("an address");
     let scheme = if arguments.tls { "https" } else { "http" };
+    let endpoint = format!("{scheme}://localhost:{}", address.trim());
+    if arguments.single.as_ref().is_some_and(|(_, peer)| peer == "serve") {
+        println!("{endpoint}");
+        let _ = server.wait();
+        return;
+    }
     let mut client = again();
     client
         .args(std::env::args().skip(1))
-        .env("BENCH_ENDPOINT", format!("{scheme}://localhost:{}", address.trim()))
+        .env("BENCH_ENDPOINT", endpoint)
         .env("BENCH_SERVER", server.id().to_string());
     if arguments.tls {
         client.env("SSL_CERT_FILE", directory.path().join(server::CERTIFICATE));
@@ -97,10 +105,6 @@ fn measure(arguments: &Arguments, endpoint: &str, directory: &Path) {
     let runtime = runtime.worker_threads(2).enable_all().build().expect("a runtime");
     let peers = Peers::new(endpoint, directory, arguments.mib);
     match &arguments.single {
-        Some((_, peer)) if peer == "serve" => {
-            println!("{endpoint}");
-            std::thread::park();
-        }
         Some((up, peer)) => single(&runtime, &peers, *up, peer),
         None => rounds(&runtime, &peers, arguments),
     }

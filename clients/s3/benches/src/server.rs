@@ -52,6 +52,11 @@ fn acceptor(directory: &Path) -> TlsAcceptor {
 pub fn run(directory: Option<String>, delay: Option<String>) {
     let tls = directory.map(|directory| acceptor(Path::new(&directory)));
     let delay = Duration::from_millis(delay.and_then(|text| text.parse().ok()).unwrap_or(0));
+    // Who started it holds its input open: it ends with that one.
+    std::thread::spawn(|| {
+        let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
+        std::process::exit(0);
+    });
     let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
     runtime.block_on(async {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");

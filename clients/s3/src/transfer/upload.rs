@@ -6,7 +6,7 @@ mod source;
 
 use crate::{
     Checksums, CustomerKey, Progress, S3Client, S3Failure, Written,
-    call::{COMPLETE_UPLOAD, CREATE_UPLOAD, HEAD, Target, UPLOAD, UPLOAD_PART},
+    call::{COMPLETE_UPLOAD, HEAD, Target, UPLOAD, UPLOAD_PART},
     checksum::{Crc, Sum, Told, fold},
     encryption::Encryption,
     options::{PutOptions, put_options},
@@ -23,7 +23,7 @@ use aws_sdk_s3::{
     },
 };
 use futures_util::stream::{self, StreamExt, TryStreamExt};
-use mainstay_policy::{Classify, Deadline, Effect, Error};
+use mainstay_policy::{Deadline, Error};
 use pending::Pending;
 use resume::Earlier;
 use source::{Block, Source};
@@ -32,10 +32,7 @@ use std::{
     future::IntoFuture,
     path::{Path, PathBuf},
     pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering::Relaxed},
-    },
+    sync::Arc,
     time::Duration,
 };
 use tokio::sync::OnceCell;
@@ -44,7 +41,7 @@ use tokio::sync::OnceCell;
 const JOIN: u64 = 64 * 1024 * 1024;
 /// An upload's mark in the object's metadata: it tells whether a completion that was not
 /// acknowledged took place.
-const MARK: &str = "mainstay-upload";
+pub(crate) const MARK: &str = "mainstay-upload";
 /// How long a failed upload waits for its abort, which goes on by itself; no longer than its caller
 /// may.
 const ABORT_WAIT: Duration = Duration::from_secs(2);
@@ -280,9 +277,7 @@ impl<'a> Job<'a> {
 
     async fn create(&self, pending: &mut Pending) -> Result<Begun, Error> {
         let mark = mark();
-        let lost = AtomicBool::new(false);
-        pending.asked();
-        let created = self.client().call(&CREATE_UPLOAD, self.target, 0, |sdk, attempt| {
+        let created = pending.create(self.target, |sdk, attempt| {
             let create = self.upload.options.create(sdk.create_multipart_upload());
             let create = create.bucket(self.target.bucket).key(self.key());
             let mut create = create.metadata(MARK, &mark);
@@ -291,22 +286,13 @@ impl<'a> Job<'a> {
                     .checksum_algorithm(ChecksumAlgorithm::Crc32)
                     .checksum_type(ChecksumType::FullObject);
             }
-            let lost = &lost;
             async move {
-                let created = create.send().await.map_err(|e| S3Failure::sdk(e, attempt));
-                if created.as_ref().is_err_and(|e| e.classify().effect == Effect::Unknown) {
-                    lost.store(true, Relaxed);
-                }
-                let created = created?;
+                let created = create.send().await.map_err(|e| S3Failure::sdk(e, attempt))?;
                 let whole = created.checksum_type() == Some(&ChecksumType::FullObject);
                 Ok((created.upload_id.ok_or_else(S3Failure::garbled)?, whole))
             }
         });
-        let created = created.await;
-        if !lost.load(Relaxed) {
-            pending.answered();
-        }
-        let (id, whole) = created?;
+        let (id, whole) = created.await?;
         Ok(Begun { id, whole, mark, earlier: Earlier::default() })
     }
 
@@ -440,6 +426,6 @@ impl<'a> Job<'a> {
     }
 }
 
-fn mark() -> String {
+pub(crate) fn mark() -> String {
     format!("{:032x}", fastrand::u128(..))
 }

@@ -8,7 +8,7 @@ use crc_fast::{CrcAlgorithm, checksum};
 use futures_util::{StreamExt, stream};
 use hyper::body::Bytes;
 use s3s::{S3, S3Request, S3Response, S3Result, dto::*, s3_error};
-use said::{Said, said, tell};
+use said::{Said, said, tell, url_decoded, url_encoded};
 use std::{
     collections::BTreeMap,
     convert::Infallible,
@@ -193,20 +193,6 @@ fn blob(bytes: Bytes) -> StreamingBlob {
     StreamingBlob::wrap(stream::iter(pieces.into_iter().map(Ok::<_, Infallible>)))
 }
 
-fn url_encoded(text: &str) -> String {
-    let plain = |b: &u8| b.is_ascii_alphanumeric() || b"-_./".contains(b);
-    let encode = |b: u8| match b {
-        b' ' => "+".to_owned(),
-        b if plain(&b) => char::from(b).to_string(),
-        b => format!("%{b:02X}"),
-    };
-    text.bytes().map(encode).collect()
-}
-
-fn url_decoded(text: &str) -> String {
-    said::decoded(&text.replace('+', " "))
-}
-
 fn length(bytes: usize) -> i64 {
     i64::try_from(bytes).unwrap()
 }
@@ -342,6 +328,27 @@ impl S3 for Memory {
         upload.parts.insert(input.part_number, (bytes, etag.clone(), crc32.clone()));
         let checksum_crc32 = (self.sums != Sums::Without).then_some(crc32);
         done(UploadPartOutput { e_tag: Some(etag), checksum_crc32, ..Default::default() })
+    }
+
+    async fn upload_part_copy(
+        &self,
+        request: S3Request<UploadPartCopyInput>,
+    ) -> S3Result<S3Response<UploadPartCopyOutput>> {
+        let input = request.input;
+        let CopySource::Bucket { key: from, .. } = &input.copy_source else {
+            return Err(s3_error!(NotImplemented));
+        };
+        let source = self.find(from, input.copy_source_if_match.as_ref())?;
+        let range = input.copy_source_range.ok_or_else(|| s3_error!(NotImplemented))?;
+        let (first, last) = range.strip_prefix("bytes=").unwrap().split_once('-').unwrap();
+        let bytes = source.bytes.slice(first.parse::<usize>().unwrap()..=last.parse().unwrap());
+        let (etag, crc32) = (etag(&bytes, ""), STANDARD.encode(crc(&bytes)));
+        let mut data = self.data();
+        let upload =
+            data.uploads.get_mut(&input.upload_id).ok_or_else(|| s3_error!(NoSuchUpload))?;
+        upload.parts.insert(input.part_number, (bytes, etag.clone(), crc32));
+        let copied = CopyPartResult { e_tag: Some(etag), ..Default::default() };
+        done(UploadPartCopyOutput { copy_part_result: Some(copied), ..Default::default() })
     }
 
     async fn complete_multipart_upload(

@@ -2,11 +2,14 @@
 
 use crate::{
     S3Client, S3Failure,
-    call::{ABORT_UPLOAD, LIST_UPLOADS, Target},
+    call::{ABORT_UPLOAD, CREATE_UPLOAD, LIST_UPLOADS, Target},
 };
-use aws_sdk_s3::types::MultipartUpload;
-use mainstay_policy::Error;
-use std::time::{Duration, SystemTime};
+use aws_sdk_s3::{Client, types::MultipartUpload};
+use mainstay_policy::{Classify, Effect, Error};
+use std::{
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
+    time::{Duration, SystemTime},
+};
 use tokio::{runtime::Handle, task::JoinHandle};
 
 const ABORT_LIMIT: Duration = Duration::from_secs(30);
@@ -39,12 +42,33 @@ impl Pending {
         }
     }
 
-    pub(crate) fn asked(&mut self) {
+    /// Creates the upload; an answer that is lost leaves one whose name we do not know.
+    pub(crate) async fn create<T, F, Fut>(
+        &mut self,
+        target: Target<'_>,
+        mut create: F,
+    ) -> Result<T, Error>
+    where
+        F: FnMut(Client, u32) -> Fut,
+        Fut: Future<Output = Result<T, S3Failure>>,
+    {
+        let lost = &AtomicBool::new(false);
         self.asked = Some(SystemTime::now());
-    }
-
-    pub(crate) fn answered(&mut self) {
-        self.asked = None;
+        let created = self.client.call(&CREATE_UPLOAD, target, 0, |sdk, attempt| {
+            let create = create(sdk, attempt);
+            async move {
+                let created = create.await;
+                if created.as_ref().is_err_and(|e| e.classify().effect == Effect::Unknown) {
+                    lost.store(true, Relaxed);
+                }
+                created
+            }
+        });
+        let created = created.await;
+        if !lost.load(Relaxed) {
+            self.asked = None;
+        }
+        created
     }
 
     pub(crate) fn begun(&mut self, id: &str) {

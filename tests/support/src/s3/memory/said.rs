@@ -1,4 +1,5 @@
-//! What goes with an object's bytes, from the requests that write it to the answers about it.
+//! What goes with an object's bytes, from the requests that write it to the answers about it; and how names are
+//! written there.
 
 use s3s::dto::*;
 
@@ -59,7 +60,7 @@ macro_rules! tell {
 }
 
 /// Without percent signs.
-pub(super) fn decoded(text: &str) -> String {
+fn decoded(text: &str) -> String {
     let mut bytes = Vec::new();
     let mut rest = text.as_bytes();
     while let [first, after @ ..] = rest {
@@ -80,6 +81,20 @@ pub(super) fn decoded(text: &str) -> String {
 pub(super) fn tags(header: &str) -> TagSet {
     let pairs = header.split('&').filter_map(|pair| pair.split_once('='));
     pairs.map(|(k, v)| Tag { key: Some(decoded(k)), value: Some(decoded(v)) }).collect()
+}
+
+pub(super) fn url_encoded(text: &str) -> String {
+    let plain = |b: &u8| b.is_ascii_alphanumeric() || b"-_./".contains(b);
+    let encode = |b: u8| match b {
+        b' ' => "+".to_owned(),
+        b if plain(&b) => char::from(b).to_string(),
+        b => format!("%{b:02X}"),
+    };
+    text.bytes().map(encode).collect()
+}
+
+pub(super) fn url_decoded(text: &str) -> String {
+    decoded(&text.replace('+', " "))
 }
 
 pub(super) use {said, tell};
