@@ -12,6 +12,7 @@ use crate::{
     query::Query,
     value::Value,
 };
+use arc_swap::ArcSwapOption;
 use bytes::Bytes;
 use futures_util::future::join_all;
 use mainstay_policy::{
@@ -19,9 +20,10 @@ use mainstay_policy::{
 };
 use std::{
     fmt,
-    sync::Arc,
+    sync::{Arc, Weak},
     time::{Duration, Instant},
 };
+use tokio::runtime::{Handle, Id};
 
 /// How long a call waits for the recovery of its key.
 const DRAIN_WAIT: Duration = Duration::from_secs(1);
@@ -34,6 +36,9 @@ pub(crate) struct Inner {
     limits: Limits,
     fallback: Option<Arc<Fallback>>,
     links: PerRuntime<Option<Arc<Link>>>,
+    /// The line that was used last: most programs have one runtime, and to ask `links` costs ten
+    /// times as much.
+    last: ArcSwapOption<(Id, Weak<Line>)>,
     pub(crate) loads: crate::load::Loads,
     pub(crate) numbers: Numbers,
 }
@@ -81,6 +86,7 @@ impl RedisClient {
             limits,
             fallback,
             links: PerRuntime::new(),
+            last: ArcSwapOption::empty(),
             loads: crate::load::Loads::default(),
             numbers,
         }))
@@ -143,11 +149,21 @@ impl RedisClient {
     pub(crate) fn line(&self) -> Option<Arc<Line>> {
         let inner = &self.0;
         let target = inner.target.as_ref()?;
+        let runtime = Handle::try_current().ok()?.id();
+        // A line dies with its runtime, whose number may then be another's.
+        if let Some(last) = &*inner.last.load()
+            && last.0 == runtime
+            && let Some(line) = last.1.upgrade()
+        {
+            return Some(line);
+        }
         let link = inner.links.get_or_init(|| {
             let link = Link::start(target.clone(), &inner.policy, inner.fallback.clone());
             link.ok().map(Arc::new)
         });
-        link.flatten().map(|link| Arc::clone(link.line()))
+        let line = Arc::clone(link.flatten()?.line());
+        inner.last.store(Some(Arc::new((runtime, Arc::downgrade(&line)))));
+        Some(line)
     }
 
     /// Ends the connection of the current runtime with QUIT, waited for no longer than this. What
@@ -159,9 +175,12 @@ impl RedisClient {
     }
 
     pub(crate) fn reachable_line(&self) -> Result<Arc<Line>, Error> {
-        tokio::runtime::Handle::try_current()
-            .map_err(|_| Error::invalid("a Redis call needs a tokio runtime around it"))?;
-        self.line().ok_or_else(|| Error::invalid("redis: the driver cannot use this Redis URL"))
+        self.line().ok_or_else(|| {
+            Error::invalid(match Handle::try_current() {
+                Ok(_) => "redis: the driver cannot use this Redis URL",
+                Err(_) => "a Redis call needs a tokio runtime around it",
+            })
+        })
     }
 
     /// A question: the server's answer, or what memory knows while it is away.

@@ -19,7 +19,7 @@ use fred::{
         },
     },
 };
-use std::{borrow::Cow, time::Duration};
+use std::{borrow::Cow, future::Future, pin::Pin, time::Duration};
 
 /// Longer lifetimes would overflow the server's clock.
 const MAX_TTL: Duration = Duration::from_secs(100 * 365 * 86_400);
@@ -69,44 +69,46 @@ pub(super) async fn call(
     limit: Option<Duration>,
 ) -> Result<Value, Driver> {
     let answer = match limit {
-        // fred's futures are large, and every layer above would copy them.
-        None => Box::pin(dispatch(client, command)).await?,
+        None => dispatch(client, command).await?,
         limit => {
             let options = Options { timeout: limit, ..Options::default() };
-            Box::pin(dispatch(&client.with_options(&options), command)).await?
+            dispatch(&client.with_options(&options), command).await?
         }
     };
     Ok(value(answer))
 }
 
-/// The only place where a command meets fred.
-async fn dispatch<C>(client: &C, command: &Command) -> Result<Driven, Driver>
+type Answer<'a> = Pin<Box<dyn Future<Output = Result<Driven, Driver>> + Send + 'a>>;
+
+/// The only place where a command meets fred. Boxed, as fred's futures take 5 KB each, and every
+/// layer above would copy them.
+fn dispatch<'a, C>(client: &'a C, command: &Command) -> Answer<'a>
 where
     C: ClientLike + KeysInterface + HashesInterface,
 {
     match command {
-        Command::Read(Slot { key, field: None }) => client.get(key.clone()).await,
+        Command::Read(Slot { key, field: None }) => Box::pin(client.get(key.clone())),
         Command::Read(Slot { key, field: Some(field) }) => {
-            client.hget(key.clone(), field.clone()).await
+            Box::pin(client.hget(key.clone(), field.clone()))
         }
         Command::Put { slot: Slot { key, field: None }, value, ttl } => {
             let expire = ttl.map(|ttl| Expiration::PX(milliseconds(ttl)));
-            client.set(key.clone(), value.clone(), expire, None, false).await
+            Box::pin(client.set(key.clone(), value.clone(), expire, None, false))
         }
         Command::Put { slot: Slot { key, field: Some(field) }, value, .. } => {
-            client.hset(key.clone(), (field.clone(), value.clone())).await
+            Box::pin(client.hset(key.clone(), (field.clone(), value.clone())))
         }
-        Command::Remove(Slot { key, field: None }) => client.del(key.clone()).await,
+        Command::Remove(Slot { key, field: None }) => Box::pin(client.del(key.clone())),
         Command::Remove(Slot { key, field: Some(field) }) => {
-            client.hdel(key.clone(), field.clone()).await
+            Box::pin(client.hdel(key.clone(), field.clone()))
         }
         Command::Expire(key, Some(ttl)) => {
-            client.pexpire(key.clone(), milliseconds(*ttl), None).await
+            Box::pin(client.pexpire(key.clone(), milliseconds(*ttl), None))
         }
-        Command::Expire(key, None) => client.persist(key.clone()).await,
-        Command::Add(Slot { key, field: None }, n) => client.incr_by(key.clone(), *n).await,
+        Command::Expire(key, None) => Box::pin(client.persist(key.clone())),
+        Command::Add(Slot { key, field: None }, n) => Box::pin(client.incr_by(key.clone(), *n)),
         Command::Add(Slot { key, field: Some(field) }, n) => {
-            client.hincrby(key.clone(), field.clone(), *n).await
+            Box::pin(client.hincrby(key.clone(), field.clone(), *n))
         }
         Command::Raw(Raw { name, args, .. }) => {
             // Which server it is for was decided before: fred knows one only.
@@ -114,7 +116,7 @@ where
                 Cow::Borrowed(name) => CustomCommand::new_static(name, ClusterHash::Random, false),
                 Cow::Owned(name) => CustomCommand::new(name.as_str(), ClusterHash::Random, false),
             };
-            client.custom(name, args.clone()).await
+            Box::pin(client.custom(name, args.clone()))
         }
     }
 }
