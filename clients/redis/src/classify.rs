@@ -403,4 +403,36 @@ mod tests {
             RedisFailure::closed(Some(Driver::new(ErrorKind::IO, refused)), IfAway::FallBack);
         assert!(closed.to_string().ends_with("(Connection refused)"), "{closed}");
     }
+
+    /// Answers by which a server refuses for now, all with one meaning.
+    const LATER: [&str; 8] =
+        ["LOADING", "MASTERDOWN", "TRYAGAIN", "NOREPLICAS", "BUSY", "MISCONF", "OOM", "READONLY"];
+
+    proptest::proptest! {
+        /// Whatever a server says: nothing panics, what is known means what the table says, an
+        /// unknown code is an answer that is not repeated, and other words leave the outcome open.
+        #[test]
+        fn any_text_has_a_meaning(
+            code in "[A-Z]{2,12}|[A-Z]+_[A-Z]+|[a-z ]{0,9}|\\PC{0,9}",
+            known in 0..LATER.len() * 2,
+            rest in "\\PC{0,40}",
+        ) {
+            let code = LATER.get(known).map_or(code, |known| (*known).to_owned());
+            let text = format!("{code} {rest}");
+            let failure = RedisFailure::driver(Driver::new(ErrorKind::Unknown, text.clone()));
+            let verdict = failure.classify();
+            let first = text.split(' ').next().unwrap();
+            if LATER.contains(&first) {
+                assert_eq!((verdict.effect, verdict.outcome), (Effect::Transient, Outcome::Failure));
+            } else if is_code(first) {
+                assert_eq!((verdict.effect, verdict.outcome), (Effect::Permanent, Outcome::Success));
+            } else {
+                assert_eq!(verdict.effect, Effect::Unknown, "{text}");
+            }
+            // Not in our own words, but for the code.
+            if rest.len() > 20 && first.is_ascii() {
+                assert!(!format!("{failure} {failure:?}").contains(&rest));
+            }
+        }
+    }
 }

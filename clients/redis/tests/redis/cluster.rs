@@ -241,3 +241,42 @@ async fn a_server_in_no_cluster_says_so() {
     assert!(text.contains("cluster"), "{text}");
     assert_eq!(client.health_check().await.status, HealthStatus::Unhealthy);
 }
+
+fn code(error: &mainstay_policy::Error) -> String {
+    let driver = error.downcast_ref::<fred::error::Error>();
+    driver.map_or("", |error| error.details()).split(' ').next().unwrap_or_default().to_owned()
+}
+
+/// The client's own `mget` and `mset` take such keys apart; what a caller writes is sent as it is.
+#[tokio::test]
+async fn keys_of_two_slots_in_one_command_are_answered_and_no_outage() {
+    let cluster = RedisCluster::start(3, false);
+    let client = strict("t-crossslot", &cluster.url());
+    let (a, b) = (cluster.key_of(0, 0), cluster.key_of(1, 0));
+    client.mset([(&a, "1"), (&b, "2")]).await.unwrap();
+    assert_eq!(client.mget::<i64>([&a, &b]).await.unwrap(), [Some(1), Some(2)]);
+    for _ in 0..5 {
+        let error = client.run("MGET").key(&a).key(&b).await.unwrap_err();
+        assert_eq!((code(&error).as_str(), error.effect()), ("CROSSSLOT", Effect::Permanent));
+        assert_eq!(error.attempts(), 1);
+    }
+    assert_eq!(text(&client, &a).await.as_deref(), Some("1"), "no breaker opened");
+}
+
+/// Half of the keys are here and half there, so that neither node can answer.
+#[tokio::test]
+async fn keys_of_a_slot_half_moved_are_worth_another_try() {
+    let cluster = RedisCluster::start(3, false);
+    let client = strict("t-tryagain", &cluster.url());
+    let tag = cluster.key_of(0, 0);
+    let keys = [format!("{{{tag}}}a"), format!("{{{tag}}}b")];
+    client.mset([(&keys[0], "1"), (&keys[1], "2")]).await.unwrap();
+    let moving = cluster.start_to_move(cluster.slot(&tag), 0, 2);
+    moving.key(&keys[0]);
+    let error = client.mget::<i64>(&keys).await.unwrap_err();
+    assert_eq!((code(&error).as_str(), error.effect()), ("TRYAGAIN", Effect::Transient));
+    moving.key(&keys[1]);
+    moving.finish();
+    until_true("moved", ms(5000), async || client.mget::<i64>(&keys).await.is_ok()).await;
+    assert_eq!(client.mget::<i64>(&keys).await.unwrap(), [Some(1), Some(2)]);
+}

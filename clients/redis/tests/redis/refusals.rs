@@ -214,3 +214,15 @@ async fn a_password_that_is_changed_is_an_error_until_it_is_right_again() {
     .await;
     until_true("written", ms(5000), async || cache.set("k", "4").await.is_ok()).await;
 }
+
+#[tokio::test]
+async fn a_script_the_server_does_not_know_is_answered_and_no_outage() {
+    let redis = Redis::start();
+    let client = strict("t-noscript", &redis.url());
+    for _ in 0..5 {
+        let error = client.run("EVALSHA").arg("0".repeat(40)).arg(0).await.unwrap_err();
+        assert_eq!((code(&error).as_str(), error.effect()), ("NOSCRIPT", Effect::Permanent));
+        assert_eq!(error.attempts(), 1);
+    }
+    assert_eq!(client.policy().breaker().state(), BreakerState::Closed);
+}
