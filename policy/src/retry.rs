@@ -269,7 +269,7 @@ impl<'p> Run<'p> {
                 self.succeed(now);
                 return Step::End(Ok(value));
             }
-            Some(Ok(value)) => (Failed::by_value(), Some(Ok(value))),
+            Some(Ok(value)) => (Failed::by_fault(Verdict::transient()), Some(Ok(value))),
             Some(Err(error)) => {
                 (Failed::by(judge.error(&error, self.operation), scope), Some(Err(error)))
             }
@@ -521,11 +521,7 @@ impl Failed {
         Self { repeat, code, by, handled, ..Self::by_fault(verdict) }
     }
 
-    fn by_value() -> Self {
-        Self { repeat: Some(true), ..Self::by_fault(Verdict::transient()) }
-    }
-
-    /// By a fault on purpose.
+    /// By a fault on purpose, or by a value that is to be repeated.
     const fn by_fault(verdict: Verdict) -> Self {
         let (timed_out, cut_short, handled) = (false, false, false);
         Self { verdict, repeat: None, code: None, by: None, timed_out, cut_short, handled }

@@ -239,10 +239,12 @@ impl<'a> Permit<'a> {
         let word = inner.word.load(Relaxed);
         let current = word >> GENERATION_SHIFT == self.generation();
         let took = now.nanos_since(self.attempt_since);
+        // By the median of those before it.
+        let slow = took >= inner.slow_after.load(Relaxed);
         if inner.meter.answered(now, took, answers, current) == Noted::Median {
             self.breaker.follow_median(now);
         }
-        if current && took >= inner.slow_after.load(Relaxed) {
+        if current && slow {
             inner.meter.slow(now);
             self.weigh(now, cause);
         }
@@ -324,3 +326,6 @@ impl Permit<'_> {
         }
     }
 }
+
+#[cfg(all(test, not(mainstay_loom)))]
+mod tests;

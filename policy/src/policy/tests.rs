@@ -242,6 +242,7 @@ async fn largest_settings_do_not_panic() {
 
 mod cancel;
 mod order;
+mod told;
 
 #[tokio::test(start_paused = true)]
 async fn a_streamed_success_forgets_no_failures_until_its_end() {

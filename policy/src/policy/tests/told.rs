@@ -1,0 +1,201 @@
+//! What attempts that end in odd ways tell the breaker and the caller.
+
+use super::*;
+use crate::{Hedge, meter::Counts};
+
+fn counts(policy: &Policy) -> Counts {
+    policy.0.breaker.counts(clock::now())
+}
+
+fn hedged(name: &str) -> Policy {
+    let policy = database(name).hedge(Hedge::After(S / 100)).failure_threshold(99);
+    policy.max_attempts(2).base_delay(Duration::ZERO).build().unwrap()
+}
+
+/// Two copies of a read, each of which takes its time and ends as it is told.
+async fn copies(
+    policy: &Policy,
+    ends: [(Duration, Result<(), Verdict>); 2],
+) -> Result<(), CallError<Fault>> {
+    let run = policy.run(&READ, |attempt| async move {
+        let (wait, end) = ends[attempt.number() as usize - 1];
+        tokio::time::sleep(wait).await;
+        end.map_err(Fault)
+    });
+    run.await
+}
+
+/// Slow is what takes 250 ms, each copy counted from its own start.
+#[tokio::test(start_paused = true)]
+async fn each_of_two_copies_tells_how_it_ended() {
+    let (quick, slow) = (S / 50, S / 100 * 29);
+    let seen = |answered, failed, slow, cut| Counts { answered, failed, slow, cut };
+    for (n, (ends, expected)) in [
+        ([(quick, Err(Verdict::transient())), (quick, Ok(()))], seen(1, 1, 0, 0)),
+        ([(quick, Err(Verdict::throttled(None))), (quick, Ok(()))], seen(1, 0, 0, 0)),
+        ([(quick, Err(Verdict::transient())), (slow, Ok(()))], seen(1, 1, 1, 0)),
+        ([(9 * S, Ok(())), (slow, Ok(()))], seen(1, 0, 2, 1)),
+        ([(9 * S, Ok(())), (quick, Ok(()))], seen(1, 0, 0, 0)),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let policy = hedged(&format!("t-copies-{n}"));
+        copies(&policy, ends).await.unwrap();
+        assert_eq!(counts(&policy), expected, "{n}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_one_copy_may_have_done_the_call_may_have_done() {
+    for (n, (first, unknown)) in
+        [(Verdict::unknown(), true), (Verdict::transient(), false)].into_iter().enumerate()
+    {
+        let policy = hedged(&format!("t-copies-unknown-{n}"));
+        let ends = [(S / 50, Err(first)), (S / 50, Err(Verdict::never_sent()))];
+        let error = copies(&policy, ends).await.unwrap_err();
+        assert_eq!((error.attempts(), error.is_outcome_unknown()), (2, unknown));
+    }
+}
+
+#[cfg(feature = "chaos")]
+#[tokio::test(start_paused = true)]
+async fn a_fault_strikes_the_second_copy_too() {
+    let policy = hedged("t-copies-struck");
+    let _storm = crate::Chaos::seeded(1).lose(1.0).strike("t-copies-struck");
+    let ends = [(S, Ok(())), (S, Ok(()))];
+    assert!(copies(&policy, ends).await.unwrap_err().is_outcome_unknown());
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_shorter_of_two_limits_decides_and_the_attempts_own_where_they_are_one() {
+    for (n, (deadline, by)) in
+        [(S, Decider::Timeout), (2 * S, Decider::Timeout)].into_iter().enumerate()
+    {
+        let policy = database(&format!("t-limits-{n}")).timeout(S).deadline(deadline);
+        let policy = policy.build().unwrap();
+        let hang = policy.run(&WRITE, |_| std::future::pending::<Result<(), Fault>>());
+        assert_eq!(hang.await.unwrap_err().decider(), Some(by), "{deadline:?}");
+        assert_eq!(counts(&policy).failed, 1);
+    }
+    let policy = database("t-limits-around").timeout(S).build().unwrap();
+    let hang = policy.run(&WRITE, |_| std::future::pending::<Result<(), Fault>>());
+    let hang = crate::Deadline::within(S / 2).scope(hang);
+    assert_eq!(hang.await.unwrap_err().decider(), Some(Decider::Deadline));
+    // It says that the server was slow, and not that it failed.
+    assert_eq!(counts(&policy), Counts { slow: 1, cut: 1, ..Counts::default() });
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_refusal_by_the_server_is_in_no_window() {
+    let policy = database("t-slow-throttle").max_attempts(1).build().unwrap();
+    let run = policy.run(&READ, async |_| {
+        tokio::time::sleep(S).await;
+        Err::<(), _>(Fault(Verdict::throttled(None)))
+    });
+    assert!(run.await.is_err());
+    assert_eq!(counts(&policy), Counts::default());
+}
+
+/// The answer was there when the work was next looked at, though too late.
+#[tokio::test(start_paused = true)]
+async fn an_error_after_the_deadline_is_the_deadlines_though_attempts_ran_out_too() {
+    let policy = database("t-late-error").timeout(S).max_attempts(1).build().unwrap();
+    let run = policy.run(&READ, async |_| {
+        tokio::time::advance(9 * S).await;
+        Err::<(), _>(Fault(Verdict::transient()))
+    });
+    assert_eq!(run.await.unwrap_err().decider(), Some(Decider::Deadline));
+}
+
+#[tokio::test(start_paused = true)]
+async fn those_that_are_told_to_wait_are_spread_over_an_eighth() {
+    let policy = database("t-spread").base_delay(S / 50).jitter(Jitter::None).enable_budget(false);
+    let policy = policy.max_attempts(2).build().unwrap();
+    let (floor, mut most) = (S / 100 * 8, Duration::ZERO);
+    for _ in 0..40 {
+        let started = clock::now();
+        against(&policy, &READ, Verdict::throttled(Some(floor))).await;
+        let waited = clock::now().since(started);
+        assert!(waited >= floor && waited <= floor + floor / 8 + S / 500, "{waited:?}");
+        most = most.max(waited);
+    }
+    assert!(most > floor + floor / 20, "{most:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_at_the_end_says_what_happened_in_the_end() {
+    let policy = database("t-answered-at-last").build().unwrap();
+    let verdicts = [Verdict::unknown(), Verdict::permanent()];
+    let run = policy.run(&READ, |attempt| async move {
+        Err::<(), _>(Fault(verdicts[attempt.number() as usize - 1]))
+    });
+    let error = run.await.unwrap_err();
+    assert_eq!((error.attempts(), error.is_outcome_unknown()), (2, false));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_value_is_repeated_until_it_will_do() {
+    let policy = database("t-values").base_delay(Duration::ZERO).build().unwrap();
+    for good in 1..=3 {
+        let tries = AtomicU32::new(0);
+        let call = policy.operation::<_, &str>("poll").retry_if_value(|n: &u32| *n < good);
+        let end = call.call(|| async { Ok(tries.fetch_add(1, SeqCst) + 1) }).await;
+        assert_eq!((end.ok(), tries.load(SeqCst)), (Some(good), good));
+    }
+}
+
+/// A call inside has been repeated already: not again, unless the caller says so.
+#[tokio::test(start_paused = true)]
+async fn what_was_repeated_inside_is_repeated_outside_only_by_the_callers_word() {
+    let inner = database("t-told-inner").failure_threshold(99).build().unwrap();
+    let outer = database("t-told-outer").timeout(60 * S).failure_threshold(99).build().unwrap();
+    for (retry_if, hangs, times) in
+        [(false, false, 1), (true, false, 3), (false, true, 1), (true, true, 1)]
+    {
+        let sent = AtomicU32::new(0);
+        let mut call = outer.operation("outer");
+        if retry_if {
+            call = call.retry_if(|_: &&str| true);
+        }
+        let end = call.call(|| async {
+            sent.fetch_add(1, SeqCst);
+            against(&inner, &READ, Verdict::never_sent()).await;
+            inner.0.budget.refill(inner.0.breaker.meter().answers());
+            if hangs {
+                std::future::pending::<()>().await;
+            }
+            Err::<(), _>("no")
+        });
+        assert!(end.await.is_err());
+        outer.0.budget.refill(outer.0.breaker.meter().answers());
+        assert_eq!(sent.load(SeqCst), times, "{retry_if} {hangs}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_opened_a_breaker_has_the_backends_code() {
+    #[derive(Debug)]
+    struct Coded;
+    impl std::fmt::Display for Coded {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("coded")
+        }
+    }
+    impl std::error::Error for Coded {}
+    impl Classify for Coded {
+        fn classify(&self) -> Verdict {
+            Verdict::unknown()
+        }
+
+        fn code(&self) -> Option<String> {
+            Some("57P01".into())
+        }
+    }
+    let policy = database("t-coded").failure_threshold(1).build().unwrap();
+    let run = async || policy.run(&WRITE, async |_| Err::<(), _>(Coded)).await.unwrap_err();
+    run().await;
+    let refused = run().await;
+    let cause = refused.cause().unwrap();
+    assert_eq!((cause.code.as_deref(), cause.reason), (Some("57P01"), "failures in a row"));
+}
