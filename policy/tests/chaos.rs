@@ -95,8 +95,15 @@ fn calls_that_block_are_struck_too() {
         Ok::<_, &str>(())
     });
     assert!(end.unwrap_err().is_outcome_unknown());
-    assert_eq!(made, 1);
     drop(lost);
+    let refused = Chaos::seeded(1).refuse(1.0).strike("chaos-blocking");
+    let end = policy.call_blocking(|| {
+        made += 1;
+        Ok::<_, &str>(())
+    });
+    assert!(end.is_err());
+    assert_eq!(made, 1, "what is refused is not made");
+    drop(refused);
     let _hangs = Chaos::seeded(1).hang(1.0).strike("chaos-blocking");
     let short = Policy::builder(Kind::Custom, "chaos-blocking")
         .timeout(Duration::from_millis(5))
