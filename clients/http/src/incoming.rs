@@ -1,12 +1,12 @@
 //! Reading the body of an answer, within an idle limit and a size.
 
-use crate::classify::HttpFailure;
+use crate::{classify::HttpFailure, response::Response};
 use bytes::{Bytes, BytesMut};
 use http_body::Body;
 use std::{
     future::{Future, poll_fn},
     pin::{Pin, pin},
-    task::{Context, Poll},
+    task::{Context, Poll, Waker},
     time::Duration,
 };
 use tokio::time::{Instant, Sleep, sleep, sleep_until};
@@ -25,22 +25,31 @@ pub(crate) struct Limits {
     pub(crate) idle: Duration,
 }
 
-/// The whole body.
-pub(crate) async fn whole(
-    answer: &mut reqwest::Response,
-    limits: &Limits,
-) -> Result<Bytes, HttpFailure> {
+/// An answer whose body is being read.
+pub(crate) enum Begun<'a> {
+    Whole(Response),
+    Rest(Pin<Box<dyn Future<Output = Result<Response, HttpFailure>> + Send + 'a>>),
+}
+
+/// Reads what of the body is there with its head, which mostly is all.
+pub(crate) fn begin(
+    mut answer: reqwest::Response,
+    limits: Limits,
+) -> Result<Begun<'static>, HttpFailure> {
     let announced = answer.content_length();
     if announced.is_some_and(|length| length > limits.size as u64) {
         return Err(HttpFailure::too_large(limits.size));
     }
     let mut pieces = Pieces::default();
-    let over = poll_fn(|cx| Poll::Ready(pieces.poll_pieces(answer, limits.size, cx)));
-    if over.await?.is_pending() {
-        // Boxed, so that the future of a body that is there with its head stays small.
-        Box::pin(pieces.wait_for_rest(answer, limits)).await?;
+    // Who wakes us is said when there is something to wait for.
+    let mut nobody = Context::from_waker(Waker::noop());
+    if pieces.poll_pieces(&mut answer, limits.size, &mut nobody)?.is_ready() {
+        return Ok(Begun::Whole(pieces.join(answer)));
     }
-    Ok(pieces.join())
+    Ok(Begun::Rest(Box::pin(async move {
+        pieces.wait_for_rest(&mut answer, &limits).await?;
+        Ok(pieces.join(answer))
+    })))
 }
 
 /// Most bodies come in one piece, which is then the body: nothing is copied. Others are put together
@@ -140,12 +149,14 @@ impl Pieces {
         body
     }
 
-    fn join(self) -> Bytes {
-        match self.joined {
+    fn join(self, mut answer: reqwest::Response) -> Response {
+        let body = match self.joined {
             Some(joined) => joined.freeze(),
             None if self.more.is_empty() => self.first,
             None => self.copied().freeze(),
-        }
+        };
+        let status = answer.status();
+        Response { status, headers: std::mem::take(answer.headers_mut()), body }
     }
 }
 

@@ -5,7 +5,7 @@ use crate::{
     classify::HttpFailure,
     client::HttpClient,
     driver::Driver,
-    incoming::{self, Limits},
+    incoming::{self, Begun, Limits},
     pace::{Pace, Seen},
     redirect::Hop,
     response::Response,
@@ -48,7 +48,8 @@ pub(crate) struct Call {
     /// As `policy`.
     pace: Option<Arc<Pace>>,
     deadline: Option<Duration>,
-    limits: Limits,
+    /// In bytes.
+    max_body: usize,
     /// The server has answered 425.
     early: AtomicBool,
     /// When the next retry may be sent, while there are turns.
@@ -79,9 +80,7 @@ impl Call {
         if let Some(timeout) = timeout {
             policy = Some(policy.as_ref().unwrap_or(client.policy()).with_timeout(timeout));
         }
-        let options = &client.0.options;
-        let size = max_body.unwrap_or(options.max_body);
-        let limits = Limits { size, idle: options.body_idle };
+        let max_body = max_body.unwrap_or(client.0.options.max_body);
         Ok(Self {
             client,
             method,
@@ -92,7 +91,7 @@ impl Call {
             policy,
             pace,
             deadline,
-            limits,
+            max_body,
             early: AtomicBool::new(false),
             turn: Mutex::default(),
         })
@@ -115,8 +114,8 @@ impl Call {
         self.deadline
     }
 
-    pub(crate) const fn body_idle(&self) -> Duration {
-        self.limits.idle
+    pub(crate) fn body_idle(&self) -> Duration {
+        self.client.0.options.body_idle
     }
 
     /// A GET whose answer is the whole of something.
@@ -141,7 +140,7 @@ impl Call {
             policy: self.policy.clone(),
             pace: self.pace.clone(),
             deadline: None,
-            limits: self.limits,
+            max_body: self.max_body,
             early: AtomicBool::new(false),
             turn: Mutex::default(),
         }
@@ -154,17 +153,26 @@ impl Call {
             let driver = &driver;
             async move {
                 let seen = self.pace().seen();
-                let mut answer = self.head(driver, Some(attempt)).await?;
-                if HttpFailure::is_failing(answer.status()) {
-                    return Err(Box::pin(self.failure(answer, seen)).await);
-                }
-                self.answered(seen);
-                let body = incoming::whole(&mut answer, &self.limits).await?;
-                let status = answer.status();
-                Ok(Response { status, headers: std::mem::take(answer.headers_mut()), body })
+                let rest = match self.read(self.head(driver, Some(attempt)).await?, seen)? {
+                    Begun::Whole(response) => return Ok(response),
+                    Begun::Rest(rest) => rest,
+                };
+                rest.await
             }
         })
         .await
+    }
+
+    /// The body of an answer, as far as it is there. Not `async`, or the future of every call would
+    /// keep room for an answer that it does not hold.
+    fn read(&self, answer: reqwest::Response, seen: Seen) -> Result<Begun<'_>, HttpFailure> {
+        if HttpFailure::is_failing(answer.status()) {
+            let failure = async move { Err(self.failure(answer, seen).await) };
+            return Ok(Begun::Rest(Box::pin(failure)));
+        }
+        self.answered(seen);
+        let limits = Limits { size: self.max_body, idle: self.body_idle() };
+        incoming::begin(answer, limits)
     }
 
     /// The head of the answer, its body still to be read.
@@ -269,7 +277,7 @@ impl Call {
     /// A failing status, with what is worth having of its body.
     async fn failure(&self, mut answer: reqwest::Response, seen: Seen) -> HttpFailure {
         let status = answer.status();
-        let body = incoming::of_failure(&mut answer, self.limits.size).await;
+        let body = incoming::of_failure(&mut answer, self.max_body).await;
         let response = Response { status, headers: std::mem::take(answer.headers_mut()), body };
         let again = status == StatusCode::TOO_EARLY && self.early.swap(true, Relaxed);
         let hint = retry_after(&response.headers);
