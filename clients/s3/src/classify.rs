@@ -1,6 +1,6 @@
 //! What went wrong with one attempt; the only file that looks into the SDK's errors.
 
-use crate::credentials::Tried;
+use crate::{credentials::Tried, transfer::OutOfTime};
 use aws_credential_types::provider::error::CredentialsError;
 use aws_sdk_s3::{
     config::http::HttpResponse,
@@ -211,6 +211,12 @@ impl S3Failure {
     pub(crate) fn local(doing: &'static str, path: PathBuf, error: io::Error) -> Self {
         let verdict = Verdict::permanent().with_outcome(Outcome::Neutral);
         Self::new(What::Local(doing, path), verdict, Some(Box::new(error)))
+    }
+
+    /// Whether this machine's disk was too slow for the deadline.
+    pub(crate) fn out_of_time(&self) -> Option<OutOfTime> {
+        let error = self.source.as_ref()?.downcast_ref::<io::Error>()?;
+        OutOfTime::of(error)
     }
 
     /// The order matters: a `DispatchFailure` may be anything from a missing region to a reset.

@@ -15,6 +15,7 @@ pub(crate) mod upload;
 use crate::{S3Client, S3Failure, call::Target};
 use aws_sdk_s3::Client;
 use mainstay_policy::{Error, Operation};
+pub(crate) use part::OutOfTime;
 use progress::{Direction, count, count_repeat};
 
 impl S3Client {

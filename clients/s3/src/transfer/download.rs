@@ -65,7 +65,8 @@ impl S3Client {
 ///
 /// # Errors
 /// A missing object or bucket, a target that cannot be written, or what kept the object from
-/// being read. The target is then as it was.
+/// being read. The target is then as it was; only if the deadline passed while it was being renamed,
+/// nobody knows, and [`is_outcome_unknown`](mainstay_policy::Error::is_outcome_unknown) says so.
 ///
 /// # Cancel safety
 /// Dropping the future removes the temporary file, unless it is to be [resumed](Self::resume); the target is

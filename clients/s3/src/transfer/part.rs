@@ -3,8 +3,8 @@
 
 use crate::checksum::{Crc, Sum};
 use crc_fast::Digest;
-use mainstay_policy::Error;
-use std::{fs::File, io};
+use mainstay_policy::{Deadline, Error};
+use std::{fmt, fs::File, io};
 
 /// The length of a part unless the caller or the file's length says otherwise, the last one apart.
 pub(crate) const PART: u64 = 8 * MIB;
@@ -53,12 +53,44 @@ pub(crate) fn check(size: Option<u64>, parallel: usize) -> Result<(), Error> {
     Ok(())
 }
 
-/// Runs file I/O where it may block.
+/// Runs file I/O where it may block, and waits for it until the deadline around it at most: a disk may
+/// hang as a server does. What was begun goes on to its end.
+///
+/// # Errors
+/// [`OutOfTime`] at the deadline.
 pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> io::Result<T> + Send + 'static,
 ) -> io::Result<T> {
-    tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
+    let work = tokio::task::spawn_blocking(work);
+    let end = match Deadline::current() {
+        Some(deadline) => match tokio::time::timeout(deadline.left(), work).await {
+            Ok(end) => end,
+            Err(_) => return Err(io::Error::other(OutOfTime { may_have_happened: false })),
+        },
+        None => work.await,
+    };
+    end.map_err(io::Error::other)?
 }
+
+/// The deadline passed before the disk had done its work.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct OutOfTime {
+    pub(crate) may_have_happened: bool,
+}
+
+impl OutOfTime {
+    pub(crate) fn of(error: &io::Error) -> Option<Self> {
+        error.get_ref()?.downcast_ref().copied()
+    }
+}
+
+impl fmt::Display for OutOfTime {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the deadline passed before the disk had done it")
+    }
+}
+
+impl std::error::Error for OutOfTime {}
 
 /// Fills the buffer from the file, and hashes each step of it while it is in the processor's cache.
 pub(crate) fn read_and_hash(

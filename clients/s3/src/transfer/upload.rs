@@ -11,6 +11,7 @@ use crate::{
     encryption::Encryption,
     options::{PutOptions, put_options},
     transfer::{
+        OutOfTime,
         part::{self, PARALLEL, Part},
         progress::{Direction, Listener, Tracker},
     },
@@ -26,10 +27,11 @@ use futures_util::stream::{self, StreamExt, TryStreamExt};
 use mainstay_policy::{Deadline, Error};
 use pending::Pending;
 use resume::Earlier;
-use source::{Block, Source};
+use source::{Block, Source, unreadable};
 use std::{
     fmt,
     future::IntoFuture,
+    io,
     path::{Path, PathBuf},
     pin::Pin,
     sync::Arc,
@@ -150,7 +152,8 @@ impl Upload {
         self.options.check()?;
         let target = Target::object(&self.bucket, &self.key)?;
         let crc = (self.client.checksums() == Checksums::On).then_some(Crc::Crc32);
-        let source = Source::open(self.path.clone(), crc).await?;
+        let source = Source::open(self.path.clone(), crc).await;
+        let source = source.map_err(|error| self.unreadable(error))?;
         let tracker = Tracker::new(Direction::Upload, source.length, self.listener.clone());
         let size = part::size_for(self.part_size, source.length);
         let job = Job { upload: &self, target, source: &source, tracker: &tracker, size };
@@ -158,6 +161,14 @@ impl Upload {
             true => job.in_one().await,
             false => job.in_parts().await,
         }
+    }
+
+    fn unreadable(&self, error: io::Error) -> Error {
+        if OutOfTime::of(&error).is_some() {
+            let failure = S3Failure::local("read", self.path.clone(), error);
+            return self.client.local(&UPLOAD, failure);
+        }
+        unreadable(&self.path, &error)
     }
 }
 
