@@ -22,7 +22,5 @@ mod operators;
 #[cfg(feature = "test-servers")]
 mod page;
 mod probes;
-#[cfg(feature = "test-servers")]
-mod readme;
 #[cfg(all(feature = "test-servers", feature = "doctor"))]
 mod secrets;
