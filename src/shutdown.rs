@@ -11,7 +11,8 @@ use tokio::task::JoinSet;
 /// finish what there is; this. The HTTP and S3 clients have nobody to say goodbye to: their idle
 /// connections end with the process, and a transfer that is dropped is aborted in any case.
 ///
-/// It closes the connections of the runtime it is called on; those of others end with theirs.
+/// It closes the connections of the runtime it is called on; those of others end with theirs. Outside
+/// of tokio there are none, and it returns at once.
 ///
 /// # Cancel safety
 /// What is closed stays closed; the rest is not.
@@ -24,6 +25,9 @@ use tokio::task::JoinSet;
 /// # }
 /// ```
 pub async fn shutdown(within: Duration) {
+    if tokio::runtime::Handle::try_current().is_err() {
+        return;
+    }
     let mut closing = JoinSet::<()>::new();
     #[cfg(feature = "postgres")]
     close_databases::<mainstay_database::sqlx::Postgres>(&mut closing, within);

@@ -1,21 +1,26 @@
 //! Does it all hold while everything fails, for as long as you like?
 //!
 //! Private PostgreSQL, MariaDB, Redis, an S3 store and a small HTTP service, each behind a network that
-//! can fail; workers call them through the four clients, and a seeded schedule kills, freezes, cuts and
-//! slows each of them in turn. At the end everything is well again, and the books are compared: what
+//! can fail; the service of `examples/service` answers its callers over them, other workers call them
+//! through the clients, and a seeded schedule kills, freezes, cuts and slows each of them in turn. At the end everything is well again, and the books are compared: what
 //! was acknowledged is there, nothing is there twice, no value read was older than one written, files
 //! are the same byte for byte, breakers are closed, and memory, descriptors and tasks did not grow.
 //!
 //! `tests/soak MINUTES [SEED]`
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#![recursion_limit = "256"]
 
+#[path = "../service/app.rs"]
+mod app;
 mod cache;
 mod faults;
 mod files;
 mod ledger;
 mod pages;
+mod shop;
 mod tally;
 
+use app::App;
 use faults::{Dependency, Fate};
 use mainstay::{HttpClient, MySqlDatabase, PgDatabase, RedisClient, S3Client};
 use mainstay_test_support::{
@@ -23,6 +28,7 @@ use mainstay_test_support::{
     s3::{BUCKET, KEY, Memory, S3, SECRET, Sums},
 };
 use std::{
+    collections::BTreeMap,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
@@ -124,6 +130,15 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let cache_tally = cache::work(&cache, &shift, &mut workers);
     let (file_books, file_tally) = files::work(&s3, &objects, &shift, &mut workers)?;
     let (page_books, page_tally) = pages::work(&api, &shift, &mut workers);
+    let app = App {
+        db: pg.clone(),
+        cache: cache.clone(),
+        rates: api.clone(),
+        store: s3.clone(),
+        bucket: BUCKET.to_owned(),
+    };
+    app.migrate().await?;
+    let (shop_books, shop_tally) = shop::work(app, &shift, &mut workers);
 
     let mut dependencies = [
         Dependency::new("postgres", Fate::server(postgres), to_postgres, false),
@@ -152,7 +167,8 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
                 && my_tally.is_well()
                 && cache_tally.is_well()
                 && file_tally.is_well()
-                && page_tally.is_well();
+                && page_tally.is_well()
+                && shop_tally.is_well();
             let open = mainstay::get_resilience_health();
             let well = well && open.open_breakers.is_empty() && open.degraded_breakers.is_empty();
             // What was written while Redis was away is on its way there.
@@ -191,6 +207,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         .check_reads("redis: no value read was older than the last that was written", &mut claims);
     file_books.check(&s3, &objects, &mut claims).await;
     page_books.check(&service, &mut claims);
+    shop_books.check(&pg, &objects, &mut claims).await;
     // A connection that is kept is four: its client's, its server's, and the proxy's two.
     claims.check(
         last.descriptors <= warm.descriptors + 128,
@@ -209,13 +226,17 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     );
 
     Tally::print_head();
+    let mut rows = vec![("service", &shop_tally, BTreeMap::new())];
     let tallies = [&pg_tally, &my_tally, &cache_tally, &file_tally, &page_tally];
     for ((dependency, faults), tally) in dependencies.iter().zip(faults).zip(tallies) {
-        tally.print(dependency.name(), &faults);
+        rows.push((dependency.name(), tally, faults));
+    }
+    for (name, tally, faults) in rows {
+        tally.print(name, &faults);
         let late = tally.worst_overrun();
         claims.check(
             late < Duration::from_millis(500),
-            &format!("{}: no call ended more than 0.5 s after its deadline", dependency.name()),
+            &format!("{name}: no call ended more than 0.5 s after its deadline"),
         );
     }
     claims.end()

@@ -41,6 +41,7 @@ impl Service {
         let service = Router::new()
             .route("/orders", post(count))
             .route("/page", get(|| async { "a page" }))
+            .route("/rates", get(|| async { r#"{"EUR":1}"# }))
             .route("/health", get(|| async { "well" }))
             .with_state(Arc::clone(&done));
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");

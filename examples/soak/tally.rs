@@ -1,6 +1,7 @@
 //! What calls came to, and what is claimed of them.
 
-use crate::DEADLINE;
+use crate::{DEADLINE, app::PATIENCE, shop::Answer};
+use axum::http::StatusCode;
 use mainstay::{Deadline, Error, ErrorKind};
 use std::{
     collections::BTreeMap,
@@ -34,14 +35,40 @@ impl Tally {
         &self,
         call: impl Future<Output = Result<T, Error>>,
     ) -> Result<T, Error> {
+        let end = self.timed(DEADLINE, Deadline::within(DEADLINE).scope(call)).await;
+        self.note(match &end {
+            Ok(_) => &self.ok,
+            Err(error) if error.is_outcome_unknown() => &self.unknown,
+            Err(error) if error.kind() == ErrorKind::Rejected => &self.refused,
+            Err(error) if error.kind() == ErrorKind::Stopped => &self.stopped,
+            Err(_) => &self.answered,
+        });
+        end
+    }
+
+    /// A request that the service must answer within its own patience, by what it answers.
+    pub(crate) async fn answer(&self, request: impl Future<Output = Answer>) -> Answer {
+        let answer = self.timed(PATIENCE, request).await;
+        self.note(match answer.status {
+            status if status.is_success() => &self.ok,
+            _ if answer.may_have_happened() => &self.unknown,
+            StatusCode::SERVICE_UNAVAILABLE => &self.refused,
+            StatusCode::GATEWAY_TIMEOUT => &self.stopped,
+            _ => &self.answered,
+        });
+        answer
+    }
+
+    /// How late it ends, less what a bare timer beside it is late.
+    async fn timed<T>(&self, limit: Duration, call: impl Future<Output = T>) -> T {
         let started = Instant::now();
-        let late = || started.elapsed().saturating_sub(DEADLINE);
+        let late = || started.elapsed().saturating_sub(limit);
         let mut timer_was_late = Duration::ZERO;
         let mut timer = std::pin::pin!(async {
-            tokio::time::sleep(DEADLINE).await;
+            tokio::time::sleep(limit).await;
             late()
         });
-        let mut call = std::pin::pin!(Deadline::within(DEADLINE).scope(call));
+        let mut call = std::pin::pin!(call);
         let end = loop {
             tokio::select! {
                 biased;
@@ -51,27 +78,17 @@ impl Tally {
         };
         let own = late().saturating_sub(timer_was_late);
         self.overrun.fetch_max(u64::try_from(own.as_micros()).unwrap_or(u64::MAX), Relaxed);
-        self.calls.fetch_add(1, Relaxed);
-        let of = match &end {
-            Ok(_) => {
-                self.in_a_row.fetch_add(1, Relaxed);
-                &self.ok
-            }
-            Err(error) => {
-                self.in_a_row.store(0, Relaxed);
-                if error.is_outcome_unknown() {
-                    &self.unknown
-                } else if error.kind() == ErrorKind::Rejected {
-                    &self.refused
-                } else if error.kind() == ErrorKind::Stopped {
-                    &self.stopped
-                } else {
-                    &self.answered
-                }
-            }
-        };
-        of.fetch_add(1, Relaxed);
         end
+    }
+
+    fn note(&self, end: &AtomicU64) {
+        self.calls.fetch_add(1, Relaxed);
+        end.fetch_add(1, Relaxed);
+        if std::ptr::eq(end, &self.ok) {
+            self.in_a_row.fetch_add(1, Relaxed);
+        } else {
+            self.in_a_row.store(0, Relaxed);
+        }
     }
 
     /// Nothing has failed for a while.

@@ -22,5 +22,7 @@ mod operators;
 #[cfg(feature = "test-servers")]
 mod page;
 mod probes;
+#[cfg(feature = "test-servers")]
+mod readme;
 #[cfg(all(feature = "test-servers", feature = "doctor"))]
 mod secrets;

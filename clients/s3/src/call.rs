@@ -2,7 +2,7 @@
 
 use crate::{S3Client, S3Failure};
 use aws_sdk_s3::Client;
-use mainstay_policy::{CallError, Effect, Error, Idempotency, Operation, Policy};
+use mainstay_policy::{CallError, Decider, Effect, Error, Idempotency, Operation, Policy};
 use std::{
     sync::atomic::{AtomicBool, Ordering::Relaxed},
     time::{Duration, Instant},
@@ -95,13 +95,13 @@ pub(crate) fn check_key(key: &str) -> Result<(), Error> {
             key.len()
         )));
     }
+    // Listings are XML, which cannot hold them.
+    if key.chars().any(char::is_control) {
+        return Err(Error::invalid(
+            "the object's key holds a control character, such as a line break; give a key without",
+        ));
+    }
     Ok(())
-}
-
-/// Whether XML 1.0 can hold all of the key. Most requests need no XML, and listings are encoded.
-pub(crate) fn fits_xml(key: &str) -> bool {
-    let fits = |c| matches!(c, '\t' | '\n' | '\r' | ' '..='\u{fffd}' | '\u{10000}'..);
-    key.chars().all(fits)
 }
 
 impl S3Client {
@@ -154,7 +154,17 @@ impl S3Client {
     /// A failure of this machine in the middle of an operation.
     pub(crate) fn local(&self, operation: &Operation, failure: S3Failure) -> Error {
         let (attempts, elapsed, effect) = (0, Duration::ZERO, Effect::Permanent);
-        let error = CallError::Backend { attempts, elapsed, effect, error: failure };
+        let error = match failure.out_of_time() {
+            None => CallError::Backend { attempts, elapsed, effect, error: failure },
+            Some(late) => CallError::Stopped {
+                by: Decider::Deadline,
+                attempts,
+                elapsed,
+                effect: if late.may_have_happened { Effect::Unknown } else { Effect::NeverSent },
+                retry_after: None,
+                last: Some(failure),
+            },
+        };
         Error::from_call(self.policy().name(), operation.name(), error)
     }
 

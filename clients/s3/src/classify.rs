@@ -1,6 +1,6 @@
 //! What went wrong with one attempt; the only file that looks into the SDK's errors.
 
-use crate::credentials::Tried;
+use crate::{credentials::Tried, transfer::OutOfTime};
 use aws_credential_types::provider::error::CredentialsError;
 use aws_sdk_s3::{
     config::http::HttpResponse,
@@ -43,8 +43,6 @@ enum What {
     Connect,
     Transport,
     Timeout,
-    /// No byte moved for so long.
-    Stalled(Duration),
     Garbled,
     Body,
     /// The object is not the one the transfer began with.
@@ -170,9 +168,9 @@ impl S3Failure {
         Self::new(What::TooLong { length, limit }, Verdict::permanent(), None)
     }
 
-    /// A body that stood still for so long: of a request, the store does not have it all.
-    pub(crate) fn stalled(idle: Duration) -> Self {
-        Self::new(What::Stalled(idle), Verdict::transient(), None)
+    /// A body of which nothing came for too long.
+    pub(crate) fn stalled() -> Self {
+        Self::new(What::Timeout, Verdict::transient(), None)
     }
 
     /// The bytes have been handed out: they cannot be asked for again.
@@ -213,6 +211,12 @@ impl S3Failure {
     pub(crate) fn local(doing: &'static str, path: PathBuf, error: io::Error) -> Self {
         let verdict = Verdict::permanent().with_outcome(Outcome::Neutral);
         Self::new(What::Local(doing, path), verdict, Some(Box::new(error)))
+    }
+
+    /// Whether this machine's disk was too slow for the deadline.
+    pub(crate) fn out_of_time(&self) -> Option<OutOfTime> {
+        let error = self.source.as_ref()?.downcast_ref::<io::Error>()?;
+        OutOfTime::of(error)
     }
 
     /// The order matters: a `DispatchFailure` may be anything from a missing region to a reset.
@@ -428,15 +432,12 @@ impl fmt::Display for S3Failure {
                 let hint = "the server could not be reached; check that it runs and the endpoint";
                 f.write_str(hint)?;
                 match self.source.as_deref().and_then(|e| find::<io::Error>(e)) {
-                    // Of a name that is not found, or of TLS, the kind says nothing.
-                    Some(error) if error.raw_os_error().is_none() => write!(f, " ({error})"),
                     Some(error) => write!(f, " ({})", error.kind()),
                     None => Ok(()),
                 }
             }
             What::Transport => f.write_str("the connection broke before the answer"),
             What::Timeout => f.write_str("the server did not answer in time"),
-            What::Stalled(idle) => write!(f, "no byte moved for {idle:?}, the idle timeout"),
             What::Garbled => f.write_str(
                 "the answer does not fit the request; check that the endpoint speaks S3 and byte \
                  ranges",
@@ -475,7 +476,7 @@ impl fmt::Display for S3Failure {
             What::Denied => {
                 write!(f, "access to the {object} is denied")?;
                 self.coded(f)?;
-                f.write_str("; check what this client is allowed to do")
+                f.write_str("; check what these credentials are allowed to do")
             }
             What::WrongCredentials => {
                 f.write_str("the credentials are not accepted")?;

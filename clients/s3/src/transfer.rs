@@ -10,16 +10,13 @@ pub(crate) mod download;
 pub(crate) mod gate;
 pub(crate) mod part;
 pub(crate) mod progress;
-pub(crate) mod tuning;
 pub(crate) mod upload;
 
-use crate::{
-    S3Client, S3Failure,
-    call::Target,
-    numbers::{Direction, count_part, count_repeat},
-};
+use crate::{S3Client, S3Failure, call::Target};
 use aws_sdk_s3::Client;
 use mainstay_policy::{Error, Operation};
+pub(crate) use part::OutOfTime;
+use progress::{Direction, count, count_repeat};
 
 impl S3Client {
     /// Runs the call that moves one part, when there is a place for it.
@@ -47,7 +44,7 @@ impl S3Client {
             }
         });
         let moved = moved.await?;
-        count_part(direction);
+        count("parts", direction, 1);
         Ok(moved)
     }
 }

@@ -10,14 +10,12 @@ mod verify;
 pub(crate) use temporary::remove_abandoned;
 
 use crate::{
-    Checksums, CustomerKey, S3Client, S3Failure,
+    Checksums, CustomerKey, Progress, S3Client, S3Failure,
     call::{DOWNLOAD, Target},
     checksum::{Crc, Sum, Told},
-    numbers::Direction,
     transfer::{
-        part::{self, PART, Part},
-        progress::Tracker,
-        tuning::{Tuning, tuning},
+        part::{self, PARALLEL, PART, Part},
+        progress::{Direction, Listener, Tracker},
     },
 };
 use futures_util::{
@@ -45,7 +43,10 @@ impl S3Client {
             bucket: bucket.to_owned(),
             key: key.to_owned(),
             path: path.as_ref().to_owned(),
-            tuning: Tuning::default(),
+            part_size: None,
+            parallel: PARALLEL,
+            resume: false,
+            listener: None,
             customer: None,
         }
     }
@@ -64,7 +65,8 @@ impl S3Client {
 ///
 /// # Errors
 /// A missing object or bucket, a target that cannot be written, or what kept the object from
-/// being read. The target is then as it was.
+/// being read. The target is then as it was; only if the deadline passed while it was being renamed,
+/// nobody knows, and [`is_outcome_unknown`](mainstay_policy::Error::is_outcome_unknown) says so.
 ///
 /// # Cancel safety
 /// Dropping the future removes the temporary file, unless it is to be [resumed](Self::resume); the target is
@@ -86,11 +88,12 @@ pub struct Download {
     bucket: String,
     key: String,
     path: PathBuf,
-    tuning: Tuning,
+    part_size: Option<u64>,
+    parallel: usize,
+    resume: bool,
+    listener: Option<Listener>,
     customer: Option<CustomerKey>,
 }
-
-tuning!(Download);
 
 impl fmt::Debug for Download {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -99,13 +102,32 @@ impl fmt::Debug for Download {
 }
 
 impl Download {
+    /// Bytes in a range. Default: 8 MiB.
+    pub fn part_size(mut self, bytes: u64) -> Self {
+        self.part_size = Some(bytes);
+        self
+    }
+
+    /// Ranges on their way at once. Default: 8; all transfers of a client share 16.
+    pub fn parallel(mut self, ranges: usize) -> Self {
+        self.parallel = ranges;
+        self
+    }
+
+    /// Called whenever bytes were written, from the task that awaits the download: keep it short.
+    /// It begins again at 0 when the download does.
+    pub fn on_progress(mut self, listener: impl Fn(Progress) + Send + Sync + 'static) -> Self {
+        self.listener = Some(Arc::new(listener));
+        self
+    }
+
     /// Goes on with what an earlier download of this object to this target left, and leaves it when this
     /// one fails or is dropped.
     ///
     /// Each range that is there is read and compared with the checksum noted when it came; if the object
     /// was replaced meanwhile, the download begins anew.
     pub fn resume(mut self) -> Self {
-        self.tuning.resume = true;
+        self.resume = true;
         self
     }
 
@@ -116,7 +138,7 @@ impl Download {
     }
 
     async fn run(self) -> Result<(), Error> {
-        self.tuning.check()?;
+        part::check(self.part_size, self.parallel)?;
         let target = Target::object(&self.bucket, &self.key)?;
         match self.attempt(target, false).await {
             Err(e) if e.downcast_ref().is_some_and(S3Failure::begins_anew) => {
@@ -133,7 +155,7 @@ impl Download {
     /// One download of one version.
     async fn attempt(&self, target: Target<'_>, anew: bool) -> Result<(), Error> {
         let to = self.path.clone();
-        let tag = self.tuning.resume.then(|| self.tag());
+        let tag = self.resume.then(|| self.tag());
         let temporary = part::blocking(move || Ok(Temporary::create(&to, tag, anew))).await;
         let (temporary, earlier) = temporary.map_err(|error| self.failed(error))??;
         let mut job = Job {
@@ -141,7 +163,7 @@ impl Download {
             target,
             file: Arc::clone(temporary.file()),
             turn: Arc::default(),
-            size: self.tuning.part_size.unwrap_or(PART),
+            size: self.part_size.unwrap_or(PART),
             version: None,
             crc: OnceLock::new(),
             tracker: None,
@@ -179,7 +201,7 @@ impl Download {
             noted.note(part.number, sum).await.map_err(|error| self.failed(error))?;
             Ok((part, sum))
         }))
-        .buffer_unordered(self.tuning.parallel)
+        .buffer_unordered(self.parallel)
         .try_collect::<Vec<_>>();
         // What the store says of the whole comes while the ranges do.
         let asked = async {
@@ -239,7 +261,7 @@ impl Job<'_> {
     }
 
     fn begin(&mut self, version: Version) {
-        let listener = self.download.tuning.listener.clone();
+        let listener = self.download.listener.clone();
         self.tracker = Some(Tracker::new(Direction::Download, version.total, listener));
         self.version = Some(version);
     }
@@ -252,8 +274,7 @@ impl Job<'_> {
 
     /// What ranges are hashed with; CRC-32 until the store has said what it has.
     fn hashed(&self) -> Option<Crc> {
-        let wanted =
-            self.download.client.checksums() == Checksums::On || self.download.tuning.resume;
+        let wanted = self.download.client.checksums() == Checksums::On || self.download.resume;
         wanted.then(|| self.crc.get().copied().unwrap_or(Crc::Crc32))
     }
 

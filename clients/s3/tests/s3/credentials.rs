@@ -88,13 +88,7 @@ async fn nothing_is_sent_without_credentials() {
 
 /// Gives new credentials each time: those of the first are not the store's.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Renewed(Arc<AtomicU32>);
-
-impl Renewed {
-    pub(crate) fn given(&self) -> u32 {
-        self.0.load(SeqCst)
-    }
-}
+struct Renewed(Arc<AtomicU32>);
 
 impl ProvideCredentials for Renewed {
     fn provide_credentials<'a>(&'a self) -> future::ProvideCredentials<'a>

@@ -5,9 +5,10 @@ use super::Job;
 use crate::{
     Checksums, CustomerKey, S3Failure,
     checksum::{Crc, Sum, Told},
-    numbers::{Direction, count_bytes},
-    stall::within,
-    transfer::part::{self, Part},
+    transfer::{
+        part::{self, Part},
+        progress::{Direction, count},
+    },
 };
 use aws_sdk_s3::{Client, operation::get_object::GetObjectOutput, types::ChecksumMode};
 use bytes::Bytes;
@@ -67,7 +68,7 @@ impl Piece {
         match &job.tracker {
             Some(tracker) => tracker.moved(length),
             // The first range: the total is known when it is done.
-            None => count_bytes(Direction::Download, length),
+            None => count("bytes", Direction::Download, length),
         }
         Ok(())
     }
@@ -190,11 +191,15 @@ impl Piece {
         got: GetObjectOutput,
         length: u64,
     ) -> Result<(), S3Failure> {
-        let idle = job.download.tuning.idle.or(job.client().policy().timeout());
+        let idle = job.client().policy().timeout();
         let mut body = got.body;
         let (mut frames, mut gathered, mut left) = (Vec::new(), 0, length);
         loop {
-            let broken = match within(idle, body.next()).await {
+            let next = match idle {
+                Some(idle) => tokio::time::timeout(idle, body.next()).await,
+                None => Ok(body.next().await),
+            };
+            let broken = match next {
                 Ok(Some(Ok(frame))) if frame.len() as u64 <= left => {
                     left -= frame.len() as u64;
                     gathered += frame.len();
@@ -209,7 +214,7 @@ impl Piece {
                 Ok(Some(Err(error))) => Some(S3Failure::body(error)),
                 Ok(None) if left > 0 => Some(S3Failure::short()),
                 Ok(None) => None,
-                Err(stalled) => Some(stalled),
+                Err(_) => Some(S3Failure::stalled()),
             };
             self.write(job, frames).await?;
             self.settle(job).await?;

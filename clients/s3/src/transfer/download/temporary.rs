@@ -4,14 +4,17 @@
 use super::range::Version;
 use crate::{
     checksum::{Crc, Sum},
-    transfer::part::{self, Part},
+    transfer::part::{self, OutOfTime, Part},
 };
 use mainstay_policy::Error;
 use std::{
     fs::{self, File, OpenOptions, TryLockError},
     io::{self, Write},
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::SeqCst},
+    },
 };
 
 const PREFIX: &str = ".mainstay-";
@@ -47,11 +50,6 @@ impl Temporary {
             let target = target.display();
             Error::invalid(format!("local file `{target}` cannot be written: {why}"))
         };
-        part::check_path(target)?;
-        let last = target.to_string_lossy().chars().last();
-        if last.is_some_and(std::path::is_separator) {
-            return Err(refuse(&"it is a directory; give the name of a file"));
-        }
         // What a link names is replaced, not the link.
         let target = fs::canonicalize(target).unwrap_or_else(|_| target.to_owned());
         let Some(name) = target.file_name() else {
@@ -64,7 +62,6 @@ impl Temporary {
             Ok(found) if !found.is_file() => {
                 return Err(refuse(&"it is not a file; give the name of a file"));
             }
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(refuse(&error)),
             _ => {}
         }
         let failed = |error: io::Error| refuse(&format!("{error}; check its directory"));
@@ -115,9 +112,19 @@ impl Temporary {
         part::blocking(move || (&*notes).write_all(text.as_bytes())).await
     }
 
-    /// Makes it the target; goes on to the end when nobody waits for it any more.
-    pub(crate) async fn finish(mut self, length: u64) -> io::Result<()> {
-        part::blocking(move || {
+    /// Makes it the target. When nobody waits for that any more it stays undone, unless it was on its way.
+    pub(crate) async fn finish(self, length: u64) -> io::Result<()> {
+        self.finish_when(length, || ()).await
+    }
+
+    async fn finish_when(
+        mut self,
+        length: u64,
+        synced: impl FnOnce() + Send + 'static,
+    ) -> io::Result<()> {
+        let turn = Turn::default();
+        let begun = Turn(Arc::clone(&turn.0));
+        let finishing = part::blocking(move || {
             if self.notes.is_some() {
                 // What an earlier download left may have been of a longer object.
                 self.file.set_len(length)?;
@@ -126,6 +133,10 @@ impl Temporary {
                 return Err(io::Error::other("its length is not the object's"));
             }
             self.file.sync_all()?;
+            synced();
+            if !begun.take() {
+                return Err(io::Error::other("nobody waits for it"));
+            }
             fs::rename(&self.path, &self.target)?;
             self.renamed = true;
             if self.notes.is_some() {
@@ -135,8 +146,32 @@ impl Temporary {
             #[cfg(unix)]
             let _ = File::open(directory(&self.target)).and_then(|d| d.sync_all());
             Ok(())
-        })
-        .await
+        });
+        let finished = finishing.await;
+        match finished {
+            Err(error) if OutOfTime::of(&error).is_some() => {
+                let may_have_happened = !turn.take();
+                Err(io::Error::other(OutOfTime { may_have_happened }))
+            }
+            finished => finished,
+        }
+    }
+}
+
+/// Either the rename begins or it is given up, whichever comes first.
+#[derive(Default)]
+struct Turn(Arc<AtomicBool>);
+
+impl Turn {
+    fn take(&self) -> bool {
+        !self.0.swap(true, SeqCst)
+    }
+}
+
+/// Nobody waits any more.
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.take();
     }
 }
 
@@ -240,4 +275,71 @@ pub(crate) fn remove_abandoned(directory: &Path) -> io::Result<usize> {
         }
     }
     Ok(removed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use mainstay_policy::Deadline;
+    use std::{
+        sync::mpsc,
+        task::{Context, Waker},
+        time::Duration,
+    };
+
+    /// A download of three bytes whose disk takes until it is told that it is done.
+    fn slow(directory: &Path) -> (impl Future<Output = io::Result<()>>, mpsc::Sender<()>) {
+        let target = directory.join("target");
+        fs::write(&target, "old").unwrap();
+        let (temporary, _) = Temporary::create(&target, None, false).unwrap();
+        (&**temporary.file()).write_all(b"new").unwrap();
+        let (done, disk) = mpsc::channel();
+        (
+            temporary.finish_when(3, move || {
+                let _ = disk.recv();
+            }),
+            done,
+        )
+    }
+
+    /// When its disk is done at last.
+    fn end(directory: &Path, done: mpsc::Sender<()>) {
+        drop(done);
+        while fs::read_dir(directory).unwrap().count() > 1 {
+            std::thread::yield_now();
+        }
+    }
+
+    #[tokio::test]
+    async fn a_slow_disk_does_not_hold_a_call_past_its_deadline_nor_change_the_target_after_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let (finish, done) = slow(directory.path());
+        let end_of_call = Deadline::within(Duration::from_millis(20)).scope(finish).await;
+        let late = OutOfTime::of(&end_of_call.unwrap_err()).unwrap();
+        assert!(!late.may_have_happened);
+        end(directory.path(), done);
+        assert_eq!(fs::read_to_string(directory.path().join("target")).unwrap(), "old");
+    }
+
+    #[tokio::test]
+    async fn a_download_that_is_dropped_while_its_disk_works_leaves_the_target() {
+        let directory = tempfile::tempdir().unwrap();
+        let (finish, done) = slow(directory.path());
+        let mut finish = Box::pin(finish);
+        let mut context = Context::from_waker(Waker::noop());
+        assert!(finish.as_mut().poll(&mut context).is_pending());
+        drop(finish);
+        end(directory.path(), done);
+        assert_eq!(fs::read_to_string(directory.path().join("target")).unwrap(), "old");
+    }
+
+    #[tokio::test]
+    async fn one_that_is_in_time_takes_the_targets_name() {
+        let directory = tempfile::tempdir().unwrap();
+        let (finish, done) = slow(directory.path());
+        drop(done);
+        Deadline::within(Duration::from_secs(60)).scope(finish).await.unwrap();
+        assert_eq!(fs::read_to_string(directory.path().join("target")).unwrap(), "new");
+        end(directory.path(), mpsc::channel().0);
+    }
 }

@@ -10,7 +10,13 @@ use crate::{
 };
 use bytes::Bytes;
 use mainstay_policy::Error;
-use std::{fs::File, io, path::PathBuf, sync::Arc, time::SystemTime};
+use std::{
+    fs::File,
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::SystemTime,
+};
 
 pub(crate) struct Source {
     file: Arc<File>,
@@ -29,10 +35,8 @@ pub(crate) struct Block {
 }
 
 impl Source {
-    pub(crate) async fn open(path: PathBuf, crc: Option<Crc>) -> Result<Self, Error> {
-        part::check_path(&path)?;
-        let shown = path.display().to_string();
-        let opened = part::blocking(move || {
+    pub(crate) async fn open(path: PathBuf, crc: Option<Crc>) -> io::Result<Self> {
+        part::blocking(move || {
             // Looked at before it is opened: opening a pipe waits for a writer.
             if !std::fs::metadata(&path)?.is_file() {
                 return Err(io::Error::other("it is not a file"));
@@ -42,8 +46,8 @@ impl Source {
             let (length, modified) = (metadata.len(), metadata.modified().ok());
             let (file, buffers) = (Arc::new(file), Buffers::default());
             Ok(Self { file, path, length, modified, crc, buffers })
-        });
-        opened.await.map_err(|error| unreadable(&shown, &error))
+        })
+        .await
     }
 
     pub(crate) async fn read(&self, part: Part) -> Result<Block, S3Failure> {
@@ -85,7 +89,8 @@ impl Source {
     }
 }
 
-fn unreadable(shown: &str, error: &io::Error) -> Error {
+pub(crate) fn unreadable(path: &Path, error: &io::Error) -> Error {
+    let shown = path.display();
     Error::invalid(match error.kind() {
         io::ErrorKind::NotFound => format!("local file `{shown}` does not exist; check the path"),
         io::ErrorKind::PermissionDenied => {
@@ -102,7 +107,8 @@ mod tests {
     // A test that runs as root may read everything.
     #[test]
     fn a_file_that_may_not_be_read_says_so() {
-        let error = unreadable("a/b", &io::ErrorKind::PermissionDenied.into()).to_string();
+        let error =
+            unreadable(Path::new("a/b"), &io::ErrorKind::PermissionDenied.into()).to_string();
         assert!(error.contains("`a/b` may not be read; check its permissions"), "{error}");
     }
 }
