@@ -27,6 +27,7 @@ pub(crate) use state::Trip;
 use state::{Gate, Machine};
 use std::{
     fmt,
+    num::NonZeroU64,
     sync::{
         Arc, PoisonError,
         atomic::{
@@ -104,7 +105,7 @@ struct Inner {
     /// Until when, in nanoseconds, everybody is refused; 0 when the snapshot must be asked. Written
     /// before the word, and after `opened_by`.
     shut_until: AtomicU64,
-    /// The number of the opening that `shut_until` is of; 0 when somebody isolated it by hand.
+    /// The number of the opening that `shut_until` is of; 0 before the first.
     opened_by: AtomicU64,
     snapshot: Swap<Snapshot>,
     machine: Mutex<Machine>,
@@ -147,17 +148,18 @@ pub(crate) struct Refusal {
 /// For how long: nanoseconds until the next probe, or the largest value when somebody isolated the
 /// dependency by hand.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Shut(u64);
+pub(crate) struct Shut(NonZeroU64);
 
 impl Shut {
     #[inline]
     pub(crate) const fn by(self) -> Decider {
-        if self.0 == u64::MAX { Decider::Isolation } else { Decider::Breaker }
+        if self.0.get() == u64::MAX { Decider::Isolation } else { Decider::Breaker }
     }
 
     #[inline]
     pub(crate) fn retry_after(self) -> Option<Duration> {
-        (self.0 != u64::MAX).then_some(Duration::from_nanos(self.0))
+        let nanos = self.0.get();
+        (nanos != u64::MAX).then_some(Duration::from_nanos(nanos))
     }
 }
 
@@ -165,7 +167,7 @@ impl Refusal {
     #[inline]
     fn new(until: Instant, now: Instant, opened_by: Option<OpenedBy>) -> Self {
         let wait = if until.is_never() { u64::MAX } else { until.nanos_since(now) };
-        Self { shut: Shut(wait), opened_by }
+        Self { shut: Shut(NonZeroU64::new(wait).unwrap_or(NonZeroU64::MIN)), opened_by }
     }
 }
 
@@ -348,8 +350,7 @@ impl Breaker {
         let mut told = self.cause();
         if let (Some(trip), Some(cause)) = (trip, cause) {
             let cause = Arc::new(cause(trip));
-            let number = OpenedBy::remember(&cause).map_or(0, OpenedBy::number);
-            self.0.opened_by.store(number, Relaxed);
+            self.remember(Some(Arc::clone(&cause)));
             told = Some(cause);
         } else if matches!(to, BreakerState::Closed | BreakerState::ForcedClosed) {
             told = None;
@@ -382,6 +383,11 @@ impl Breaker {
         result
     }
 
+    fn remember(&self, cause: Option<Arc<Cause>>) {
+        let number = OpenedBy::remember(self.shared_name(), cause).map_or(0, OpenedBy::number);
+        self.0.opened_by.store(number, Relaxed);
+    }
+
     fn publish(&self, machine: &Machine, cause: Option<Arc<Cause>>) {
         let (gate, config) = (machine.gate(), machine.config.clone());
         let until = match gate {
@@ -390,7 +396,7 @@ impl Breaker {
             Gate::Closed | Gate::Ramp(_) | Gate::ForcedClosed => 0,
         };
         if gate == Gate::Isolated && cause.is_none() {
-            self.0.opened_by.store(0, Relaxed);
+            self.remember(None);
         }
         self.0.snapshot.store(Snapshot { gate, cause, config });
         self.0.shut_until.store(until, Release);

@@ -70,8 +70,8 @@ pub struct Error(Box<Inner>);
 
 struct Inner {
     context: String,
-    /// The context begins with [`UNNAMED`], since nobody has said what was called.
-    unnamed: bool,
+    /// The length of what stands at the beginning of the context until somebody says what was called.
+    unnamed: usize,
     kind: ErrorKind,
     decider: Option<Decider>,
     attempts: u32,
@@ -84,7 +84,7 @@ struct Inner {
     says_all: bool,
 }
 
-/// Stands where a client's error names the dependency and the operation.
+/// Stands where a client's error names the operation.
 const UNNAMED: &str = "call";
 
 impl Error {
@@ -93,7 +93,7 @@ impl Error {
     where
         E: StdError + Send + Sync + 'static,
     {
-        Self::named(format!("{dependency}: {operation} {error}"), error)
+        Self::named(format!("{dependency}: {operation} {}", error.words()), error)
     }
 
     fn named<E>(context: String, error: CallError<E>) -> Self
@@ -107,7 +107,7 @@ impl Error {
         };
         Self(Box::new(Inner {
             context,
-            unnamed: false,
+            unnamed: 0,
             kind,
             decider: error.decider(),
             attempts: error.attempts(),
@@ -123,8 +123,9 @@ impl Error {
     /// Says what was called, where that is not known yet.
     #[cfg(feature = "macros")]
     pub(crate) fn name(&mut self, dependency: &str, operation: &str) {
-        if std::mem::take(&mut self.0.unnamed) {
-            self.0.context.replace_range(..UNNAMED.len(), &format!("{dependency}: {operation}"));
+        let unnamed = std::mem::take(&mut self.0.unnamed);
+        if unnamed > 0 {
+            self.0.context.replace_range(..unnamed, &format!("{dependency}: {operation}"));
         }
     }
 
@@ -157,7 +158,7 @@ impl Error {
     ) -> Self {
         Self(Box::new(Inner {
             context,
-            unnamed: false,
+            unnamed: 0,
             kind,
             decider: None,
             attempts: 0,
@@ -285,8 +286,12 @@ where
         let answer = answer.map(|Self(answer)| {
             (answer.kind, answer.decider, answer.retry_after, answer.cause.clone())
         });
-        let mut own = Self::named(format!("{UNNAMED} {error}"), error);
-        own.0.unnamed = true;
+        let called = match error.dependency() {
+            Some(dependency) => format!("{dependency}: {UNNAMED}"),
+            None => UNNAMED.to_owned(),
+        };
+        let mut own = Self::named(format!("{called} {}", error.words()), error);
+        own.0.unnamed = called.len();
         if let Some((kind, decider, retry_after, cause)) = answer {
             (own.0.kind, own.0.decider, own.0.cause) = (kind, decider, cause);
             own.0.retry_after = own.0.retry_after.or(retry_after);

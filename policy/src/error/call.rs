@@ -187,6 +187,18 @@ impl<E> CallError<E> {
         }
     }
 
+    /// The dependency whose breaker refused the call.
+    pub(super) fn dependency(&self) -> Option<Arc<str>> {
+        match self {
+            Self::Rejected { opened_by, .. } => opened_by.as_ref()?.dependency(),
+            _ => None,
+        }
+    }
+
+    pub(super) const fn words(&self) -> Words<'_, E> {
+        Words(self)
+    }
+
     /// The backend's last error.
     #[must_use]
     pub const fn last(&self) -> Option<&E> {
@@ -227,30 +239,46 @@ impl<E> CallError<E> {
 
 impl<E> fmt::Display for CallError<E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Rejected { by, .. } => {
+        if let Some(dependency) = self.dependency() {
+            write!(f, "{dependency}: ")?;
+        }
+        write!(f, "{}", self.words())
+    }
+}
+
+/// How a call ended, without the name of what was called.
+pub(super) struct Words<'e, E>(&'e CallError<E>);
+
+impl<E> fmt::Display for Words<'_, E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self(error) = *self;
+        match error {
+            CallError::Rejected { by, .. } => {
                 write!(f, "refused without an attempt: {}", by.words())?;
-                if let Some(cause) = self.cause() {
+                if let Some(cause) = error.cause() {
                     write!(f, ", opened by {cause}")?;
                 }
             }
-            Self::Stopped { by, .. } => write!(
+            CallError::Stopped { by, .. } => write!(
                 f,
                 "stopped after {} and {:.3?}: {}",
-                Attempts(self.attempts()),
-                self.elapsed(),
+                Attempts(error.attempts()),
+                error.elapsed(),
                 by.words()
             )?,
             // A client's own refusal, whose reason is the source.
-            Self::Backend { attempts: 0, .. } => f.write_str("was not sent")?,
-            Self::Backend { .. } => {
-                write!(f, "failed after {} and {:.3?}", Attempts(self.attempts()), self.elapsed())?
-            }
+            CallError::Backend { attempts: 0, .. } => f.write_str("was not sent")?,
+            CallError::Backend { .. } => write!(
+                f,
+                "failed after {} and {:.3?}",
+                Attempts(error.attempts()),
+                error.elapsed()
+            )?,
         }
-        if self.is_outcome_unknown() {
+        if error.is_outcome_unknown() {
             f.write_str("; it may have happened, so look before repeating it")?;
         }
-        if let Some(wait) = self.retry_after() {
+        if let Some(wait) = error.retry_after() {
             write!(f, "; try again in {wait:.1?}")?;
         }
         Ok(())

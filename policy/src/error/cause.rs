@@ -22,7 +22,14 @@ struct Openings {
     /// The number of the newest one that is not kept.
     forgotten: u64,
     /// By number, the oldest first.
-    last: VecDeque<Arc<Cause>>,
+    last: VecDeque<Opening>,
+}
+
+#[derive(Clone)]
+struct Opening {
+    dependency: Arc<str>,
+    /// `None` when somebody isolated it by hand.
+    cause: Option<Arc<Cause>>,
 }
 
 /// One opening of a breaker.
@@ -31,9 +38,9 @@ pub struct OpenedBy(NonZeroU64);
 
 impl OpenedBy {
     /// Remembers it, before anybody is refused because of it.
-    pub(crate) fn remember(cause: &Arc<Cause>) -> Option<Self> {
+    pub(crate) fn remember(dependency: Arc<str>, cause: Option<Arc<Cause>>) -> Option<Self> {
         let mut openings = openings();
-        openings.last.push_back(Arc::clone(cause));
+        openings.last.push_back(Opening { dependency, cause });
         let gone = (openings.last.len() > KEPT).then(|| openings.last.pop_front());
         openings.forgotten += u64::from(gone.is_some());
         let number = openings.forgotten + openings.last.len() as u64;
@@ -53,6 +60,15 @@ impl OpenedBy {
     /// What opened it; `None` once 4,096 breakers have opened since.
     #[must_use]
     pub fn cause(self) -> Option<Arc<Cause>> {
+        self.opening()?.cause
+    }
+
+    /// Whose breaker it is, for as long as the cause is known.
+    pub(crate) fn dependency(self) -> Option<Arc<str>> {
+        Some(self.opening()?.dependency)
+    }
+
+    fn opening(self) -> Option<Opening> {
         let openings = openings();
         let place = self.number().checked_sub(openings.forgotten)?.checked_sub(1)?;
         openings.last.get(usize::try_from(place).ok()?).cloned()
@@ -61,8 +77,9 @@ impl OpenedBy {
 
 impl fmt::Debug for OpenedBy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.cause() {
-            Some(cause) => fmt::Debug::fmt(&cause, f),
+        match self.opening() {
+            Some(Opening { cause: Some(cause), .. }) => fmt::Debug::fmt(&cause, f),
+            Some(_) => f.write_str("OpenedBy(hand)"),
             None => f.write_str("OpenedBy(long ago)"),
         }
     }
@@ -113,19 +130,21 @@ mod tests {
     #[test]
     fn an_opening_is_known_until_so_many_others_have_followed() {
         let cause = || Arc::new(Cause::of_a_cut(Trip::Consecutive));
+        let remember = |cause| OpenedBy::remember("mine".into(), Some(cause));
         let mine = cause();
-        let opened = OpenedBy::remember(&mine).unwrap();
+        let opened = remember(Arc::clone(&mine)).unwrap();
         // Other tests open breakers too.
         let others = KEPT / 2;
         for _ in 0..others {
-            assert!(OpenedBy::remember(&cause()).is_some_and(|other| other != opened));
+            assert!(remember(cause()).is_some_and(|other| other != opened));
         }
         assert!(opened.cause().is_some_and(|seen| Arc::ptr_eq(&seen, &mine)));
         assert!(format!("{opened:?}").contains("failures in a row"));
+        assert_eq!(opened.dependency().as_deref(), Some("mine"));
         for _ in 0..KEPT {
-            OpenedBy::remember(&cause());
+            remember(cause());
         }
-        assert_eq!(opened.cause(), None);
+        assert_eq!((opened.cause(), opened.dependency()), (None, None));
         assert_eq!(format!("{opened:?}"), "OpenedBy(long ago)");
         assert!(openings().last.len() <= KEPT);
     }

@@ -199,3 +199,24 @@ async fn what_opened_a_breaker_has_the_backends_code() {
     let cause = refused.cause().unwrap();
     assert_eq!((cause.code.as_deref(), cause.reason), (Some("57P01"), "failures in a row"));
 }
+
+/// Whoever reads a log at night has to see which dependency refused.
+#[tokio::test(start_paused = true)]
+async fn a_refusal_names_its_dependency_once() {
+    let policy = database("t-named").failure_threshold(1).build().unwrap();
+    against(&policy, &WRITE, Verdict::unknown()).await;
+    let refused = || async { against(&policy, &READ, Verdict::unknown()).await.0 };
+    let opened = "refused without an attempt: circuit breaker open, opened by write (no answer";
+    let error = refused().await;
+    assert!(error.to_string().starts_with(&format!("t-named: {opened}")), "{error}");
+    let own = crate::Error::from(error);
+    assert!(own.to_string().starts_with(&format!("t-named: call {opened}")), "{own}");
+    let own = crate::Error::from_call("t-named", "read", refused().await);
+    assert!(own.to_string().starts_with(&format!("t-named: read {opened}")), "{own}");
+    policy.breaker().reset();
+    policy.breaker().isolate();
+    let error = refused().await;
+    let by_hand = "t-named: refused without an attempt: isolated by hand, until reset()";
+    assert!(error.to_string().starts_with(by_hand), "{error}");
+    assert_eq!(error.cause(), None);
+}
