@@ -95,13 +95,13 @@ pub(crate) fn check_key(key: &str) -> Result<(), Error> {
             key.len()
         )));
     }
-    // Listings are XML, which cannot hold them.
-    if key.chars().any(char::is_control) {
-        return Err(Error::invalid(
-            "the object's key holds a control character, such as a line break; give a key without",
-        ));
-    }
     Ok(())
+}
+
+/// Whether XML 1.0 can hold all of the key. Most requests need no XML, and listings are encoded.
+pub(crate) fn fits_xml(key: &str) -> bool {
+    let fits = |c| matches!(c, '\t' | '\n' | '\r' | ' '..='\u{fffd}' | '\u{10000}'..);
+    key.chars().all(fits)
 }
 
 impl S3Client {

@@ -43,6 +43,8 @@ enum What {
     Connect,
     Transport,
     Timeout,
+    /// No byte moved for so long.
+    Stalled(Duration),
     Garbled,
     Body,
     /// The object is not the one the transfer began with.
@@ -168,9 +170,9 @@ impl S3Failure {
         Self::new(What::TooLong { length, limit }, Verdict::permanent(), None)
     }
 
-    /// A body of which nothing came for too long.
-    pub(crate) fn stalled() -> Self {
-        Self::new(What::Timeout, Verdict::transient(), None)
+    /// A body that stood still for so long: of a request, the store does not have it all.
+    pub(crate) fn stalled(idle: Duration) -> Self {
+        Self::new(What::Stalled(idle), Verdict::transient(), None)
     }
 
     /// The bytes have been handed out: they cannot be asked for again.
@@ -432,12 +434,15 @@ impl fmt::Display for S3Failure {
                 let hint = "the server could not be reached; check that it runs and the endpoint";
                 f.write_str(hint)?;
                 match self.source.as_deref().and_then(|e| find::<io::Error>(e)) {
+                    // Of a name that is not found, or of TLS, the kind says nothing.
+                    Some(error) if error.raw_os_error().is_none() => write!(f, " ({error})"),
                     Some(error) => write!(f, " ({})", error.kind()),
                     None => Ok(()),
                 }
             }
             What::Transport => f.write_str("the connection broke before the answer"),
             What::Timeout => f.write_str("the server did not answer in time"),
+            What::Stalled(idle) => write!(f, "no byte moved for {idle:?}, the idle timeout"),
             What::Garbled => f.write_str(
                 "the answer does not fit the request; check that the endpoint speaks S3 and byte \
                  ranges",
@@ -476,7 +481,7 @@ impl fmt::Display for S3Failure {
             What::Denied => {
                 write!(f, "access to the {object} is denied")?;
                 self.coded(f)?;
-                f.write_str("; check what these credentials are allowed to do")
+                f.write_str("; check what this client is allowed to do")
             }
             What::WrongCredentials => {
                 f.write_str("the credentials are not accepted")?;

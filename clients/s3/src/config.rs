@@ -29,8 +29,6 @@ use std::{env, fmt, time::Duration};
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// Servers often close idle connections at 60 s or more.
 const IDLE: Duration = Duration::from_secs(50);
-/// Shorter ones have blamed slow uploads that were fine.
-const STALL_GRACE: Duration = Duration::from_secs(20);
 
 type Tune = Box<dyn FnOnce(PolicyBuilder) -> PolicyBuilder + Send>;
 
@@ -311,9 +309,8 @@ impl Connection {
             .region(self.region.clone())
             .retry_config(retries())
             .timeout_config(timeouts)
-            .stalled_stream_protection(
-                StalledStreamProtectionConfig::enabled().grace_period(STALL_GRACE).build(),
-            )
+            // Ours is in `stall`.
+            .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
             .identity_cache(IdentityCache::no_cache())
             .http_client(http_client());
         if let Some(endpoint) = &self.endpoint {

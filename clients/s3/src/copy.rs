@@ -6,6 +6,7 @@ use crate::{
     CustomerKey, PutOptions, S3Client, S3Failure, Written,
     call::{COPY, Target},
     get::Get,
+    numbers::{Direction, count_bytes, count_repeat},
     object::ObjectHead,
     options::put_options,
 };
@@ -124,6 +125,7 @@ impl Copy {
         let (started, undone) = (Instant::now(), &AtomicU32::new(0));
         let end = client
             .call(&COPY, target, head.size / FASTER, |sdk, attempt| {
+                count_repeat(Direction::Copy, attempt);
                 let key = self.source_key.as_ref();
                 let copy = options
                     .copy(sdk.copy_object())
@@ -158,6 +160,9 @@ impl Copy {
                 }
             })
             .await?;
+        if end.is_ok() {
+            count_bytes(Direction::Copy, head.size);
+        }
         end.map_err(|(attempts, error)| client.unknown(&COPY, target, attempts, started, error))
     }
 }

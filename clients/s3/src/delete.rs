@@ -2,7 +2,7 @@
 
 use crate::{
     S3Client, S3Failure,
-    call::{DELETE, DELETE_MANY, Target, check_key},
+    call::{DELETE, DELETE_MANY, Target, check_key, fits_xml},
 };
 use aws_sdk_s3::types::{Delete, ObjectIdentifier};
 use mainstay_policy::Error;
@@ -52,7 +52,8 @@ impl S3Client {
         .await
     }
 
-    /// Deletes many objects, 1,000 in a request; those that are not there count as deleted.
+    /// Deletes many objects, 1,000 in a request; those that are not there count as deleted. A key with a
+    /// control character that XML cannot hold is a request of its own.
     ///
     /// What the store says of single keys is in the result: those it could not delete for the
     /// moment are asked for again, the others' codes are reported.
@@ -73,10 +74,23 @@ impl S3Client {
         let target = Target::bucket(bucket)?;
         keys.iter().try_for_each(|key| check_key(key))?;
         let mut end = Deletion::default();
+        let (keys, alone): (Vec<_>, Vec<_>) = keys.into_iter().partition(|key| fits_xml(key));
         for batch in keys.chunks(AT_ONCE) {
             let failed = self.delete_batch(target, batch).await?;
             end.deleted += batch.len() - failed.len();
             end.failed.extend(failed);
+        }
+        for key in alone {
+            match self.delete(bucket, &key).await {
+                Ok(()) => end.deleted += 1,
+                Err(error) => match error.downcast_ref().filter(|e: &&S3Failure| e.is_denied()) {
+                    Some(denied) => {
+                        let code = denied.code().unwrap_or_default().to_owned();
+                        end.failed.push(NotDeleted { key, code });
+                    }
+                    None => return Err(error),
+                },
+            }
         }
         Ok(end)
     }

@@ -4,9 +4,11 @@ use crate::{
     CustomerKey, S3Client, S3Failure,
     call::{GET, HEAD, Target},
     encryption::with_key,
+    numbers::{Direction, count_bytes, count_repeat},
     object::ObjectHead,
+    stall::within,
     stream::ObjectStream,
-    transfer::progress::{Direction, count, count_repeat},
+    transfer::tuning::check_idle,
 };
 use aws_sdk_s3::{
     Client,
@@ -15,7 +17,12 @@ use aws_sdk_s3::{
 };
 use bytes::{Bytes, BytesMut};
 use mainstay_policy::{Deadline, Error};
-use std::{fmt, ops::Range, pin::Pin, time::Instant};
+use std::{
+    fmt,
+    ops::Range,
+    pin::Pin,
+    time::{Duration, Instant},
+};
 
 const MIB: u64 = 1024 * 1024;
 /// What `get` reads unless told otherwise.
@@ -37,6 +44,7 @@ pub struct Get {
     if_match: Option<String>,
     customer: Option<CustomerKey>,
     limit: u64,
+    idle: Option<Duration>,
 }
 
 impl fmt::Debug for Get {
@@ -78,6 +86,7 @@ impl S3Client {
             if_match: None,
             customer: None,
             limit: LIMIT,
+            idle: None,
         }
     }
 
@@ -108,6 +117,13 @@ impl Get {
     /// stream has no limit.
     pub const fn limit(mut self, bytes: u64) -> Self {
         self.limit = bytes;
+        self
+    }
+
+    /// A body of which nothing comes for so long has failed: it is asked for again, by a stream from where
+    /// it was. Default: the attempt timeout of the policy.
+    pub const fn idle_timeout(mut self, idle: Duration) -> Self {
+        self.idle = Some(idle);
         self
     }
 
@@ -164,10 +180,15 @@ impl Get {
         ObjectStream::open(self).await
     }
 
+    pub(crate) fn idle(&self) -> Option<Duration> {
+        self.idle.or(self.client.policy().timeout())
+    }
+
     /// # Errors
     /// What no object can be asked for.
     pub(crate) fn target(&self) -> Result<Target<'_>, Error> {
         let target = Target::object(&self.bucket, &self.key)?;
+        check_idle(self.idle)?;
         if self.range.as_ref().is_some_and(|range| range.start >= range.end) {
             return Err(Error::invalid(
                 "the range is empty; give it as start..end, end not included",
@@ -195,7 +216,7 @@ impl Get {
     async fn bytes(self) -> Result<Bytes, Error> {
         let target = self.target()?;
         let (mut most, mut expected) = (AT_ONCE.min(self.limit), 0);
-        let started = Instant::now();
+        let (started, idle) = (Instant::now(), self.idle());
         loop {
             let read = self.client.call(&GET, target, expected, |sdk, attempt| {
                 count_repeat(Direction::Download, attempt);
@@ -204,7 +225,7 @@ impl Get {
                     let got = get.await.map_err(|e| S3Failure::sdk(e, attempt).of_a_read())?;
                     match length(&got) {
                         Some(length) if length > most => Ok(Err(length)),
-                        length => read(got.body, length, self.limit).await.map(Ok),
+                        length => read(got.body, length, self.limit, idle).await.map(Ok),
                     }
                 }
             });
@@ -216,7 +237,7 @@ impl Get {
             };
             match end? {
                 Ok(bytes) => {
-                    count("bytes", Direction::Download, bytes.len() as u64);
+                    count_bytes(Direction::Download, bytes.len() as u64);
                     return Ok(bytes);
                 }
                 Err(length) if length > self.limit => {
@@ -247,10 +268,11 @@ async fn read(
     mut body: ByteStream,
     announced: Option<u64>,
     limit: u64,
+    idle: Option<Duration>,
 ) -> Result<Bytes, S3Failure> {
     let room = announced.unwrap_or_default().min(ROOM);
     let mut bytes = BytesMut::with_capacity(usize::try_from(room).unwrap_or_default());
-    while let Some(piece) = body.next().await {
+    while let Some(piece) = within(idle, body.next()).await? {
         bytes.extend_from_slice(&piece.map_err(S3Failure::body)?);
         if bytes.len() as u64 > limit {
             return Err(S3Failure::too_long(announced, limit));

@@ -23,15 +23,15 @@
 //! # What it costs
 //!
 //! A GiB up takes 0.5 to 0.6 s of CPU (0.8 over TLS), 0.8 to 0.95 of what object_store takes; a GiB down 0.9 to 1.0 s
-//! (1.2), 0.9 to 1.06 of a get_object of the SDK that is written with care. An upload holds 64 MiB, a download up to
-//! 24 MiB, whatever the length of the file. `clients/s3/benches` measures it beside its peers:
+//! (1.2), 0.9 to 1.06 of a get_object of the SDK that is written with care. An upload holds 64 MiB of
+//! its file (more from 312 GiB on), a download up to 24 MiB. `clients/s3/benches` measures it beside its peers:
 //!
 //! ```sh
 //! cargo run --release --manifest-path clients/s3/benches/Cargo.toml -- 256 9 plain 20
 //! ```
 //!
-//! With feature `metrics`, `mainstay.s3.transfer.bytes`, `.parts` and `.retries` count what went up and down, by
-//! `direction`: files, put, get and streams.
+//! With feature `metrics`, `mainstay.s3.transfer.bytes`, `.parts` and `.retries` count what went up, down or from
+//! object to object, by `direction`: files, put, get, streams and copies.
 //!
 //! # What may be done twice
 //!
@@ -64,10 +64,12 @@ mod encryption;
 mod get;
 mod health;
 mod list;
+mod numbers;
 mod object;
 mod options;
 mod presign;
 mod put;
+mod stall;
 mod stream;
 mod tags;
 mod transfer;

@@ -180,7 +180,7 @@ impl List {
 }
 
 /// As S3 encodes it: a space is a plus sign.
-fn decoded(text: &str) -> String {
+pub(crate) fn decoded(text: &str) -> String {
     let spaced = text.replace('+', " ");
     percent_decode_str(&spaced).decode_utf8_lossy().into_owned()
 }

@@ -4,8 +4,9 @@ use crate::{
     S3Client, S3Failure,
     call::{PUT, Target},
     encryption::with_key,
+    numbers::{Direction, count_bytes, count_repeat},
     options::{PutOptions, put_options},
-    transfer::progress::{Direction, count, count_repeat},
+    stall::watched,
 };
 use aws_sdk_s3::{Client, primitives::ByteStream};
 use bytes::Bytes;
@@ -112,14 +113,19 @@ impl S3Client {
                 }
                 let body = ByteStream::from(bytes.clone());
                 // The SDK's CRC-32 header guards the bytes; signing them too costs a SHA-256.
-                let send = put.body(body).customize().disable_payload_signing().send();
+                let put = put.body(body).customize().disable_payload_signing();
+                let idle = self.policy().timeout();
                 async move {
-                    let error = match send.await {
+                    let put = watched(idle, |watch| async {
+                        let put = put.interceptor(watch).send();
+                        put.await.map_err(|e| S3Failure::sdk(e, attempt))
+                    });
+                    let error = match put.await {
                         Ok(put) => {
                             let (etag, version_id) = (put.e_tag, put.version_id);
                             return Ok(Ok(Written { etag, version_id }));
                         }
-                        Err(error) => S3Failure::sdk(error, attempt),
+                        Err(error) => error,
                     };
                     let Some(mark) = mark.filter(|_| error.is_precondition_failed()) else {
                         undone.fetch_add(u32::from(error.is_undone()), Relaxed);
@@ -137,7 +143,7 @@ impl S3Client {
             })
             .await?;
         if end.is_ok() {
-            count("bytes", Direction::Upload, bytes.len() as u64);
+            count_bytes(Direction::Upload, bytes.len() as u64);
         }
         end.map_err(|(attempts, error)| self.unknown(operation, target, attempts, started, error))
     }

@@ -5,15 +5,16 @@ use crate::{
     call::{GET, Target},
     checksum::Running,
     get::{Get, length},
+    numbers::{Direction, count_bytes, count_repeat},
     object::ObjectHead,
-    transfer::progress::{Direction, count, count_repeat},
+    stall::within,
 };
 use aws_sdk_s3::{operation::get_object::GetObjectOutput, primitives::ByteStream};
 use bytes::Bytes;
 use futures_util::{Stream, stream};
 use mainstay_policy::{CallError, Deadline, Effect, Error};
-use std::{fmt, mem, ops::Range, time::Duration};
-use tokio::time::{Instant, timeout};
+use std::{fmt, mem, ops::Range};
+use tokio::time::Instant;
 
 /// So many breaks in a row, each of which brought less than [`PROGRESS`].
 const MOST_RESUMES: u32 = 5;
@@ -21,8 +22,8 @@ const PROGRESS: u64 = 64 * 1024;
 
 /// The bytes of an object, as they come.
 ///
-/// A body that breaks off, or of which nothing comes for the attempt timeout, is a failed attempt of
-/// a call that goes on from there: with the policy's backoff, budget and breaker, and pinned to the
+/// A body that breaks off, or of which nothing comes for the [idle timeout](Get::idle_timeout), is a
+/// failed attempt of a call that goes on from there: with the policy's backoff, budget and breaker, and pinned to the
 /// same version by its ETag. Without an ETag the stream ends there.
 ///
 /// The checksum of the whole object, if the store sends one, is known at the end: until `None` has
@@ -101,12 +102,14 @@ impl ObjectStream {
     /// Nothing is lost: the next call goes on.
     pub async fn chunk(&mut self) -> Result<Option<Bytes>, Error> {
         if let Some(body) = &mut self.body {
-            let failure = match within(self.get.client.policy().timeout(), body.next()).await {
-                Some(Some(Ok(piece))) => return self.take(piece).map(Some),
-                Some(None) if self.left.is_empty() => return self.end().await,
-                Some(None) => S3Failure::short(),
-                Some(Some(Err(error))) => S3Failure::body(error),
-                None => S3Failure::stalled(),
+            let left = Deadline::current().map(Deadline::left);
+            let idle = self.get.idle().into_iter().chain(left).min();
+            let failure = match within(idle, body.next()).await {
+                Ok(Some(Ok(piece))) => return self.take(piece).map(Some),
+                Ok(None) if self.left.is_empty() => return self.end().await,
+                Ok(None) => S3Failure::short(),
+                Ok(Some(Err(error))) => S3Failure::body(error),
+                Err(stalled) => stalled,
             };
             self.body = None;
             self.broken = Some(failure);
@@ -145,7 +148,7 @@ impl ObjectStream {
         }
         self.left.start += length;
         self.received += length;
-        count("bytes", Direction::Download, length);
+        count_bytes(Direction::Download, length);
         if let Some(sum) = &mut self.sum {
             sum.update(&piece);
         }
@@ -238,15 +241,6 @@ impl ObjectStream {
 
     fn target(&self) -> Target<'_> {
         Target { bucket: &self.get.bucket, key: Some(&self.get.key) }
-    }
-}
-
-/// `None` if it took longer than this, or than the deadline around it leaves.
-async fn within<T>(idle: Option<Duration>, work: impl Future<Output = T>) -> Option<T> {
-    let left = Deadline::current().map(Deadline::left);
-    match idle.into_iter().chain(left).min() {
-        Some(limit) => timeout(limit, work).await.ok(),
-        None => Some(work.await),
     }
 }
 

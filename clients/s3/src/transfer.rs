@@ -10,13 +10,17 @@ pub(crate) mod download;
 pub(crate) mod gate;
 pub(crate) mod part;
 pub(crate) mod progress;
+pub(crate) mod tuning;
 pub(crate) mod upload;
 
-use crate::{S3Client, S3Failure, call::Target};
+use crate::{
+    S3Client, S3Failure,
+    call::Target,
+    numbers::{Direction, count_part, count_repeat},
+};
 use aws_sdk_s3::Client;
 use mainstay_policy::{Error, Operation};
 pub(crate) use part::OutOfTime;
-use progress::{Direction, count, count_repeat};
 
 impl S3Client {
     /// Runs the call that moves one part, when there is a place for it.
@@ -44,7 +48,7 @@ impl S3Client {
             }
         });
         let moved = moved.await?;
-        count("parts", direction, 1);
+        count_part(direction);
         Ok(moved)
     }
 }

@@ -5,6 +5,7 @@ use crate::{
     CustomerKey, PutOptions, S3Failure, Written,
     call::{COMPLETE_UPLOAD, COPY, HEAD, Target},
     encryption::with_key,
+    numbers::{Direction, count_bytes, count_part, count_repeat},
     object::ObjectHead,
     transfer::{
         part::{self, Part},
@@ -87,6 +88,7 @@ impl Copy {
         let (client, key) = (&self.source.client, self.source_key.as_ref());
         let from = source(&self.source, self.source_version.as_deref());
         let copy = client.call(&COPY, target, part.length / super::FASTER, |sdk, attempt| {
+            count_repeat(Direction::Copy, attempt);
             let copy = with_key!(sdk.upload_part_copy(), options.customer())
                 .bucket(&self.bucket)
                 .key(&self.key)
@@ -105,6 +107,8 @@ impl Copy {
             }
         });
         let copied = copy.await?;
+        count_part(Direction::Copy);
+        count_bytes(Direction::Copy, part.length);
         let done = CompletedPart::builder()
             .part_number(part.number)
             .set_e_tag(copied.e_tag)

@@ -10,12 +10,14 @@ mod verify;
 pub(crate) use temporary::remove_abandoned;
 
 use crate::{
-    Checksums, CustomerKey, Progress, S3Client, S3Failure,
+    Checksums, CustomerKey, S3Client, S3Failure,
     call::{DOWNLOAD, Target},
     checksum::{Crc, Sum, Told},
+    numbers::Direction,
     transfer::{
-        part::{self, PARALLEL, PART, Part},
-        progress::{Direction, Listener, Tracker},
+        part::{self, PART, Part},
+        progress::Tracker,
+        tuning::{Tuning, tuning},
     },
 };
 use futures_util::{
@@ -43,10 +45,7 @@ impl S3Client {
             bucket: bucket.to_owned(),
             key: key.to_owned(),
             path: path.as_ref().to_owned(),
-            part_size: None,
-            parallel: PARALLEL,
-            resume: false,
-            listener: None,
+            tuning: Tuning::default(),
             customer: None,
         }
     }
@@ -88,12 +87,11 @@ pub struct Download {
     bucket: String,
     key: String,
     path: PathBuf,
-    part_size: Option<u64>,
-    parallel: usize,
-    resume: bool,
-    listener: Option<Listener>,
+    tuning: Tuning,
     customer: Option<CustomerKey>,
 }
+
+tuning!(Download);
 
 impl fmt::Debug for Download {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -102,32 +100,13 @@ impl fmt::Debug for Download {
 }
 
 impl Download {
-    /// Bytes in a range. Default: 8 MiB.
-    pub fn part_size(mut self, bytes: u64) -> Self {
-        self.part_size = Some(bytes);
-        self
-    }
-
-    /// Ranges on their way at once. Default: 8; all transfers of a client share 16.
-    pub fn parallel(mut self, ranges: usize) -> Self {
-        self.parallel = ranges;
-        self
-    }
-
-    /// Called whenever bytes were written, from the task that awaits the download: keep it short.
-    /// It begins again at 0 when the download does.
-    pub fn on_progress(mut self, listener: impl Fn(Progress) + Send + Sync + 'static) -> Self {
-        self.listener = Some(Arc::new(listener));
-        self
-    }
-
     /// Goes on with what an earlier download of this object to this target left, and leaves it when this
     /// one fails or is dropped.
     ///
     /// Each range that is there is read and compared with the checksum noted when it came; if the object
     /// was replaced meanwhile, the download begins anew.
     pub fn resume(mut self) -> Self {
-        self.resume = true;
+        self.tuning.resume = true;
         self
     }
 
@@ -138,7 +117,7 @@ impl Download {
     }
 
     async fn run(self) -> Result<(), Error> {
-        part::check(self.part_size, self.parallel)?;
+        self.tuning.check()?;
         let target = Target::object(&self.bucket, &self.key)?;
         match self.attempt(target, false).await {
             Err(e) if e.downcast_ref().is_some_and(S3Failure::begins_anew) => {
@@ -155,7 +134,7 @@ impl Download {
     /// One download of one version.
     async fn attempt(&self, target: Target<'_>, anew: bool) -> Result<(), Error> {
         let to = self.path.clone();
-        let tag = self.resume.then(|| self.tag());
+        let tag = self.tuning.resume.then(|| self.tag());
         let temporary = part::blocking(move || Ok(Temporary::create(&to, tag, anew))).await;
         let (temporary, earlier) = temporary.map_err(|error| self.failed(error))??;
         let mut job = Job {
@@ -163,7 +142,7 @@ impl Download {
             target,
             file: Arc::clone(temporary.file()),
             turn: Arc::default(),
-            size: self.part_size.unwrap_or(PART),
+            size: self.tuning.part_size.unwrap_or(PART),
             version: None,
             crc: OnceLock::new(),
             tracker: None,
@@ -201,7 +180,7 @@ impl Download {
             noted.note(part.number, sum).await.map_err(|error| self.failed(error))?;
             Ok((part, sum))
         }))
-        .buffer_unordered(self.parallel)
+        .buffer_unordered(self.tuning.parallel)
         .try_collect::<Vec<_>>();
         // What the store says of the whole comes while the ranges do.
         let asked = async {
@@ -261,7 +240,7 @@ impl Job<'_> {
     }
 
     fn begin(&mut self, version: Version) {
-        let listener = self.download.listener.clone();
+        let listener = self.download.tuning.listener.clone();
         self.tracker = Some(Tracker::new(Direction::Download, version.total, listener));
         self.version = Some(version);
     }
@@ -274,7 +253,8 @@ impl Job<'_> {
 
     /// What ranges are hashed with; CRC-32 until the store has said what it has.
     fn hashed(&self) -> Option<Crc> {
-        let wanted = self.download.client.checksums() == Checksums::On || self.download.resume;
+        let wanted =
+            self.download.client.checksums() == Checksums::On || self.download.tuning.resume;
         wanted.then(|| self.crc.get().copied().unwrap_or(Crc::Crc32))
     }
 

@@ -4,12 +4,10 @@
 use crate::checksum::{Crc, Sum};
 use crc_fast::Digest;
 use mainstay_policy::{Deadline, Error};
-use std::{fmt, fs::File, io};
+use std::{fmt, fs::File, io, path::Path};
 
 /// The length of a part unless the caller or the file's length says otherwise, the last one apart.
 pub(crate) const PART: u64 = 8 * MIB;
-/// Parts of one transfer on their way at once, unless the caller says otherwise.
-pub(crate) const PARALLEL: usize = 8;
 /// S3 takes no more parts than this.
 pub(crate) const MAX_PARTS: u64 = 10_000;
 const MIB: u64 = 1024 * 1024;
@@ -40,17 +38,20 @@ pub(crate) fn size_for(wanted: Option<u64>, length: u64) -> u64 {
     if wanted >= least { wanted } else { least.next_multiple_of(MIB) }
 }
 
+/// How many parts of this size are held at once: what the wanted ones would take, but two at least.
+pub(crate) fn parallel_for(wanted: Option<u64>, parallel: usize, size: u64) -> usize {
+    let memory = wanted.unwrap_or(PART).saturating_mul(parallel as u64);
+    let fit = usize::try_from(memory / size.max(1)).unwrap_or(usize::MAX);
+    fit.clamp(parallel.min(2), parallel)
+}
+
 /// # Errors
-/// A part size that no store takes, or no part at a time.
-pub(crate) fn check(size: Option<u64>, parallel: usize) -> Result<(), Error> {
-    if size.is_some_and(|size| !(64 * 1024..=5 * 1024 * MIB).contains(&size)) {
-        let range = "the part size must be from 64 KiB to 5 GiB; AWS takes 5 MiB and more";
-        return Err(Error::invalid(range));
+/// A path that names nothing.
+pub(crate) fn check_path(path: &Path) -> Result<(), Error> {
+    match path.as_os_str().is_empty() {
+        true => Err(Error::invalid("the path of the local file is empty; give the name of a file")),
+        false => Ok(()),
     }
-    if parallel == 0 {
-        return Err(Error::invalid("no part at a time moves nothing; give parallel(1) or more"));
-    }
-    Ok(())
 }
 
 /// Runs file I/O where it may block, and waits for it until the deadline around it at most: a disk may
@@ -188,5 +189,20 @@ mod tests {
         for (wanted, length) in [(None, 5 * MIB * MIB), (Some(64 * 1024), 10 * 1024 * MIB)] {
             assert!(length.div_ceil(size_for(wanted, length)) <= MAX_PARTS);
         }
+    }
+
+    #[test]
+    fn longer_parts_are_fewer_at_once() {
+        let held = |length| {
+            let size = size_for(None, length);
+            size * parallel_for(None, 8, size) as u64
+        };
+        for length in [0, 1, 20 * MIB, MAX_PARTS * PART] {
+            assert_eq!(held(length), 64 * MIB, "{length}");
+        }
+        for length in (0..).map(|n| MAX_PARTS * PART + (n << 34) + 1).take_while(|n| *n < 5 << 40) {
+            assert!(held(length) <= (64 * MIB).max(length / 5_000 + 2 * MIB), "{length}");
+        }
+        assert_eq!((parallel_for(None, 1, 512 * MIB), parallel_for(Some(MIB), 3, MIB)), (1, 3));
     }
 }

@@ -1,5 +1,6 @@
-//! What the caller hears of a transfer, and what the numbers do.
+//! What the caller hears of a transfer.
 
+use crate::numbers::{Direction, count_bytes};
 use std::{
     fmt,
     sync::{
@@ -20,13 +21,6 @@ pub struct Progress {
 }
 
 pub(crate) type Listener = Arc<dyn Fn(Progress) + Send + Sync>;
-
-/// Which way a transfer goes.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Direction {
-    Upload,
-    Download,
-}
 
 /// Counts for one transfer.
 pub(crate) struct Tracker {
@@ -49,7 +43,7 @@ impl Tracker {
 
     /// These bytes have come through.
     pub(crate) fn moved(&self, bytes: u64) {
-        count("bytes", self.direction, bytes);
+        count_bytes(self.direction, bytes);
         self.there(bytes);
     }
 
@@ -61,28 +55,3 @@ impl Tracker {
         }
     }
 }
-
-/// The attempt with this number, if it is not the first.
-pub(crate) fn count_repeat(direction: Direction, attempt: u32) {
-    if attempt > 1 {
-        count("retries", direction, 1);
-    }
-}
-
-/// `mainstay.s3.transfer.{what}`, by direction.
-#[cfg(feature = "metrics")]
-pub(crate) fn count(what: &'static str, direction: Direction, by: u64) {
-    let direction = match direction {
-        Direction::Upload => "upload",
-        Direction::Download => "download",
-    };
-    let name = match what {
-        "bytes" => "mainstay.s3.transfer.bytes",
-        "parts" => "mainstay.s3.transfer.parts",
-        _ => "mainstay.s3.transfer.retries",
-    };
-    metrics::counter!(name, "direction" => direction).increment(by);
-}
-
-#[cfg(not(feature = "metrics"))]
-pub(crate) const fn count(_: &'static str, _: Direction, _: u64) {}

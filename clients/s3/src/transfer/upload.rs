@@ -5,15 +5,18 @@ mod resume;
 mod source;
 
 use crate::{
-    Checksums, CustomerKey, Progress, S3Client, S3Failure, Written,
+    Checksums, CustomerKey, S3Client, S3Failure, Written,
     call::{COMPLETE_UPLOAD, HEAD, Target, UPLOAD, UPLOAD_PART},
     checksum::{Crc, Sum, Told, fold},
     encryption::Encryption,
+    numbers::Direction,
     options::{PutOptions, put_options},
+    stall::watched,
     transfer::{
         OutOfTime,
-        part::{self, PARALLEL, Part},
-        progress::{Direction, Listener, Tracker},
+        part::{self, Part},
+        progress::Tracker,
+        tuning::{Tuning, tuning},
     },
 };
 use aws_sdk_s3::{
@@ -34,7 +37,6 @@ use std::{
     io,
     path::{Path, PathBuf},
     pin::Pin,
-    sync::Arc,
     time::Duration,
 };
 use tokio::sync::OnceCell;
@@ -56,10 +58,7 @@ impl S3Client {
             path: path.as_ref().to_owned(),
             bucket: bucket.to_owned(),
             key: key.to_owned(),
-            part_size: None,
-            parallel: PARALLEL,
-            resume: false,
-            listener: None,
+            tuning: Tuning::default(),
             options: PutOptions::new(),
         }
     }
@@ -72,8 +71,9 @@ impl S3Client {
 /// [`Checksums::Off`]; the whole object's is compared at the end, as far as the store tells one. A store that
 /// throttles gets fewer parts at once.
 ///
-/// It holds at most part size times [`parallel`](Self::parallel) in memory, 64 MiB by default, whatever the
-/// length of the file.
+/// It holds at most part size times [`parallel`](Self::parallel) of the file in memory, 64 MiB by default, and some
+/// 4 MiB beside. A file of over 78 GiB has longer parts, of which fewer are held, but two at least: from 312 GiB on
+/// that is a five-thousandth of the file.
 ///
 /// # Errors
 /// A missing local file, a missing bucket, a file that changed while it was read, or what kept
@@ -100,14 +100,12 @@ pub struct Upload {
     path: PathBuf,
     bucket: String,
     key: String,
-    part_size: Option<u64>,
-    parallel: usize,
-    resume: bool,
-    listener: Option<Listener>,
+    tuning: Tuning,
     options: PutOptions,
 }
 
 put_options!(Upload);
+tuning!(Upload);
 
 impl fmt::Debug for Upload {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -116,25 +114,6 @@ impl fmt::Debug for Upload {
 }
 
 impl Upload {
-    /// Bytes in a part. Default: 8 MiB, more where the file would have over 10,000 parts. AWS takes no less
-    /// than 5 MiB.
-    pub fn part_size(mut self, bytes: u64) -> Self {
-        self.part_size = Some(bytes);
-        self
-    }
-
-    /// Parts on their way at once. Default: 8; all transfers of a client share 16.
-    pub fn parallel(mut self, parts: usize) -> Self {
-        self.parallel = parts;
-        self
-    }
-
-    /// Called after each part, from the task that awaits the upload: keep it short.
-    pub fn on_progress(mut self, listener: impl Fn(Progress) + Send + Sync + 'static) -> Self {
-        self.listener = Some(Arc::new(listener));
-        self
-    }
-
     /// Goes on with the latest unfinished upload to this key, if there is one, and is not aborted when it
     /// fails or is dropped, so that it can be gone on with.
     ///
@@ -142,20 +121,21 @@ impl Upload {
     /// store that lists no checksums gets all parts again. Two resumed uploads to one key at once disturb
     /// each other.
     pub fn resume(mut self) -> Self {
-        self.resume = true;
+        self.tuning.resume = true;
         self
     }
 
     async fn run(mut self) -> Result<Written, Error> {
-        part::check(self.part_size, self.parallel)?;
+        self.tuning.check()?;
         self.options = self.options.with_type_of(&self.key, Some(&self.path));
         self.options.check()?;
         let target = Target::object(&self.bucket, &self.key)?;
         let crc = (self.client.checksums() == Checksums::On).then_some(Crc::Crc32);
+        part::check_path(&self.path)?;
         let source = Source::open(self.path.clone(), crc).await;
         let source = source.map_err(|error| self.unreadable(error))?;
-        let tracker = Tracker::new(Direction::Upload, source.length, self.listener.clone());
-        let size = part::size_for(self.part_size, source.length);
+        let tracker = Tracker::new(Direction::Upload, source.length, self.tuning.listener.clone());
+        let size = part::size_for(self.tuning.part_size, source.length);
         let job = Job { upload: &self, target, source: &source, tracker: &tracker, size };
         match source.length < size.saturating_mul(2) {
             true => job.in_one().await,
@@ -211,6 +191,10 @@ impl<'a> Job<'a> {
         &self.upload.client
     }
 
+    fn idle(&self) -> Option<Duration> {
+        self.upload.tuning.idle.or(self.client().policy().timeout())
+    }
+
     fn key(&self) -> &'a str {
         self.target.key.unwrap_or_default()
     }
@@ -244,7 +228,11 @@ impl<'a> Job<'a> {
                 .body(ByteStream::from(block.bytes))
                 .customize()
                 .disable_payload_signing();
-            let put = put.send().await.map_err(|e| S3Failure::of_write(e, attempt))?;
+            let put = watched(self.idle(), |watch| async {
+                let put = put.interceptor(watch).send();
+                put.await.map_err(|e| S3Failure::of_write(e, attempt))
+            });
+            let put = put.await?;
             Ok(Written { etag: put.e_tag, version_id: put.version_id })
         };
         let client = self.client();
@@ -263,7 +251,7 @@ impl<'a> Job<'a> {
     }
 
     async fn in_parts(&self) -> Result<Written, Error> {
-        let keep = self.upload.resume;
+        let keep = self.upload.tuning.resume;
         let mut pending = Pending::new(self.client(), self.target, keep);
         let found = if keep { self.find_earlier().await? } else { None };
         let begun = match found {
@@ -308,9 +296,10 @@ impl<'a> Job<'a> {
     }
 
     async fn send_and_complete(&self, begun: &Begun) -> Result<Written, Error> {
+        let Tuning { part_size, parallel, .. } = self.upload.tuning;
         let parts = part::parts(0, self.source.length, self.size);
         let mut sent: Vec<Sent> = stream::iter(parts.map(|part| self.send_part(begun, part)))
-            .buffer_unordered(self.upload.parallel)
+            .buffer_unordered(part::parallel_for(part_size, parallel, self.size))
             .try_collect()
             .await?;
         let unchanged = self.source.unchanged().await;
@@ -390,7 +379,11 @@ impl<'a> Job<'a> {
                 .body(ByteStream::from(block.bytes))
                 .customize()
                 .disable_payload_signing();
-            let sent = send.send().await.map_err(|e| S3Failure::sdk(e, attempt))?;
+            let sent = watched(self.idle(), |watch| async {
+                let send = send.interceptor(watch).send();
+                send.await.map_err(|e| S3Failure::sdk(e, attempt))
+            });
+            let sent = sent.await?;
             // A store that keeps checksums and has another one got other bytes.
             if sent.checksum_crc32.is_some() && sent.checksum_crc32 != text && text.is_some() {
                 return Err(S3Failure::short());

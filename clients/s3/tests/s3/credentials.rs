@@ -88,7 +88,13 @@ async fn nothing_is_sent_without_credentials() {
 
 /// Gives new credentials each time: those of the first are not the store's.
 #[derive(Debug, Clone, Default)]
-struct Renewed(Arc<AtomicU32>);
+pub(crate) struct Renewed(Arc<AtomicU32>);
+
+impl Renewed {
+    pub(crate) fn given(&self) -> u32 {
+        self.0.load(SeqCst)
+    }
+}
 
 impl ProvideCredentials for Renewed {
     fn provide_credentials<'a>(&'a self) -> future::ProvideCredentials<'a>

@@ -24,6 +24,12 @@ async fn an_unreachable_server_is_known_in_under_a_second_with_its_cause() {
     assert!(error.is_exhausted() && !error.is_outcome_unknown(), "{error:?}");
     assert_eq!(error.attempts(), 3);
     assert_eq!(s3.health_check().await.status, HealthStatus::Unhealthy);
+    // A server that does not speak TLS: what was found in its place is said.
+    let store = S3::start().await;
+    let tls = store.endpoint().replace("http:", "https:");
+    let s3 = S3Client::builder().endpoint_url(&tls).credentials(KEY, SECRET).build().unwrap();
+    let told = report(&s3.get(BUCKET, "k").await.unwrap_err()).to_string();
+    assert!(told.contains("could not be reached") && told.contains("corrupt message"), "{told}");
 }
 
 #[tokio::test]

@@ -2,7 +2,11 @@
 //! gave, whatever the key.
 
 use crate::{builder, bytes, client, files};
-use mainstay_test_support::{S3, s3::BUCKET};
+use mainstay_policy::{ErrorKind, report};
+use mainstay_test_support::{
+    S3,
+    s3::{BUCKET, Sums},
+};
 use std::fs;
 use tempfile::TempDir;
 
@@ -57,4 +61,39 @@ async fn a_key_changes_no_request_but_by_its_own_name() {
     assert!(store.sent("x-amz-acl").iter().all(String::is_empty));
     assert_eq!(store.seen(|line| line.contains("?versionId=")), 0);
     assert_eq!(store.seen(|line| !line.starts_with("HEAD /bucket")), 0);
+}
+
+/// S3 takes any UTF-8. Only what has to be in XML has to do without most control characters.
+#[tokio::test]
+async fn a_key_may_hold_control_characters() {
+    const PART: u64 = 64 * 1024;
+    let (store, memory) = S3::in_memory(Sums::Full).await;
+    let (s3, dir) = (client(&store), TempDir::new().unwrap());
+    let (file, to) = (dir.path().join("file"), dir.path().join("to"));
+    for key in ["line\nbreak", "tab\tand\r", "nul\0", "bell\u{7}escape\u{1b}", "\u{85}\u{7f}"] {
+        s3.put(BUCKET, key, "bytes").await.unwrap();
+        assert_eq!(memory.object(key).unwrap(), "bytes", "{key:?}");
+        assert_eq!(s3.get(BUCKET, key).await.unwrap(), "bytes");
+        assert!(s3.exists(BUCKET, key).await.unwrap());
+        assert_eq!(s3.list(BUCKET, key).await.unwrap()[0].key, key);
+        s3.copy((BUCKET, key), (BUCKET, &format!("{key}2"))).await.unwrap();
+        fs::write(&file, bytes(1_000)).unwrap();
+        s3.upload_file(&file, BUCKET, key).await.unwrap();
+        s3.download_file(BUCKET, key, &to).await.unwrap();
+        assert_eq!(fs::read(&to).unwrap(), bytes(1_000));
+        fs::write(&file, bytes(3 * PART as usize)).unwrap();
+        let upload = s3.upload_file(&file, BUCKET, key).part_size(PART).await;
+        if key.contains(['\0', '\u{7}']) {
+            let error = upload.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InvalidInput);
+            assert!(report(&error).to_string().contains("key holds a control"), "{error}");
+        } else {
+            upload.unwrap();
+            assert_eq!(memory.object(key).unwrap(), bytes(3 * PART as usize), "{key:?}");
+        }
+        let end = s3.delete_many(BUCKET, [key, &format!("{key}2")]).await.unwrap();
+        assert_eq!((end.deleted, end.failed.len()), (2, 0), "{key:?}");
+    }
+    assert!(s3.list(BUCKET, "").await.unwrap().is_empty());
+    assert_eq!(memory.uploads(), 0);
 }

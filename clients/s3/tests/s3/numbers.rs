@@ -39,6 +39,7 @@ fn bytes_parts_and_retries_are_counted_each_way() {
             s3.put(BUCKET, "small", vec![0; 100]).await.unwrap();
             s3.download_file(BUCKET, "k", &file).part_size(PART as u64).await.unwrap();
             s3.get(BUCKET, "small").await.unwrap();
+            s3.copy((BUCKET, "small"), (BUCKET, "copy")).await.unwrap();
             let mut stream = s3.get(BUCKET, "small").stream().await.unwrap();
             while stream.chunk().await.unwrap().is_some() {}
         });
@@ -56,6 +57,7 @@ fn bytes_parts_and_retries_are_counted_each_way() {
     let moved = 3 * PART as u64;
     assert_eq!(value("mainstay.s3.transfer.bytes", "upload"), moved + 100);
     assert_eq!(value("mainstay.s3.transfer.bytes", "download"), moved + 2 * 100);
+    assert_eq!(value("mainstay.s3.transfer.bytes", "copy"), 100);
     for direction in ["upload", "download"] {
         assert_eq!(value("mainstay.s3.transfer.parts", direction), 3);
         assert_eq!(value("mainstay.s3.transfer.retries", direction), 1);

@@ -3,6 +3,8 @@
 mod faults;
 mod killed;
 mod network;
+mod parts;
+mod stalls;
 
 use crate::{builder, bytes, eventually, files, quick};
 use mainstay_policy::report;
@@ -211,6 +213,16 @@ async fn what_cannot_work_is_said_at_once() {
     assert!(into.contains("it is a directory; give the name of a file"), "{into}");
     let none = s3.download_file(BUCKET, "k", at("no/file")).await.unwrap_err().to_string();
     assert!(none.contains("check its directory"), "{none}");
+    let slash = s3.download_file(BUCKET, "k", at("new/")).await.unwrap_err().to_string();
+    assert!(slash.contains("it is a directory; give the name of a file"), "{slash}");
+    let long = s3.download_file(BUCKET, "k", at(&"n".repeat(300))).await.unwrap_err().to_string();
+    assert!(long.contains("File name too long"), "{long}");
+    for empty in [
+        s3.upload_file("", BUCKET, "k").await.map(drop).unwrap_err(),
+        s3.download_file(BUCKET, "k", "").await.unwrap_err(),
+    ] {
+        assert!(empty.to_string().contains("path of the local file is empty"), "{empty}");
+    }
     fs::write(at("file"), "x").unwrap();
     for error in [
         s3.upload_file(at("file"), BUCKET, "k").part_size(10).await.unwrap_err(),

@@ -418,14 +418,17 @@ impl S3 for Memory {
         let prefix = request.input.prefix.unwrap_or_default();
         let data = self.data();
         let uploads = data.uploads.iter().filter(|(_, upload)| upload.key.starts_with(&prefix));
+        let encoded = request.input.encoding_type.as_ref().is_some_and(|e| e.as_str() == "url");
+        let told = |key: &str| if encoded { url_encoded(key) } else { key.to_owned() };
         let uploads = uploads.map(|(id, upload)| MultipartUpload {
             upload_id: Some(id.clone()),
-            key: Some(upload.key.clone()),
+            key: Some(told(&upload.key)),
             initiated: Some(upload.initiated.clone()),
             ..Default::default()
         });
         let uploads = Some(uploads.collect());
-        done(ListMultipartUploadsOutput { uploads, ..Default::default() })
+        let encoding_type = request.input.encoding_type;
+        done(ListMultipartUploadsOutput { uploads, encoding_type, ..Default::default() })
     }
 
     /// Pages of four, so that somebody has to ask for the next.

@@ -5,10 +5,9 @@ use super::Job;
 use crate::{
     Checksums, CustomerKey, S3Failure,
     checksum::{Crc, Sum, Told},
-    transfer::{
-        part::{self, Part},
-        progress::{Direction, count},
-    },
+    numbers::{Direction, count_bytes},
+    stall::within,
+    transfer::part::{self, Part},
 };
 use aws_sdk_s3::{Client, operation::get_object::GetObjectOutput, types::ChecksumMode};
 use bytes::Bytes;
@@ -68,7 +67,7 @@ impl Piece {
         match &job.tracker {
             Some(tracker) => tracker.moved(length),
             // The first range: the total is known when it is done.
-            None => count("bytes", Direction::Download, length),
+            None => count_bytes(Direction::Download, length),
         }
         Ok(())
     }
@@ -191,15 +190,11 @@ impl Piece {
         got: GetObjectOutput,
         length: u64,
     ) -> Result<(), S3Failure> {
-        let idle = job.client().policy().timeout();
+        let idle = job.download.tuning.idle.or(job.client().policy().timeout());
         let mut body = got.body;
         let (mut frames, mut gathered, mut left) = (Vec::new(), 0, length);
         loop {
-            let next = match idle {
-                Some(idle) => tokio::time::timeout(idle, body.next()).await,
-                None => Ok(body.next().await),
-            };
-            let broken = match next {
+            let broken = match within(idle, body.next()).await {
                 Ok(Some(Ok(frame))) if frame.len() as u64 <= left => {
                     left -= frame.len() as u64;
                     gathered += frame.len();
@@ -214,7 +209,7 @@ impl Piece {
                 Ok(Some(Err(error))) => Some(S3Failure::body(error)),
                 Ok(None) if left > 0 => Some(S3Failure::short()),
                 Ok(None) => None,
-                Err(_) => Some(S3Failure::stalled()),
+                Err(stalled) => Some(stalled),
             };
             self.write(job, frames).await?;
             self.settle(job).await?;

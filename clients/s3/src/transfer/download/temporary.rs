@@ -50,6 +50,11 @@ impl Temporary {
             let target = target.display();
             Error::invalid(format!("local file `{target}` cannot be written: {why}"))
         };
+        part::check_path(target)?;
+        let last = target.to_string_lossy().chars().last();
+        if last.is_some_and(std::path::is_separator) {
+            return Err(refuse(&"it is a directory; give the name of a file"));
+        }
         // What a link names is replaced, not the link.
         let target = fs::canonicalize(target).unwrap_or_else(|_| target.to_owned());
         let Some(name) = target.file_name() else {
@@ -62,6 +67,7 @@ impl Temporary {
             Ok(found) if !found.is_file() => {
                 return Err(refuse(&"it is not a file; give the name of a file"));
             }
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(refuse(&error)),
             _ => {}
         }
         let failed = |error: io::Error| refuse(&format!("{error}; check its directory"));

@@ -2,9 +2,13 @@
 
 use crate::{
     S3Client, S3Failure,
-    call::{ABORT_UPLOAD, CREATE_UPLOAD, LIST_UPLOADS, Target},
+    call::{ABORT_UPLOAD, CREATE_UPLOAD, LIST_UPLOADS, Target, fits_xml},
+    list::decoded,
 };
-use aws_sdk_s3::{Client, types::MultipartUpload};
+use aws_sdk_s3::{
+    Client,
+    types::{EncodingType, MultipartUpload},
+};
 use mainstay_policy::{Classify, Effect, Error};
 use std::{
     sync::atomic::{AtomicBool, Ordering::Relaxed},
@@ -15,6 +19,8 @@ use tokio::{runtime::Handle, task::JoinHandle};
 const ABORT_LIMIT: Duration = Duration::from_secs(30);
 /// How far the store's clock may be from ours for an upload without an owner to be ours.
 const SKEW: Duration = Duration::from_secs(2);
+/// A creation may still be on its way when its caller is gone: so long after the first look is a second.
+const LATE: Duration = Duration::from_secs(1);
 
 pub(crate) struct Pending {
     client: S3Client,
@@ -52,6 +58,12 @@ impl Pending {
         F: FnMut(Client, u32) -> Fut,
         Fut: Future<Output = Result<T, S3Failure>>,
     {
+        if !fits_xml(&self.key) {
+            return Err(Error::invalid(
+                "the object's key holds a control character, which the store's XML about an object in \
+                 parts cannot; give another key, or for a file a part_size() of over half its length",
+            ));
+        }
         let lost = &AtomicBool::new(false);
         self.asked = Some(SystemTime::now());
         let created = self.client.call(&CREATE_UPLOAD, target, 0, |sdk, attempt| {
@@ -98,14 +110,24 @@ impl Pending {
                     None => Ok(()),
                 }
             };
-            if !matches!(tokio::time::timeout(ABORT_LIMIT, abort).await, Ok(Ok(()))) {
-                tracing::warn!(
-                    mainstay.policy.name = client.policy().name(),
-                    aws.s3.bucket = bucket,
-                    "an unfinished upload could not be aborted; its parts hold storage"
-                );
-            }
+            bounded(&client, &bucket, abort).await;
+            let Some(asked) = asked else { return };
+            // Nobody waits for this one.
+            tokio::spawn(async move {
+                tokio::time::sleep(LATE).await;
+                bounded(&client, &bucket, abort_nameless(&client, &bucket, &key, asked)).await;
+            });
         }))
+    }
+}
+
+async fn bounded(client: &S3Client, bucket: &str, abort: impl Future<Output = Result<(), Error>>) {
+    if !matches!(tokio::time::timeout(ABORT_LIMIT, abort).await, Ok(Ok(()))) {
+        tracing::warn!(
+            mainstay.policy.name = client.policy().name(),
+            aws.s3.bucket = bucket,
+            "an unfinished upload could not be aborted; its parts hold storage"
+        );
     }
 }
 
@@ -188,6 +210,7 @@ pub(crate) async fn list(
                 .list_multipart_uploads()
                 .bucket(bucket)
                 .prefix(prefix)
+                .encoding_type(EncodingType::Url)
                 .set_key_marker(next_key.clone())
                 .set_upload_id_marker(next_id.clone())
                 .send();
@@ -195,8 +218,13 @@ pub(crate) async fn list(
         });
         let page = page.await?;
         let more = page.is_truncated() == Some(true);
-        let next = (page.next_key_marker, page.next_upload_id_marker);
-        uploads.extend(page.uploads.into_iter().flatten());
+        let encoded = page.encoding_type == Some(EncodingType::Url);
+        let plain = |text: String| if encoded { decoded(&text) } else { text };
+        let next = (page.next_key_marker.map(plain), page.next_upload_id_marker);
+        uploads.extend(page.uploads.into_iter().flatten().map(|mut upload| {
+            upload.key = upload.key.map(plain);
+            upload
+        }));
         // The same marker again would go round for ever.
         if !more || next.0.is_none() || next == (next_key.clone(), next_id.clone()) {
             return Ok(uploads);
