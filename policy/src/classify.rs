@@ -181,13 +181,14 @@ pub struct Operation {
     name: &'static str,
     idempotency: Idempotency,
     streamed: bool,
+    timed: bool,
 }
 
 impl Operation {
     /// An operation with a name for errors and events.
     #[must_use]
     pub const fn new(name: &'static str, idempotency: Idempotency) -> Self {
-        Self { name, idempotency, streamed: false }
+        Self { name, idempotency, streamed: false, timed: false }
     }
 
     /// Its success is only a beginning, such as the head of an answer whose body is still coming: it
@@ -201,6 +202,21 @@ impl Operation {
     #[inline]
     pub(crate) const fn is_streamed(&self) -> bool {
         self.streamed
+    }
+
+    /// The driver has a timer of its own that wakes an attempt before
+    /// [`Attempt::timeout`](crate::Attempt::timeout) has passed, whatever becomes of the connection. The policy then arms its
+    /// timer only for what goes on to wait after that, so that most calls pay for one timer, not two.
+    /// An attempt that is not woken in time has no end.
+    #[must_use]
+    pub const fn timed_by_driver(mut self) -> Self {
+        self.timed = true;
+        self
+    }
+
+    #[inline]
+    pub(crate) const fn is_timed_by_driver(&self) -> bool {
+        self.timed
     }
 
     /// The name in errors and events.

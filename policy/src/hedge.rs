@@ -62,7 +62,7 @@ where
     let Some((copy, limit)) = run.hedge(sent, delay) else { return first.await };
     let blow = chaos::blow(run.dependency());
     let span = telemetry::attempt_span(copy.number());
-    let second = Bounded::new(attempt(copy), limit, sent, blow);
+    let second = Bounded::new(run.operation(), attempt(copy), limit, sent, blow);
     let second = pin!(InSpan::new(second, span));
     let both = [(first, began), (second, sent)];
     let (ended, end, other) = first_of(both).await;

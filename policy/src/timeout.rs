@@ -1,7 +1,9 @@
-//! One attempt, bounded: the work is polled first, and a timer is armed only when it has to wait.
+//! One attempt, bounded: the work is polled first, and a timer is armed only when it has to wait; if
+//! its driver has a timer too, only when it has to wait again.
 
 use crate::{
     chaos::{Blow, Struck},
+    classify::Operation,
     clock::{self, Instant},
     deadline::Scope,
 };
@@ -23,6 +25,8 @@ pin_project! {
         scope: Scope,
         started: Instant,
         blow: Blow,
+        // The driver wakes the work in time: once.
+        woken: bool,
     }
 }
 
@@ -38,9 +42,16 @@ pub(crate) struct End<T> {
 impl<F: Future> Bounded<F> {
     /// `limit` bounds this attempt and the calls nested in it; `started` is now.
     #[inline]
-    pub(crate) const fn new(work: F, limit: Instant, started: Instant, blow: Blow) -> Self {
+    pub(crate) const fn new(
+        operation: &Operation,
+        work: F,
+        limit: Instant,
+        started: Instant,
+        blow: Blow,
+    ) -> Self {
         let scope = Scope { deadline: limit, ..Scope::NONE };
-        Self { work, timer: None, scope, started, blow }
+        let woken = operation.is_timed_by_driver();
+        Self { work, timer: None, scope, started, blow, woken }
     }
 }
 
@@ -74,6 +85,9 @@ impl<F: Future> Future for Bounded<F> {
             return Poll::Ready(End { output, scope, struck });
         }
         (this.scope.handled, this.scope.unknown) = (scope.handled, scope.unknown);
+        if std::mem::take(this.woken) {
+            return Poll::Pending;
+        }
         if is_over(this.timer, this.scope.deadline, *this.started, cx) {
             return Poll::Ready(End { output: None, scope, struck: Struck::NOT });
         }
@@ -97,7 +111,10 @@ fn is_over(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
+    use crate::classify::Idempotency;
+    use std::{future::poll_fn, pin::pin, time::Duration};
+
+    const GET: Operation = Operation::new("get", Idempotency::Safe);
 
     const S: Duration = Duration::from_secs(1);
 
@@ -108,10 +125,29 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn work_that_is_ready_wins_over_a_limit_that_has_passed() {
         let start = clock::now();
-        let end = Bounded::new(async { 1 }, start, start, blow()).await;
+        let end = Bounded::new(&GET, async { 1 }, start, start, blow()).await;
         assert_eq!(end.output, Some(1));
         let pending = std::future::pending::<()>();
-        assert_eq!(Bounded::new(pending, start.after(S), start, blow()).await.output, None);
+        assert_eq!(Bounded::new(&GET, pending, start.after(S), start, blow()).await.output, None);
         assert_eq!(clock::now().since(start), S);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_driver_that_wakes_its_work_in_time_spares_the_timer_and_cannot_outlast_the_limit() {
+        let timed = GET.timed_by_driver();
+        let start = clock::now();
+        let mut answered =
+            pin!(Bounded::new(&timed, tokio::time::sleep(S), start.after(S * 2), start, blow()));
+        assert!(poll_fn(|cx| Poll::Ready(answered.as_mut().poll(cx).is_pending())).await);
+        assert!(answered.as_mut().project().timer.is_none());
+        assert_eq!(answered.await.output, Some(()));
+        // Woken after one second, and then still waiting.
+        let (start, work) = (clock::now(), async {
+            tokio::time::sleep(S).await;
+            std::future::pending::<()>().await;
+        });
+        let end = Bounded::new(&timed, work, start.after(S * 2), start, blow()).await;
+        assert_eq!(end.output, None);
+        assert_eq!(clock::now().since(start), S * 2);
     }
 }

@@ -150,7 +150,7 @@ where
         if let Some(spans) = this.spans {
             spans.1 = spans.0.in_scope(|| telemetry::attempt_span(number.number()));
         }
-        let work = Bounded::new(attempt(number), limit, now, blow);
+        let work = Bounded::new(this.run.operation, attempt(number), limit, now, blow);
         this.phase.set(Phase::First { work, place });
     }
 
@@ -264,7 +264,8 @@ where
         let (this, limit) = run.next_attempt(now);
         let blow = chaos::blow(run.policy.breaker.name());
         let span = telemetry::attempt_span(this.number());
-        let first = InSpan::new(Bounded::new(attempt(this), limit, now, blow), span);
+        let first = Bounded::new(run.operation, attempt(this), limit, now, blow);
+        let first = InSpan::new(first, span);
         let hedge = run.policy.hedge_after(run.limits, run.operation);
         let end = match hedge.filter(|_| !run.permit.is_probe()) {
             None => first.await,
