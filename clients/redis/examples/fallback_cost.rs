@@ -1,5 +1,5 @@
 //! What the fallback costs: a GET of 100 bytes while the breaker is open, and the memory that ten
-//! million distinct keys take.
+//! million distinct keys take, of several sizes.
 //!
 //! ```sh
 //! cargo run --release -p mainstay-redis --example fallback_cost [keys]
@@ -9,14 +9,28 @@ use mainstay_redis::{FallbackConfig, RedisClient, Source};
 use std::{
     error::Error,
     hint::black_box,
+    process::Command,
     time::{Duration, Instant},
 };
 
+/// Bytes of a key and of a value.
+const SIZES: [(usize, usize); 5] = [(12, 0), (12, 100), (12, 1000), (12, 10_000), (250, 100)];
+
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Box<dyn Error>> {
-    let keys = std::env::args().nth(1).map_or(Ok(10_000_000), |n| n.parse())?;
+    let arguments: Vec<u64> =
+        std::env::args().skip(1).map(|n| n.parse()).collect::<Result<_, _>>()?;
+    if let [keys, key, value] = arguments[..] {
+        return memory(keys, key.try_into()?, value.try_into()?).await;
+    }
     speed().await?;
-    memory(keys).await?;
+    let keys = arguments.first().copied().unwrap_or(10_000_000);
+    for (key, value) in SIZES {
+        // A process each, as what one has freed is there for the next to take.
+        let sizes = [keys.to_string(), key.to_string(), value.to_string()];
+        let status = Command::new(std::env::current_exe()?).args(sizes).status()?;
+        assert!(status.success(), "{status}");
+    }
     Ok(())
 }
 
@@ -44,25 +58,26 @@ async fn speed() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-async fn memory(keys: u64) -> Result<(), Box<dyn Error>> {
+async fn memory(keys: u64, key: usize, value: usize) -> Result<(), Box<dyn Error>> {
     let bound = 64 * 1024 * 1024;
     let config = FallbackConfig::new().max_bytes(bound).max_entries(1_000_000);
     let cache = RedisClient::builder().name("memory").fallback(config).build()?;
     let before = resident()?;
     let (began, mut most) = (Instant::now(), 0);
     for n in 0..keys {
-        cache.set(format!("user:{n}"), format!("{n:0100}")).await?;
-        if n % 100_000 == 0 {
+        cache.set(format!("{n:0key$}"), vec![b'x'; value]).await?;
+        if n % 10_000 == 0 {
             most = most.max(resident()?.saturating_sub(before));
         }
     }
     let (entries, bytes) = cache.fallback_size();
     println!(
-        "{keys} keys in {:.1?}: {entries} held, {} MB by its own count, {} MB resident at most, bound {} MB",
+        "{keys} keys of {key} bytes with {value} in {:.1?}: {entries} held, {} KiB by its own count, {} KiB resident \
+         at most, bound {} KiB",
         began.elapsed(),
-        bytes / 1_048_576,
-        most / 1_048_576,
-        bound / 1_048_576,
+        bytes / 1024,
+        most / 1024,
+        bound / 1024,
     );
     assert!(most <= bound, "more than the bound is resident");
     Ok(())

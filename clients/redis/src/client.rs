@@ -23,7 +23,10 @@ use std::{
     sync::{Arc, Weak},
     time::{Duration, Instant},
 };
-use tokio::runtime::{Handle, Id};
+use tokio::{
+    runtime::{Handle, Id},
+    sync::watch,
+};
 
 /// How long a call waits for the recovery of its key.
 const DRAIN_WAIT: Duration = Duration::from_secs(1);
@@ -201,7 +204,7 @@ impl RedisClient {
             match fallback.begin_read(query, now) {
                 BeginRead::Ask(ticket) => break (now, ticket),
                 BeginRead::Local(known) => return local(known),
-                BeginRead::Mixed if patience.wait().await => {}
+                BeginRead::Mixed if Box::pin(patience.wait()).await => {}
                 BeginRead::Mixed => return local(fallback.read(query, now)),
             }
         };
@@ -239,13 +242,12 @@ impl RedisClient {
         }
         let takes = fallback.takes(&change);
         let mut patience = Patience::new(self, fallback);
-        let mut waited = false;
         let (sent, ticket, before) = loop {
             match fallback.begin_write(&slot) {
                 BeginWrite::Ask(ticket, before) => break (Instant::now(), ticket, before),
                 BeginWrite::Local if takes => return local(),
-                BeginWrite::Draining if takes && waited => return local(),
-                _ if patience.wait().await => waited = true,
+                BeginWrite::Draining if takes && patience.waited => return local(),
+                _ if Box::pin(patience.wait()).await => {}
                 _ => return local(),
             }
         };
@@ -334,7 +336,7 @@ impl RedisClient {
         let attempt = |attempt: mainstay_policy::Attempt| async move {
             line.send(command, away, attempt.timeout()).await
         };
-        Ok(policy.run(operation, attempt).await)
+        Ok(policy.run(&operation.timed_by_driver(), attempt).await)
     }
 
     /// Several commands as one attempt: they are sent in this order and answered together.
@@ -355,10 +357,10 @@ impl RedisClient {
             _ => None,
         };
         let policy = own.as_ref().unwrap_or(&self.0.policy);
-        Ok(policy.run(operation, attempt).await)
+        Ok(policy.run(&operation.timed_by_driver(), attempt).await)
     }
 
-    fn answered<T>(&self, value: T) -> Answer<T> {
+    pub(crate) fn answered<T>(&self, value: T) -> Answer<T> {
         self.0.numbers.read(Tier::Redis);
         Answer { value, source: Source::Redis, age: None }
     }
@@ -415,25 +417,32 @@ impl RedisClient {
 /// How long a call waits for the server to be told of a key, while the server is there.
 struct Patience<'a> {
     client: &'a RedisClient,
-    drains: tokio::sync::watch::Receiver<bool>,
-    until: Option<Instant>,
+    fallback: &'a Fallback,
+    /// How far the recovery has come, and until when it is waited for.
+    since: Option<(watch::Receiver<bool>, Instant)>,
+    waited: bool,
 }
 
 impl<'a> Patience<'a> {
-    /// Before the first look, so that nothing is missed.
-    fn new(client: &'a RedisClient, fallback: &Fallback) -> Self {
-        Self { client, drains: fallback.drains(), until: None }
+    const fn new(client: &'a RedisClient, fallback: &'a Fallback) -> Self {
+        Self { client, fallback, since: None, waited: false }
     }
 
-    /// `false` once there is no more to hope for.
+    /// Until it is worth another look; `false` once there is no more to hope for.
     async fn wait(&mut self) -> bool {
-        let limit = self.client.policy().time_for_attempt().unwrap_or(DRAIN_WAIT).min(DRAIN_WAIT);
-        let until = *self.until.get_or_insert_with(|| Instant::now() + limit);
         if self.client.state() == RedisState::Degraded {
             return false;
         }
+        let Some((drains, until)) = &mut self.since else {
+            // Only now, as most calls never wait; the look that comes next misses nothing.
+            let limit = self.client.policy().time_for_attempt();
+            let until = Instant::now() + limit.unwrap_or(DRAIN_WAIT).min(DRAIN_WAIT);
+            self.since = Some((self.fallback.drains(), until));
+            return true;
+        };
+        self.waited = true;
         let left = until.saturating_duration_since(Instant::now());
-        matches!(tokio::time::timeout(left, self.drains.changed()).await, Ok(Ok(())))
+        matches!(tokio::time::timeout(left, drains.changed()).await, Ok(Ok(())))
     }
 }
 

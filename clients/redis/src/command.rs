@@ -163,4 +163,5 @@ impl Change {
 }
 
 /// Not repeated by the policy: after a lost connection a settling pause comes first.
-pub(crate) const RECOVER: Operation = Operation::new("recover", Idempotency::Unsafe);
+pub(crate) const RECOVER: Operation =
+    Operation::new("recover", Idempotency::Unsafe).timed_by_driver();

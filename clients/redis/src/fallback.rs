@@ -21,9 +21,10 @@ use crate::{
 use bytes::Bytes;
 pub(crate) use dirty::{Dirty, Task};
 pub(crate) use known::{Held, Known, Life, Pairs, Standing};
+use lru::DefaultHasher;
 pub(crate) use shadow::Shadow;
 use std::{
-    hash::{BuildHasher, RandomState},
+    hash::BuildHasher,
     sync::{
         Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
@@ -76,7 +77,8 @@ pub(crate) struct Fallback {
     writes: bool,
     counters: bool,
     stripes: [Mutex<u64>; STRIPES],
-    hasher: RandomState,
+    /// Quick, and seeded anew in each process.
+    hasher: DefaultHasher,
     shadow: Shadow,
     dirty: Mutex<Dirty>,
     /// Keys in `dirty`; changed under a key's stripe lock, so that key's next call sees it.
@@ -94,7 +96,7 @@ impl Fallback {
             writes: config.mode == Mode::On,
             counters: config.counters,
             stripes: std::array::from_fn(|_| Mutex::new(0)),
-            hasher: RandomState::new(),
+            hasher: DefaultHasher::default(),
             shadow: Shadow::new(config.max_entries, config.max_bytes, max_stale),
             dirty: Mutex::new(Dirty::new(config.max_dirty_entries, config.max_dirty_bytes)),
             dirty_keys: AtomicUsize::new(0),
@@ -116,7 +118,7 @@ impl Fallback {
 
     /// Frees what has expired.
     pub(crate) fn tidy(&self) {
-        self.shadow.tidy();
+        self.shadow.tidy(Instant::now());
     }
 
     /// Whether this change may be made here while the server is away.
@@ -203,11 +205,13 @@ impl Fallback {
         let alone = *generation == ticket.0;
         // Answers to what was asked before this write reached the server may still come.
         *generation += 1;
-        self.shadow.forget(slot);
-        if let (Change::Put { value, ttl }, true) = (change, alone) {
-            let held = Held { value: value.clone(), at: sent, life: Life::of(*ttl, sent) };
-            // Too large to keep is a miss later.
-            let _ = self.shadow.store(slot, held);
+        match change {
+            Change::Put { value, ttl } if alone => {
+                let held = Held { value: value.clone(), at: sent, life: Life::of(*ttl, sent) };
+                // Too large to keep is a miss later.
+                let _ = self.shadow.store(slot, held);
+            }
+            _ => self.shadow.forget(slot),
         }
     }
 

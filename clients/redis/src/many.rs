@@ -1,6 +1,7 @@
 //! Several keys at once: one command, or in a cluster one for each place, sent together.
 
 use crate::{
+    answer::{Answer, Source},
     client::{RedisClient, answered, is_outage},
     command::{Change, Command, IfAway, Raw, Route, Slot},
     fallback::{BeginRead, BeginWrite, Known, Refusal},
@@ -24,10 +25,23 @@ impl RedisClient {
         &self,
         keys: impl IntoIterator<Item = impl AsRef<[u8]>>,
     ) -> Result<Vec<Option<T>>, Error> {
+        let answers = self.mget_answers(keys).await?;
+        Ok(answers.into_iter().map(|answer| answer.value).collect())
+    }
+
+    /// As [`RedisClient::mget`], saying who answered for each key.
+    ///
+    /// # Errors
+    /// As [`RedisClient::get`].
+    pub async fn mget_answers<T: FromValue>(
+        &self,
+        keys: impl IntoIterator<Item = impl AsRef<[u8]>>,
+    ) -> Result<Vec<Answer<Option<T>>>, Error> {
         let slots = keys.into_iter().map(|key| self.slot(key, None));
         let queries: Vec<Get> = slots.map(|slot| slot.map(Get)).collect::<Result<_, _>>()?;
-        let values = self.read_many(&queries).await?;
-        values.into_iter().map(|value| value.map(T::from_value).transpose()).collect()
+        let answers = self.read_many(&queries).await?;
+        let typed = |value: Option<Bytes>| value.map(T::from_value).transpose();
+        answers.into_iter().map(|answer| answer.try_map(typed)).collect()
     }
 
     /// Stores several values without a lifetime. The server does it at once (in a cluster: each
@@ -47,30 +61,32 @@ impl RedisClient {
         self.write_many(&writes).await
     }
 
-    async fn read_many(&self, queries: &[Get]) -> Result<Vec<Option<Bytes>>, Error> {
-        let mut values = vec![None; queries.len()];
+    async fn read_many(&self, queries: &[Get]) -> Result<Vec<Answer<Option<Bytes>>>, Error> {
+        // Whatever the server leaves out is a miss.
+        let mut answers =
+            vec![Answer { value: None, source: Source::Redis, age: None }; queries.len()];
         let mut asked = Vec::new();
         let sent = Instant::now();
         for (n, query) in queries.iter().enumerate() {
             match self.fallback().map(|fallback| fallback.begin_read(query, sent)) {
                 None | Some(BeginRead::Mixed) => asked.push((n, None)),
                 Some(BeginRead::Ask(ticket)) => asked.push((n, Some(ticket))),
-                Some(BeginRead::Local(known)) => values[n] = self.told_one(known)?,
+                Some(BeginRead::Local(known)) => answers[n] = self.told_one(known)?,
             }
         }
         if asked.is_empty() {
-            return Ok(values);
+            return Ok(answers);
         }
-        let from_memory = |values: &mut Vec<Option<Bytes>>| {
+        let from_memory = |answers: &mut Vec<Answer<Option<Bytes>>>| {
             let Some(fallback) = self.fallback() else { return Ok::<(), Error>(()) };
             for (n, _) in &asked {
-                values[*n] = self.told_one(fallback.read(&queries[*n], Instant::now()))?;
+                answers[*n] = self.told_one(fallback.read(&queries[*n], Instant::now()))?;
             }
             Ok(())
         };
         if !self.is_configured() {
-            from_memory(&mut values)?;
-            return Ok(values);
+            from_memory(&mut answers)?;
+            return Ok(answers);
         }
         let places = self.places(asked.iter().map(|(n, _)| &queries[*n].0))?;
         let command =
@@ -85,20 +101,21 @@ impl RedisClient {
                     let Value::Array(items) = reply else { continue };
                     for (i, item) in of.iter().zip(items) {
                         let (n, ticket) = asked[*i];
-                        values[n] = item.into_bytes();
+                        let found = item.into_bytes();
                         let better = self.fallback().zip(ticket).and_then(|(fallback, ticket)| {
-                            fallback.filled(&queries[n], ticket, &values[n], sent)
+                            fallback.filled(&queries[n], ticket, &found, sent)
                         });
-                        if let Some(known) = better {
-                            values[n] = self.told_one(known)?;
-                        }
+                        answers[n] = match better {
+                            None => self.answered(found),
+                            Some(known) => self.told_one(known)?,
+                        };
                     }
                 }
-                Ok(values)
+                Ok(answers)
             }
             Err(error) if self.has_fallback() && is_outage(&error) => {
-                from_memory(&mut values)?;
-                Ok(values)
+                from_memory(&mut answers)?;
+                Ok(answers)
             }
             Err(error) => Err(self.failed(&MGET, error)),
         }
@@ -108,12 +125,12 @@ impl RedisClient {
     fn told_one(
         &self,
         known: Result<Known<Option<Bytes>>, Refusal>,
-    ) -> Result<Option<Bytes>, Error> {
+    ) -> Result<Answer<Option<Bytes>>, Error> {
         let known = match known {
             Err(Refusal::WrongType) => Ok(Known::Absent),
             known => known,
         };
-        Ok(self.told(&MGET, known)?.value)
+        self.told(&MGET, known)
     }
 
     async fn write_many(&self, writes: &[(Slot, Change)]) -> Result<(), Error> {

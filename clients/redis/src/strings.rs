@@ -121,7 +121,15 @@ impl RedisClient {
     /// # Errors
     /// As [`RedisClient::get`].
     pub async fn exists(&self, key: impl AsRef<[u8]>) -> Result<bool, Error> {
-        Ok(self.read(&Exists(self.slot(key, None)?)).await?.value)
+        Ok(self.exists_answer(key).await?.value)
+    }
+
+    /// As [`RedisClient::exists`], saying who answered.
+    ///
+    /// # Errors
+    /// As [`RedisClient::get`].
+    pub async fn exists_answer(&self, key: impl AsRef<[u8]>) -> Result<Answer<bool>, Error> {
+        self.read(&Exists(self.slot(key, None)?)).await
     }
 
     /// How long a key still lives. While degraded: of values that this client wrote or asked this of
@@ -130,7 +138,15 @@ impl RedisClient {
     /// # Errors
     /// As [`RedisClient::get`].
     pub async fn ttl(&self, key: impl AsRef<[u8]>) -> Result<Ttl, Error> {
-        Ok(self.read(&TtlOf(self.slot(key, None)?)).await?.value)
+        Ok(self.ttl_answer(key).await?.value)
+    }
+
+    /// As [`RedisClient::ttl`], saying who answered.
+    ///
+    /// # Errors
+    /// As [`RedisClient::get`].
+    pub async fn ttl_answer(&self, key: impl AsRef<[u8]>) -> Result<Answer<Ttl>, Error> {
+        self.read(&TtlOf(self.slot(key, None)?)).await
     }
 
     /// Gives a key a lifetime from now, in whole milliseconds, rounded up; says whether there was
@@ -256,7 +272,9 @@ impl IntoFuture for Set {
             }
             let args = vec![slot.key.clone(), value, word("KEEPTTL")];
             let command = Command::Raw(Raw::keyed("SET", args));
-            client.direct_one(&KEEP, slot, OnKeys::MayChange, command).await.map(drop)
+            // Apart, so that a usual SET need not have room for it.
+            let keep = client.direct_one(&KEEP, slot, OnKeys::MayChange, command);
+            Box::pin(keep).await.map(drop)
         })
     }
 }

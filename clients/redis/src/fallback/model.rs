@@ -1,13 +1,16 @@
 //! Random histories of calls that overlap, against a server that applies commands in the order they
-//! were sent, loses connections, and may have applied what it did not answer.
+//! were sent, loses connections, may have applied what it did not answer, and hears of other clients.
 //!
-//! The promise: a read never gives a value that another successful write had wholly replaced before
-//! the read began.
+//! The promise: a read never gives a value that another successful write of this client had wholly
+//! replaced before the read began, nor one whose lifetime had passed by then.
 
 use super::*;
 use crate::query::Get;
 use proptest::{collection::vec, prelude::*};
-use std::collections::{HashMap, VecDeque};
+use std::{
+    collections::{HashMap, VecDeque},
+    time::Duration,
+};
 
 type Place = (usize, bool);
 
@@ -15,6 +18,8 @@ type Place = (usize, bool);
 enum Kind {
     Read,
     Put,
+    /// With a lifetime, for which the server here does not care.
+    PutFor(u64),
     Remove,
     /// What only the server can do, such as GETDEL or a script.
     Direct,
@@ -25,10 +30,16 @@ enum Step {
     /// The connection is lost; of what was sent this many are applied, and nobody is told.
     Cut(usize),
     Heal,
-    /// The recovery deletes a batch; its answer may be lost.
-    Recover {
+    /// The recovery deletes a batch.
+    Drain,
+    /// It hears of that, or never does.
+    Drained {
         lost: bool,
     },
+    /// Another client writes.
+    Other(Place),
+    /// So many seconds go by.
+    Pass(u64),
     Begin(Kind, Place),
     /// One of those that have begun reaches the wire.
     Send(usize),
@@ -42,13 +53,17 @@ fn step() -> impl Strategy<Value = Step> {
     let kind = prop_oneof![
         4 => Just(Kind::Read),
         3 => Just(Kind::Put),
+        1 => (1..20_u64).prop_map(Kind::PutFor),
         1 => Just(Kind::Remove),
         1 => Just(Kind::Direct),
     ];
     prop_oneof![
         1 => (0..5_usize).prop_map(Step::Cut),
         2 => Just(Step::Heal),
-        2 => prop::bool::weighted(0.25).prop_map(|lost| Step::Recover { lost }),
+        2 => Just(Step::Drain),
+        2 => prop::bool::weighted(0.25).prop_map(|lost| Step::Drained { lost }),
+        1 => place.clone().prop_map(Step::Other),
+        1 => (1..15_u64).prop_map(Step::Pass),
         5 => (kind, place).prop_map(|(kind, place)| Step::Begin(kind, place)),
         6 => any::<usize>().prop_map(Step::Send),
         7 => Just(Step::Serve),
@@ -74,6 +89,7 @@ struct Call {
     kind: Kind,
     ticket: Option<Ticket>,
     begin: usize,
+    sent: Instant,
     /// The value it writes: its own number.
     value: usize,
     /// The server's answer; `None` if it was lost.
@@ -85,11 +101,17 @@ struct Written {
     begin: usize,
     /// When it was told to have succeeded.
     end: Option<usize>,
+    own: bool,
+    /// Its value is not to be told from then on.
+    over: Option<Instant>,
 }
 
 struct Model {
-    fallback: Fallback,
+    /// Leaked, so that a batch of its recovery can be kept beside it.
+    fallback: &'static Fallback,
+    drain: Option<Drain<'static>>,
     clock: usize,
+    now: Instant,
     up: bool,
     server: HashMap<Place, usize>,
     begun: Vec<Call>,
@@ -101,8 +123,10 @@ struct Model {
 impl Default for Model {
     fn default() -> Self {
         Self {
-            fallback: Fallback::new(&FallbackConfig::new(), true),
+            fallback: Box::leak(Box::new(Fallback::new(&FallbackConfig::new(), true))),
+            drain: None,
             clock: 0,
+            now: Instant::now(),
             up: true,
             server: HashMap::new(),
             begun: Vec::new(),
@@ -120,9 +144,11 @@ impl Model {
     }
 
     fn change(call: &Call) -> Change {
+        let value = call.value.to_string().into();
         match call.kind {
             Kind::Remove => Change::Remove,
-            _ => Change::Put { value: call.value.to_string().into(), ttl: None },
+            Kind::PutFor(n) => Change::Put { value, ttl: Some(Duration::from_secs(n)) },
+            _ => Change::Put { value, ttl: None },
         }
     }
 
@@ -131,8 +157,19 @@ impl Model {
         match step {
             Step::Cut(applied) => self.cut(applied),
             Step::Heal => self.up = true,
-            Step::Recover { lost } if self.up => self.recover(lost),
-            Step::Recover { .. } => {}
+            Step::Drain if self.up && self.drain.is_none() => self.drain(),
+            Step::Drained { lost } => {
+                if let (Some(drain), false) = (self.drain.take(), lost) {
+                    drain.acknowledge(&[true; 2]);
+                }
+            }
+            Step::Other(place) => {
+                let (begin, value) = (self.clock, self.writes.len());
+                let end = Some(begin);
+                self.writes.push(Written { place, begin, end, own: false, over: None });
+                self.server.insert(place, value);
+            }
+            Step::Pass(n) => self.now += Duration::from_secs(n),
             Step::Begin(kind, place) => self.begin(kind, place),
             Step::Send(n) if !self.begun.is_empty() => {
                 let call = self.begun.remove(n % self.begun.len());
@@ -147,7 +184,7 @@ impl Model {
                 let call = self.told.remove(n % self.told.len());
                 self.finish(call);
             }
-            Step::Send(_) | Step::Finish(_) => {}
+            Step::Drain | Step::Send(_) | Step::Finish(_) => {}
         }
     }
 
@@ -155,26 +192,30 @@ impl Model {
     fn look(&mut self) {
         self.clock += 1;
         for place in [(0, true), (0, false)] {
-            let known = self.fallback.read(&Get(Self::slot(place)), Instant::now());
-            self.check(place, self.clock, known);
+            let known = self.fallback.read(&Get(Self::slot(place)), self.now);
+            self.check(place, self.clock, Some(self.now), known);
         }
     }
 
     fn begin(&mut self, kind: Kind, place: Place) {
         let (slot, begin, value) = (Self::slot(place), self.clock, self.writes.len());
+        let sent = self.now;
+        // A field has no lifetime.
+        let kind = if let (Kind::PutFor(_), (_, true)) = (kind, place) { Kind::Put } else { kind };
         if matches!(kind, Kind::Read) {
-            match self.fallback.begin_read(&Get(slot), Instant::now()) {
-                BeginRead::Local(known) => self.check(place, begin, known),
+            match self.fallback.begin_read(&Get(slot), self.now) {
+                BeginRead::Local(known) => self.check(place, begin, Some(self.now), known),
                 BeginRead::Mixed => {}
                 BeginRead::Ask(ticket) => {
                     let ticket = Some(ticket);
-                    self.begun.push(Call { place, kind, ticket, begin, value, answer: None });
+                    let call = Call { place, kind, ticket, begin, sent, value, answer: None };
+                    self.begun.push(call);
                 }
             }
             return;
         }
-        self.writes.push(Written { place, begin, end: None });
-        let mut call = Call { place, kind, ticket: None, begin, value, answer: None };
+        self.writes.push(Written { place, begin, end: None, own: true, over: None });
+        let mut call = Call { place, kind, ticket: None, begin, sent, value, answer: None };
         if matches!(kind, Kind::Direct) {
             if self.fallback.begin_direct(&[slot.key], OnKeys::MayChange) {
                 self.begun.push(call);
@@ -201,12 +242,15 @@ impl Model {
         match call.kind {
             Kind::Read => {}
             Kind::Remove => drop(self.server.remove(&call.place)),
-            Kind::Put | Kind::Direct => drop(self.server.insert(call.place, call.value)),
+            Kind::Put | Kind::PutFor(_) | Kind::Direct => {
+                self.server.insert(call.place, call.value);
+            }
         }
     }
 
     fn cut(&mut self, applied: usize) {
         self.up = false;
+        self.drain = None;
         for (n, call) in std::mem::take(&mut self.sent).into_iter().enumerate() {
             if n < applied {
                 self.apply(&call);
@@ -215,7 +259,7 @@ impl Model {
         }
     }
 
-    fn recover(&mut self, lost: bool) {
+    fn drain(&mut self) {
         // Behind what was sent before.
         while !self.sent.is_empty() {
             self.serve();
@@ -228,31 +272,43 @@ impl Model {
                 slot.key != task.key || !(task.fields.is_empty() || field_goes)
             });
         }
-        if !lost {
-            drain.acknowledge(&[true; 2]);
-        }
+        self.drain = Some(drain);
     }
 
     fn keep(&mut self, call: &Call) {
-        let kept =
-            self.fallback.write(&Self::slot(call.place), &Self::change(call), Instant::now());
+        let kept = self.fallback.write(&Self::slot(call.place), &Self::change(call), self.now);
         if kept.is_ok() {
-            self.writes[call.value].end = Some(self.clock);
+            self.succeeded(call, self.now);
+        }
+    }
+
+    /// A write whose lifetime is counted from then.
+    fn succeeded(&mut self, call: &Call, from: Instant) {
+        let written = &mut self.writes[call.value];
+        written.end = Some(self.clock);
+        if let Kind::PutFor(n) = call.kind {
+            written.over = Some(from + Duration::from_secs(n));
         }
     }
 
     fn finish(&mut self, call: Call) {
-        let (slot, now) = (Self::slot(call.place), Instant::now());
+        let (slot, now) = (Self::slot(call.place), self.now);
         match (call.kind, call.answer) {
             (Kind::Read, Some(answer)) => {
+                if let Some(value) = answer {
+                    // Seen at the server, it may be told for `max_stale` more.
+                    self.writes[value].over = None;
+                }
                 let answer = answer.map(|value| Bytes::from(value.to_string()));
                 let ticket = call.ticket.unwrap();
-                let better = self.fallback.filled(&Get(slot), ticket, &answer, now);
+                let better = self.fallback.filled(&Get(slot), ticket, &answer, call.sent);
                 let told = Ok(Known::Here { what: answer, at: now });
-                self.check(call.place, call.begin, better.unwrap_or(told));
+                // In there it is the real time.
+                self.check(call.place, call.begin, None, better.unwrap_or(told));
             }
             (Kind::Read, None) => {
-                self.check(call.place, call.begin, self.fallback.read(&Get(slot), now));
+                let known = self.fallback.read(&Get(slot), now);
+                self.check(call.place, call.begin, Some(now), known);
             }
             (Kind::Direct, answer) => {
                 self.fallback.end_direct(&[slot.key], OnKeys::MayChange);
@@ -261,19 +317,28 @@ impl Model {
                 }
             }
             (_, Some(_)) => {
-                self.fallback.landed(&slot, &Self::change(&call), call.ticket.unwrap(), now);
-                self.writes[call.value].end = Some(self.clock);
+                let (change, ticket) = (Self::change(&call), call.ticket.unwrap());
+                self.fallback.landed(&slot, &change, ticket, call.sent);
+                self.succeeded(&call, call.sent);
             }
             (_, None) => self.keep(&call),
         }
     }
 
-    fn check(&self, place: Place, begin: usize, told: Result<Known<Option<Bytes>>, Refusal>) {
+    fn check(
+        &self,
+        place: Place,
+        begin: usize,
+        now: Option<Instant>,
+        told: Result<Known<Option<Bytes>>, Refusal>,
+    ) {
         let Known::Here { what: Some(told), .. } = told.unwrap() else { return };
         let value: usize = std::str::from_utf8(&told).unwrap().parse().unwrap();
         let Some(end) = self.writes[value].end else { return };
+        let is_over = self.writes[value].over.zip(now).is_some_and(|(over, now)| over <= now);
+        assert!(!is_over, "{place:?}: read {value} at {begin}, whose lifetime had passed");
         let newer = self.writes.iter().position(|w| {
-            w.place == place && w.begin > end && w.end.is_some_and(|end| end < begin)
+            w.own && w.place == place && w.begin > end && w.end.is_some_and(|end| end < begin)
         });
         assert!(newer.is_none(), "{place:?}: read {value} at {begin}, after {newer:?}");
     }

@@ -1,7 +1,7 @@
 //! The last values seen: bounded by number and bytes, least recently used first out.
 //!
 //! Losing an entry is a miss, so the cache may drop what it likes. The owner orders the calls on
-//! one key.
+//! one key; the lock in here is held for a look or a change of the order, for no copy of a value.
 
 use super::{
     Refusal,
@@ -9,16 +9,28 @@ use super::{
 };
 use crate::command::Slot;
 use bytes::Bytes;
-use moka::{Expiry, policy::EvictionPolicy, sync::Cache};
+use lru::LruCache;
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
-/// What an entry of this cache costs beside its bytes: measured, see `examples/fallback_cost.rs`.
-const OVERHEAD: u64 = 400;
-const FIELD_OVERHEAD: u64 = 160;
+/// What an entry takes beside its key and value: a node in the order of use, the count of a value's
+/// owners, and its share of a table that may have grown to twice what it needs.
+const OVERHEAD: u64 = 112 + 32 + 80;
+/// The same of a field: a share of a table whose slots hold key and value, and two counts of owners.
+const FIELD_OVERHEAD: u64 = 224 + 2 * 32;
+/// The same of a hash, beside its fields.
+const HASH_OVERHEAD: u64 = 112;
+
+/// What the allocator takes for so many bytes.
+fn allocated(bytes: usize) -> u64 {
+    match bytes as u64 {
+        0 => 0,
+        bytes => (bytes + 8).next_multiple_of(16).max(32),
+    }
+}
 
 #[derive(Default)]
 struct Fields {
@@ -53,61 +65,73 @@ fn lock(fields: &Mutex<Fields>) -> MutexGuard<'_, Fields> {
     fields.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The cache's own expiry only frees memory; reads compare the deadline themselves.
-struct Deadline;
+struct Entry {
+    /// `None` since a write was sent, whose value will most likely be kept here.
+    shadowed: Option<Shadowed>,
+    weight: u64,
+}
 
-impl Deadline {
-    fn left(value: &Shadowed, now: Instant) -> Option<Duration> {
-        match value {
-            Shadowed::Text(Held { life: Life::Until(end), .. }) => {
-                Some(end.saturating_duration_since(now))
-            }
-            _ => None,
+/// In the order of their use.
+struct Entries {
+    by_key: LruCache<Box<[u8]>, Entry>,
+    bytes: u64,
+}
+
+impl Entries {
+    fn new() -> Self {
+        Self { by_key: LruCache::unbounded(), bytes: 0 }
+    }
+
+    fn put(&mut self, key: &Bytes, entry: Entry) {
+        self.bytes += entry.weight;
+        let old = match self.by_key.get_mut(&key[..]) {
+            Some(old) => Some(std::mem::replace(old, entry)),
+            None => self.by_key.put(key[..].into(), entry),
+        };
+        self.bytes -= old.map_or(0, |old| old.weight);
+    }
+
+    fn remove(&mut self, key: &Bytes) -> Option<Shadowed> {
+        let old = self.by_key.pop(&key[..])?;
+        self.bytes -= old.weight;
+        old.shadowed
+    }
+
+    fn take(&mut self, key: &Bytes) -> Option<Shadowed> {
+        self.by_key.get_mut(&key[..])?.shadowed.take()
+    }
+
+    fn drop_oldest(&mut self) {
+        if let Some((_, old)) = self.by_key.pop_lru() {
+            self.bytes -= old.weight;
         }
     }
 }
 
-impl Expiry<Bytes, Shadowed> for Deadline {
-    fn expire_after_create(&self, _: &Bytes, value: &Shadowed, now: Instant) -> Option<Duration> {
-        Self::left(value, now)
-    }
-
-    // The default would keep the lifetime of the value before.
-    fn expire_after_update(
-        &self,
-        _: &Bytes,
-        value: &Shadowed,
-        now: Instant,
-        _: Option<Duration>,
-    ) -> Option<Duration> {
-        Self::left(value, now)
-    }
-}
-
 pub(crate) struct Shadow {
-    cache: Cache<Bytes, Shadowed>,
+    entries: Mutex<Entries>,
+    max_entries: usize,
     max_bytes: u64,
     max_stale: Option<Duration>,
 }
 
 impl Shadow {
     pub(crate) fn new(max_entries: u64, max_bytes: u64, max_stale: Option<Duration>) -> Self {
-        // One capacity bounds both: an entry weighs at least its share of the bytes.
-        let share = max_bytes / max_entries.max(1);
-        let weigher = move |key: &Bytes, value: &Shadowed| {
-            let weight = weight(key, value).max(share);
-            u32::try_from(weight).unwrap_or(u32::MAX)
-        };
-        let mut builder = Cache::builder()
-            .max_capacity(max_bytes)
-            .weigher(weigher)
-            .eviction_policy(EvictionPolicy::lru())
-            .expire_after(Deadline);
-        if let Some(age) = max_stale {
-            // moka panics beyond 1,000 years.
-            builder = builder.time_to_live(age.min(Duration::from_secs(86_400 * 365)));
-        }
-        Self { cache: builder.build(), max_bytes, max_stale }
+        let max_entries = usize::try_from(max_entries.max(1)).unwrap_or(usize::MAX);
+        Self { entries: Mutex::new(Entries::new()), max_entries, max_bytes, max_stale }
+    }
+
+    fn entries(&self) -> MutexGuard<'_, Entries> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is at a key, which is then the one used last.
+    fn get(&self, key: &Bytes) -> Option<Shadowed> {
+        self.entries().by_key.get(&key[..])?.shadowed.clone()
+    }
+
+    fn remove(&self, key: &Bytes) -> Option<Shadowed> {
+        self.entries().remove(key)
     }
 
     fn recent(&self, at: Instant, now: Instant) -> bool {
@@ -119,7 +143,7 @@ impl Shadow {
     }
 
     pub(crate) fn read(&self, slot: &Slot, now: Instant) -> Result<Known<Held>, Refusal> {
-        let held = match (self.cache.get(&slot.key), &slot.field) {
+        let held = match (self.get(&slot.key), &slot.field) {
             (None, _) => None,
             (Some(Shadowed::Text(held)), None) => Some(held),
             (Some(Shadowed::Hash(fields)), Some(field)) => lock(&fields).seen.get(field).cloned(),
@@ -133,7 +157,7 @@ impl Shadow {
 
     /// All fields of a hash, if all are known.
     pub(crate) fn read_all(&self, key: &Bytes, now: Instant) -> Result<Known<Pairs>, Refusal> {
-        let fields = match self.cache.get(key) {
+        let fields = match self.get(key) {
             None => return Ok(Known::Unknown),
             Some(Shadowed::Text(held)) if !self.fresh(&held, now) => return Ok(Known::Unknown),
             Some(Shadowed::Text(_)) => return Err(Refusal::WrongType),
@@ -158,7 +182,7 @@ impl Shadow {
         let shadowed = match &slot.field {
             None => Shadowed::Text(held),
             Some(field) => {
-                let fields = match self.cache.get(&slot.key) {
+                let fields = match self.get(&slot.key) {
                     Some(Shadowed::Hash(fields)) => fields,
                     _ => Arc::default(),
                 };
@@ -166,15 +190,20 @@ impl Shadow {
                 Shadowed::Hash(fields)
             }
         };
-        self.insert(slot, shadowed)
+        self.insert(&slot.key, shadowed)
     }
 
-    fn insert(&self, slot: &Slot, shadowed: Shadowed) -> Result<(), Refusal> {
-        if weight(&slot.key, &shadowed) > self.max_bytes.min(u64::from(u32::MAX)) {
-            self.forget(slot);
+    fn insert(&self, key: &Bytes, shadowed: Shadowed) -> Result<(), Refusal> {
+        let weight = weight(key, &shadowed);
+        let mut entries = self.entries();
+        if weight > self.max_bytes {
+            entries.remove(key);
             return Err(Refusal::Full);
         }
-        self.cache.insert(slot.key.clone(), shadowed);
+        entries.put(key, Entry { shadowed: Some(shadowed), weight });
+        while entries.bytes > self.max_bytes || entries.by_key.len() > self.max_entries {
+            entries.drop_oldest();
+        }
         Ok(())
     }
 
@@ -183,7 +212,7 @@ impl Shadow {
     pub(crate) fn seen(&self, slot: &Slot, value: Bytes, at: Instant) {
         let mut life = Life::Unknown;
         if slot.field.is_none()
-            && let Some(Shadowed::Text(old)) = self.cache.get(&slot.key)
+            && let Some(Shadowed::Text(old)) = self.get(&slot.key)
             && old.value == value
             && self.fresh(&old, at)
         {
@@ -199,9 +228,13 @@ impl Shadow {
 
     /// The server has no value for this slot.
     pub(crate) fn seen_absent(&self, slot: &Slot) {
-        match (&slot.field, self.cache.get(&slot.key)) {
-            (Some(field), Some(Shadowed::Hash(fields))) => drop(lock(&fields).remove(field)),
-            (_, Some(_)) => self.cache.invalidate(&slot.key),
+        match (&slot.field, self.get(&slot.key)) {
+            (Some(field), Some(Shadowed::Hash(fields))) => {
+                if lock(&fields).remove(field).is_some() {
+                    let _ = self.insert(&slot.key, Shadowed::Hash(fields));
+                }
+            }
+            (_, Some(_)) => drop(self.remove(&slot.key)),
             (_, None) => {}
         }
     }
@@ -217,13 +250,13 @@ impl Shadow {
             let held = Held { value: value.clone(), at, life: Life::Unknown };
             fields.put(&Bytes::copy_from_slice(field), held.alone());
         }
-        let _ = self.insert(&slot, Shadowed::Hash(Arc::new(Mutex::new(fields))));
+        let _ = self.insert(key, Shadowed::Hash(Arc::new(Mutex::new(fields))));
     }
 
     /// The server said how long a text lives.
     pub(crate) fn seen_life(&self, key: &Bytes, life: Life) {
-        if let Some(Shadowed::Text(held)) = self.cache.get(key) {
-            self.cache.insert(key.clone(), Shadowed::Text(Held { life, ..held }));
+        if let Some(Shadowed::Text(held)) = self.get(key) {
+            let _ = self.insert(key, Shadowed::Text(Held { life, ..held }));
         }
     }
 
@@ -231,17 +264,17 @@ impl Shadow {
     /// refuses that, or the text is another client's loss.
     pub(crate) fn take(&self, slot: &Slot, now: Instant) -> Result<Known<Held>, Refusal> {
         let taken = match &slot.field {
-            None => match self.cache.remove(&slot.key) {
+            None => match self.entries().take(&slot.key) {
                 Some(Shadowed::Text(held)) => Some(held),
                 Some(Shadowed::Hash(_)) => return Err(Refusal::WrongType),
                 None => None,
             },
-            Some(field) => match self.cache.get(&slot.key) {
+            Some(field) => match self.get(&slot.key) {
                 Some(Shadowed::Text(held)) if self.fresh(&held, now) => {
                     return Err(Refusal::WrongType);
                 }
                 Some(Shadowed::Text(_)) => {
-                    self.cache.invalidate(&slot.key);
+                    self.remove(&slot.key);
                     None
                 }
                 Some(Shadowed::Hash(fields)) => {
@@ -251,7 +284,9 @@ impl Shadow {
                     let empty = held.seen.is_empty();
                     drop(held);
                     if empty {
-                        self.cache.invalidate(&slot.key);
+                        self.remove(&slot.key);
+                    } else if taken.is_some() {
+                        let _ = self.insert(&slot.key, Shadowed::Hash(fields));
                     }
                     taken
                 }
@@ -264,36 +299,56 @@ impl Shadow {
 
     /// Drops what is known of this slot.
     pub(crate) fn forget(&self, slot: &Slot) {
-        if self.take(slot, Instant::now()) == Err(Refusal::WrongType) {
-            self.cache.invalidate(&slot.key);
+        if slot.field.is_none() || self.take(slot, Instant::now()) == Err(Refusal::WrongType) {
+            self.remove(&slot.key);
         }
     }
 
     pub(crate) fn clear(&self) {
-        self.cache.invalidate_all();
+        let old = std::mem::replace(&mut *self.entries(), Entries::new());
+        drop(old);
     }
 
-    /// Frees what has expired; the cache has no threads of its own.
-    pub(crate) fn tidy(&self) {
-        self.cache.run_pending_tasks();
+    /// Frees what has expired, up to the first that has not in the order of use. What is behind that
+    /// is told to nobody, and goes when its place is wanted.
+    pub(crate) fn tidy(&self, now: Instant) {
+        loop {
+            // Anew for each, so that calls may come between.
+            let mut entries = self.entries();
+            match entries.by_key.peek_lru() {
+                Some((_, oldest)) if self.is_over(oldest, now) => entries.drop_oldest(),
+                _ => return,
+            }
+        }
     }
 
-    /// Entries and bytes held, about.
+    fn is_over(&self, entry: &Entry, now: Instant) -> bool {
+        match &entry.shadowed {
+            None => true,
+            Some(Shadowed::Text(held)) => !self.fresh(held, now),
+            Some(Shadowed::Hash(fields)) => {
+                !lock(fields).seen.values().any(|held| self.fresh(held, now))
+            }
+        }
+    }
+
+    /// Entries held, and the bytes they take.
     pub(crate) fn size(&self) -> (u64, u64) {
-        (self.cache.entry_count(), self.cache.weighted_size())
+        let entries = self.entries();
+        (entries.by_key.len() as u64, entries.bytes)
     }
 }
 
 fn field_weight(field: &Bytes, held: &Held) -> u64 {
-    (field.len() + held.value.len()) as u64 + FIELD_OVERHEAD
+    allocated(field.len()) + allocated(held.value.len()) + FIELD_OVERHEAD
 }
 
 fn weight(key: &Bytes, value: &Shadowed) -> u64 {
     let value = match value {
-        Shadowed::Text(held) => held.value.len() as u64,
-        Shadowed::Hash(fields) => lock(fields).bytes,
+        Shadowed::Text(held) => allocated(held.value.len()),
+        Shadowed::Hash(fields) => lock(fields).bytes + HASH_OVERHEAD,
     };
-    key.len() as u64 + value + OVERHEAD
+    allocated(key.len()) + value + OVERHEAD
 }
 
 #[cfg(test)]
@@ -405,8 +460,7 @@ mod tests {
         for n in 0..1000 {
             shadow.store(&Slot::key(format!("k{n}")), held("v", now, Life::Forever)).unwrap();
         }
-        shadow.tidy();
-        assert!(shadow.size().0 <= 100, "{:?}", shadow.size());
+        assert_eq!(shadow.size().0, 100);
         assert_eq!(read(&shadow, &Slot::key("k999"), now), Some(value("v")));
         let heavy = Held { value: vec![0; 200_000].into(), at: now, life: Life::Forever };
         assert_eq!(shadow.store(&Slot::key("h"), heavy), Err(Refusal::Full));

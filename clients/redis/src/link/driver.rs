@@ -80,20 +80,38 @@ pub(super) async fn call(
 
 type Answer<'a> = Pin<Box<dyn Future<Output = Result<Driven, Driver>> + Send + 'a>>;
 
-/// The only place where a command meets fred. Boxed, as fred's futures take 5 KB each, and every
-/// layer above would copy them.
+/// fred's futures take 5 KB each, which every layer above would copy. Made by a call that cannot panic
+/// and is not inlined, so that the compiler has it write where they stay.
+fn boxed<'a, F>(make: impl FnOnce() -> F) -> Answer<'a>
+where
+    F: Future<Output = Result<Driven, Driver>> + Send + 'a,
+{
+    let call: Box<F> = Box::write(Box::new_uninit(), made(make));
+    Box::into_pin(call)
+}
+
+#[inline(never)]
+fn made<F>(make: impl FnOnce() -> F) -> F {
+    make()
+}
+
+/// The only place where a command meets fred.
 fn dispatch<'a, C>(client: &'a C, command: &Command) -> Answer<'a>
 where
     C: ClientLike + KeysInterface + HashesInterface,
 {
     match command {
-        Command::Read(Slot { key, field: None }) => Box::pin(client.get(key.clone())),
+        Command::Read(Slot { key, field: None }) => {
+            let key = key.clone();
+            boxed(move || client.get(key))
+        }
         Command::Read(Slot { key, field: Some(field) }) => {
             Box::pin(client.hget(key.clone(), field.clone()))
         }
         Command::Put { slot: Slot { key, field: None }, value, ttl } => {
             let expire = ttl.map(|ttl| Expiration::PX(milliseconds(ttl)));
-            Box::pin(client.set(key.clone(), value.clone(), expire, None, false))
+            let (key, value) = (key.clone(), value.clone());
+            boxed(move || client.set(key, value, expire, None, false))
         }
         Command::Put { slot: Slot { key, field: Some(field) }, value, .. } => {
             Box::pin(client.hset(key.clone(), (field.clone(), value.clone())))

@@ -66,7 +66,8 @@ impl Limits {
 /// The policy ends an attempt at its timeout and would drop fred's future, which then might be sent
 /// later; fred's own timeout, which takes the command back, must come first.
 fn within(timeout: Duration) -> Duration {
-    timeout.saturating_sub(MARGIN.min(timeout / 5))
+    // None at all would be no limit.
+    timeout.saturating_sub(MARGIN.min(timeout / 5)).max(Duration::from_nanos(1))
 }
 
 /// A connection; dropping it ends its tasks.
@@ -161,6 +162,9 @@ impl Peer {
     }
 
     /// One command, once. `asking`: a cluster's node is moving the key here.
+    ///
+    /// With a timeout, whatever is waited for here has a timer that ends the wait before it, so that
+    /// the policy need not arm one of its own: fred's runs in the caller's task, not in its own.
     ///
     /// # Cancel safety
     /// A write whose future is dropped may still be sent; a timeout takes it back.

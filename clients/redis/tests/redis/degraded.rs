@@ -8,19 +8,19 @@ use mainstay_test_support::{Proxy, Redis};
 use std::time::Duration;
 
 /// A server that can be taken away and keeps what it holds.
-struct Place {
-    redis: Redis,
-    proxy: Proxy,
+pub(crate) struct Place {
+    pub(crate) redis: Redis,
+    pub(crate) proxy: Proxy,
 }
 
 impl Place {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let redis = Redis::start();
         let proxy = Proxy::in_front_of(redis.address());
         Self { redis, proxy }
     }
 
-    async fn take_away(&self, cache: &RedisClient) {
+    pub(crate) async fn take_away(&self, cache: &RedisClient) {
         self.proxy.refuse();
         self.proxy.cut();
         until(cache, RedisState::Degraded).await;
@@ -32,14 +32,14 @@ impl Place {
     }
 }
 
-fn is_unavailable(error: &Error) -> bool {
+pub(crate) fn is_unavailable(error: &Error) -> bool {
     // By memory, or by what keeps the call from the server.
     let failure = error.downcast_ref::<RedisFailure>();
     !error.is_outcome_unknown()
         && failure.map_or(error.is_circuit_open(), |f| f.is_unavailable() || f.is_outage())
 }
 
-async fn get(cache: &RedisClient, key: &str) -> (Option<String>, Source) {
+pub(crate) async fn get(cache: &RedisClient, key: &str) -> (Option<String>, Source) {
     let answer = cache.get_answer(key).await.unwrap();
     (answer.value, answer.source)
 }
@@ -57,8 +57,9 @@ async fn reads_and_writes() {
     // get, mget
     assert_eq!(get(&cache, "seen").await, (Some("old".into()), Source::Fallback));
     assert_eq!(get(&cache, "other").await, (None, Source::Nobody));
-    let many = cache.mget::<String>(["seen", "other"]).await.unwrap();
-    assert_eq!(many, [Some("old".into()), None]);
+    let many = cache.mget_answers::<String>(["seen", "other"]).await.unwrap();
+    let many: Vec<_> = many.into_iter().map(|answer| (answer.value, answer.source)).collect();
+    assert_eq!(many, [(Some("old".into()), Source::Fallback), (None, Source::Nobody)]);
     // set, mset
     cache.set("written", "new").await.unwrap();
     cache.set("short", "new").ttl(ms(30)).await.unwrap();
@@ -77,10 +78,12 @@ async fn reads_and_writes() {
     // exists
     assert!(cache.exists("seen").await.unwrap());
     assert!(!cache.exists("deleted").await.unwrap());
-    assert!(!cache.exists("other").await.unwrap());
+    let unknown = cache.exists_answer("other").await.unwrap();
+    assert_eq!((unknown.value, unknown.source), (false, Source::Nobody));
     // ttl, expire, persist
     assert!(matches!(cache.ttl("seen").await.unwrap(), Ttl::Left(_)));
-    assert_eq!(cache.ttl("written").await.unwrap(), Ttl::Forever);
+    let written = cache.ttl_answer("written").await.unwrap();
+    assert_eq!((written.value, written.source), (Ttl::Forever, Source::Fallback));
     assert_eq!(cache.ttl("deleted").await.unwrap(), Ttl::Missing);
     assert!(cache.expire("lived", Duration::from_secs(9)).await.unwrap());
     assert!(

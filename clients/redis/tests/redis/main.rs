@@ -22,11 +22,15 @@ mod numbers;
 #[cfg(feature = "test-servers")]
 mod outage;
 #[cfg(feature = "test-servers")]
+mod recovering;
+#[cfg(feature = "test-servers")]
 mod refusals;
 #[cfg(feature = "test-servers")]
 mod runtimes;
 #[cfg(feature = "test-servers")]
 mod sentinel;
+#[cfg(feature = "test-servers")]
+mod timers;
 #[cfg(all(feature = "test-servers", feature = "tls"))]
 mod tls;
 #[cfg(feature = "test-servers")]
