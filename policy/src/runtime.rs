@@ -1,16 +1,14 @@
 //! One value per live async runtime, for pools and links: connections die with the runtime that
 //! made them, and so does the value kept here.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
-};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use tokio::{
     runtime::{Handle, Id},
     task::AbortHandle,
 };
 
-type Values<T> = Mutex<HashMap<Id, T>>;
+/// A process has one runtime or a few: quicker to look through than to hash. No id is in it twice.
+type Values<T> = Mutex<Vec<(Id, T)>>;
 
 /// One value per live tokio runtime.
 #[derive(Debug)]
@@ -31,15 +29,15 @@ impl<T: Clone + Send + Sync + 'static> PerRuntime<T> {
     pub fn get_or_init(&self, make: impl FnOnce() -> T) -> Option<T> {
         let handle = Handle::try_current().ok()?;
         let id = handle.id();
-        if let Some(found) = lock(&self.values).get(&id).cloned() {
+        if let Some(found) = find(&lock(&self.values), id) {
             return Some(found);
         }
         let made = make();
         let mut values = lock(&self.values);
-        if let Some(found) = values.get(&id).cloned() {
+        if let Some(found) = find(&values, id) {
             return Some(found);
         }
-        values.insert(id, made.clone());
+        values.push((id, made.clone()));
         drop(values);
         // The task dies with the runtime and takes the entry along, before the id is used again.
         // Not under the lock: a runtime that is closing drops the task at once.
@@ -59,7 +57,7 @@ impl<T: Clone> PerRuntime<T> {
     /// The value of the current runtime, if it was made.
     pub fn get(&self) -> Option<T> {
         let id = Handle::try_current().ok()?.id();
-        lock(&self.values).get(&id).cloned()
+        find(&lock(&self.values), id)
     }
 }
 
@@ -84,13 +82,20 @@ struct Entry<T> {
 impl<T> Drop for Entry<T> {
     fn drop(&mut self) {
         if let Some(values) = self.values.upgrade() {
-            let gone = lock(&values).remove(&self.id);
+            let mut values = lock(&values);
+            let at = values.iter().position(|(id, _)| *id == self.id);
+            let gone = at.map(|at| values.swap_remove(at));
+            drop(values);
             drop(gone);
         }
     }
 }
 
-fn lock<T>(values: &Values<T>) -> MutexGuard<'_, HashMap<Id, T>> {
+fn find<T: Clone>(values: &[(Id, T)], id: Id) -> Option<T> {
+    values.iter().find(|(of, _)| *of == id).map(|(_, value)| value.clone())
+}
+
+fn lock<T>(values: &Values<T>) -> MutexGuard<'_, Vec<(Id, T)>> {
     values.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
