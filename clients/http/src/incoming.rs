@@ -6,6 +6,7 @@ use http_body::Body;
 use std::{
     future::{Future, poll_fn},
     pin::{Pin, pin},
+    sync::atomic::{AtomicUsize, Ordering::Relaxed},
     task::{Context, Poll, Waker},
     time::Duration,
 };
@@ -40,7 +41,8 @@ pub(crate) fn begin(
     if announced.is_some_and(|length| length > limits.size as u64) {
         return Err(HttpFailure::too_large(limits.size));
     }
-    let mut pieces = Pieces::default();
+    let announced = announced.and_then(|length| usize::try_from(length).ok()).unwrap_or(0);
+    let mut pieces = Pieces { announced, ..Pieces::default() };
     // Who wakes us is said when there is something to wait for.
     let mut nobody = Context::from_waker(Waker::noop());
     if pieces.poll_pieces(&mut answer, limits.size, &mut nobody)?.is_ready() {
@@ -53,15 +55,18 @@ pub(crate) fn begin(
 }
 
 /// Most bodies come in one piece, which is then the body: nothing is copied. Others are put together
-/// at their end, or else every body on its way would hold memory for the whole of it; unless there
-/// are so many pieces that they may be tiny, each of which would cost more than it holds.
+/// as they come while there is [`Room`], else at their end; or sooner, if there are so many pieces that
+/// they may be tiny, each of which would cost more than it holds.
 #[derive(Default)]
 struct Pieces {
+    /// The length of the whole, or 0 where it is not known.
+    announced: usize,
     first: Bytes,
     more: Vec<Bytes>,
     size: usize,
-    /// What came first, when there were too many.
+    /// What came first, once it is put together.
     joined: Option<Box<BytesMut>>,
+    room: Option<Room>,
 }
 
 impl Pieces {
@@ -125,7 +130,11 @@ impl Pieces {
         if let Some(joined) = &mut self.joined {
             joined.extend_from_slice(&piece);
         } else if self.size == piece.len() {
+            self.room = if self.size < self.announced { Room::take(self.announced) } else { None };
             self.first = piece;
+            if self.room.is_some() {
+                self.joined = Some(Box::new(self.copied(self.announced)));
+            }
         } else {
             if self.more.is_empty() {
                 // What a megabyte comes in.
@@ -133,32 +142,61 @@ impl Pieces {
             }
             self.more.push(piece);
             if self.more.len() == Self::MOST {
-                self.joined = Some(Box::new(self.copied()));
-                self.more = Vec::new();
+                self.joined = Some(Box::new(self.copied(self.size)));
             }
         }
         Ok(())
     }
 
-    fn copied(&self) -> BytesMut {
-        let mut body = BytesMut::with_capacity(self.size);
-        body.extend_from_slice(&self.first);
-        for piece in &self.more {
-            body.extend_from_slice(piece);
+    /// What is there, in one place; each piece is let go as soon as it is copied.
+    fn copied(&mut self, capacity: usize) -> BytesMut {
+        let mut body = BytesMut::with_capacity(capacity);
+        body.extend_from_slice(&std::mem::take(&mut self.first));
+        for piece in std::mem::take(&mut self.more) {
+            body.extend_from_slice(&piece);
         }
         body
     }
 
-    fn join(self, mut answer: reqwest::Response) -> Response {
-        let body = match self.joined {
+    fn into_bytes(mut self) -> Bytes {
+        match self.joined.take() {
             Some(joined) => joined.freeze(),
             None if self.more.is_empty() => self.first,
-            None => self.copied().freeze(),
-        };
+            None => self.copied(self.size).freeze(),
+        }
+    }
+
+    fn join(self, mut answer: reqwest::Response) -> Response {
         let status = answer.status();
+        let body = self.into_bytes();
         Response { status, headers: std::mem::take(answer.headers_mut()), body }
     }
 }
+
+/// Memory for a body that is put together as it comes. Each piece is then copied while the processor
+/// still has it at hand, and the driver reads the next one into the same buffer. But the whole is held
+/// from the first piece on, and the pages of many such bodies are new each time, which costs more than
+/// is saved; so there is as much of it in a process as a few bodies need.
+#[derive(Debug)]
+struct Room(usize);
+
+impl Room {
+    /// In bytes, of all clients.
+    const MOST: usize = 4 * 1024 * 1024;
+
+    fn take(bytes: usize) -> Option<Self> {
+        let taken = |taken: usize| taken.checked_add(bytes).filter(|all| *all <= Self::MOST);
+        TAKEN.fetch_update(Relaxed, Relaxed, taken).ok().map(|_| Self(bytes))
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        TAKEN.fetch_sub(self.0, Relaxed);
+    }
+}
+
+static TAKEN: AtomicUsize = AtomicUsize::new(0);
 
 /// As much of a failure's body as is worth having; however it ends, the status is what counts.
 pub(crate) async fn of_failure(answer: &mut reqwest::Response, limit: usize) -> Bytes {
@@ -237,6 +275,34 @@ impl Incoming {
                 Poll::Ready(Err(HttpFailure::out_of_time()))
             }
             Poll::Ready(()) => Poll::Ready(Err(HttpFailure::stalled_after_head(idle))),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_body_is_the_same_however_it_is_put_together_and_room_comes_back() {
+        const MOST: usize = Room::MOST;
+        for (size, count) in [(7, 1), (0, 3), (5, 2), (3, Pieces::MOST + 3)] {
+            let body: Vec<u8> = (0..size * count).map(|n| n as u8).collect();
+            for (announced, others) in [(0, 0), (body.len(), 0), (body.len(), MOST), (MOST + 1, 0)]
+            {
+                let others = Room::take(others).unwrap();
+                let mut pieces = Pieces { announced, ..Pieces::default() };
+                for n in 0..count {
+                    let piece = Bytes::copy_from_slice(&body[n * size..][..size]);
+                    pieces.add(piece, body.len()).unwrap();
+                }
+                let as_it_comes = size * count > size && announced == body.len() && others.0 == 0;
+                assert_eq!(pieces.room.is_some(), as_it_comes, "{size} {count} {announced}");
+                assert!(pieces.add(Bytes::from_static(b"x"), body.len()).is_err());
+                assert_eq!(pieces.into_bytes(), body);
+                drop(others);
+                assert_eq!(TAKEN.load(Relaxed), 0);
+            }
         }
     }
 }
