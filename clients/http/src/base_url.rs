@@ -43,20 +43,20 @@ impl BaseUrl {
         if text.is_empty() {
             return refuse("is empty; write it as https://host/path");
         }
-        let Ok(mut url) = Url::parse(text) else {
-            return refuse(match text.split_once("://") {
+        let mut url = match Url::parse(text) {
+            Ok(url) => url,
+            Err(problem) => match text.split_once("://") {
                 Some((_, rest)) if rest.is_empty() || rest.starts_with('/') => {
-                    "has no host; write it as https://host/path"
+                    return refuse("has no host; write it as https://host/path");
                 }
-                Some(_) => "is not a URL; write it as https://host/path",
-                None => "has no scheme; write it as https://host/path",
-            });
+                Some(_) => return refuse(&no_url(problem)),
+                None => return refuse("has no scheme; write it as https://host/path"),
+            },
         };
         if !matches!(url.scheme(), "http" | "https") {
             return refuse("must start with http:// or https://");
         }
-        // A lenient parser takes `http:///v1` for the host `v1`.
-        if text.split_once("://").is_none_or(|(_, rest)| rest.starts_with(['/', '\\', '?', '#'])) {
+        if !names_a_host(text) {
             return refuse("has no host; write it as https://host/path");
         }
         if url.fragment().is_some() {
@@ -190,14 +190,28 @@ pub(crate) fn is_absolute(path: &str) -> bool {
     })
 }
 
+/// Of what the parser took: it is lenient, and finds the host `v1` in `http:///v1`.
+fn names_a_host(text: &str) -> bool {
+    text.split_once("://").is_some_and(|(_, rest)| !rest.starts_with(['/', '\\', '?', '#']))
+}
+
+/// The parser's word for it, which holds nothing of the text.
+fn no_url(problem: impl std::fmt::Display) -> String {
+    format!("is not a URL ({problem}); write it as https://host/path")
+}
+
 /// A whole URL in a path's place: another host than the base's, perhaps.
 pub(crate) fn absolute(text: &str) -> Result<Url, Error> {
     let refuse = |why: &str| Err(Error::invalid(format!("the request URL {why}")));
-    let Ok(mut url) = Url::parse(text) else {
-        return refuse("is not a URL; write it as https://host/path");
+    let mut url = match Url::parse(text) {
+        Ok(url) => url,
+        Err(problem) => return refuse(&no_url(problem)),
     };
     if !matches!(url.scheme(), "http" | "https") {
         return refuse("must start with http:// or https://");
+    }
+    if !names_a_host(text) {
+        return refuse("has no host; write it as https://host/path");
     }
     if !url.username().is_empty() || url.password().is_some() {
         return refuse("holds credentials; leave them out and use basic_auth or bearer_auth");
@@ -416,8 +430,9 @@ mod tests {
             ("ftp://u:hunter2@h", "must start"),
             ("http://", "no host"),
             ("http:///v1", "no host"),
-            ("https://:443", "not a URL"),
-            ("http://u:hunter2@h:port", "not a URL"),
+            ("https://:443", "not a URL (empty host)"),
+            ("http://u:hunter2@h:port", "not a URL (invalid port number)"),
+            ("http://u:hunter2@h:99999", "not a URL (invalid port number)"),
             ("http://h/v1#hunter2", "fragment"),
         ] {
             let error = BaseUrl::parse(base).err().unwrap().to_string();
@@ -440,5 +455,6 @@ mod tests {
         assert_eq!(joined("http://h/v1", "a?x=../../y").unwrap(), "http://h/v1/a?x=../../y");
         assert!(absolute("http://u:p@h/").is_err());
         assert!(absolute("file:///etc/passwd").is_err());
+        assert!(absolute("https:///evil/x").is_err());
     }
 }

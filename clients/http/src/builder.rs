@@ -28,6 +28,12 @@ pub struct HttpClientBuilder {
     problem: Option<String>,
 }
 
+/// "For ever" as a limit that can be added to a time.
+const fn bounded(limit: Duration) -> Duration {
+    const DECADE: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
+    if limit.as_secs() < DECADE.as_secs() { limit } else { DECADE }
+}
+
 impl fmt::Debug for HttpClientBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("HttpClientBuilder").field("name", &self.name).finish_non_exhaustive()
@@ -109,7 +115,7 @@ impl HttpClientBuilder {
 
     /// How long the next piece of a body may take. Default: 30 s.
     pub const fn body_idle(mut self, limit: Duration) -> Self {
-        self.options.body_idle = limit;
+        self.options.body_idle = bounded(limit);
         self
     }
 
@@ -188,7 +194,7 @@ impl HttpClientBuilder {
     /// How long a connection without a request is kept, and how many for each host. Default: 50 s,
     /// since servers often close them after 60 s, and 64.
     pub const fn keep_idle(mut self, limit: Duration, most: usize) -> Self {
-        self.connections.idle = limit;
+        self.connections.idle = bounded(limit);
         self.connections.most_idle = most;
         self
     }

@@ -279,14 +279,15 @@ impl fmt::Display for HttpFailure {
                  can be made again (streamed_by)",
             ),
             What::Upload(Some(_)) => f.write_str("the stream that is the request's body failed"),
-            What::Changed => {
-                f.write_str("what was being downloaded has changed on the server; begin anew")
-            }
+            What::Changed => f.write_str(
+                "what was being downloaded has changed on the server, or the rest of it was not \
+                     sent as a whole; begin anew",
+            ),
             What::Lost(true) => f.write_str("the connection was lost before an answer"),
             What::Lost(false) => f.write_str("the server could not be reached"),
             What::Body(error) if error.is_timeout() => f.write_str("the body did not come in time"),
             What::Body(error) if is_broken(error) => {
-                f.write_str("the body of the answer was cut off")
+                f.write_str("the body of the answer was cut off, or is garbled")
             }
             What::Body(_) => f.write_str("the body of the answer could not be decoded"),
             What::Transport(error) => transport_words(error, f),
@@ -318,9 +319,17 @@ fn transport_words(error: &reqwest::Error, f: &mut fmt::Formatter<'_>) -> fmt::R
         });
     }
     if error.is_builder() {
-        return f.write_str("the request cannot be built");
+        return f.write_str(
+            "the request cannot be built; check the host in the URL for characters that no name has",
+        );
     }
     if error.is_connect() {
+        if find::<rustls::Error>(error).is_some() {
+            return f.write_str(
+                "what answered does not speak TLS as we do; check the scheme and the port in the \
+                 base URL",
+            );
+        }
         f.write_str(if error.is_dns() {
             "the name of the host could not be looked up; check the base URL"
         } else if error.is_timeout() {
@@ -335,7 +344,10 @@ fn transport_words(error: &reqwest::Error, f: &mut fmt::Formatter<'_>) -> fmt::R
         };
     }
     if find::<hyper::Error>(error).is_some_and(hyper::Error::is_parse) {
-        return f.write_str("the answer is not HTTP, or its headers are too long");
+        return f.write_str(
+            "the answer is not HTTP, or its headers are too long; check the scheme and the port in \
+             the base URL",
+        );
     }
     if find::<h2::Error>(error).is_some_and(|h2| h2.is_remote() && h2.is_reset()) {
         return f.write_str("the server gave the request up before an answer");

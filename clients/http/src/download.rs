@@ -229,12 +229,8 @@ async fn rest(
             Deadline::within(until.saturating_duration_since(started)).scope(begin).await?
         }
     };
-    let starts = |value: &HeaderValue| {
-        let bytes = value.to_str().ok()?.strip_prefix("bytes ")?.split_once('-')?.0;
-        bytes.trim().parse::<u64>().ok()
-    };
     let headers = answer.headers();
-    let place = headers.get(header::CONTENT_RANGE).and_then(starts);
+    let place = headers.get(header::CONTENT_RANGE).and_then(begin_of_rest);
     let same = headers.get(header::ETAG).is_none_or(|now| *now == etag);
     if answer.status() != StatusCode::PARTIAL_CONTENT || place != Some(from) || !same {
         let changed = HttpFailure::changed();
@@ -242,6 +238,14 @@ async fn rest(
     }
     let idle = call.body_idle();
     Ok(Incoming::new(answer, idle, until))
+}
+
+/// Where a range begins that reaches to the end: a server may send less than it was asked for.
+fn begin_of_rest(content_range: &HeaderValue) -> Option<u64> {
+    let (range, size) = content_range.to_str().ok()?.strip_prefix("bytes ")?.split_once('/')?;
+    let (begin, last) = range.trim().split_once('-')?;
+    let (last, size) = (last.parse::<u64>().ok()?, size.trim().parse::<u64>().ok()?);
+    (last.checked_add(1)? == size).then(|| begin.parse().ok())?
 }
 
 fn failure_of_body(call: &Call, attempts: u32, elapsed: Duration, error: HttpFailure) -> Error {

@@ -46,18 +46,18 @@ impl Hop {
         let (defaults, secrets) = (self.defaults && stays, self.secrets && stays);
         Some(Self { url, method, defaults, secrets, body })
     }
+}
 
-    /// Takes out what does not belong to this hop.
-    pub(crate) fn clean(&self, headers: &mut HeaderMap) {
-        if !self.secrets {
-            for name in [header::AUTHORIZATION, header::COOKIE, header::PROXY_AUTHORIZATION] {
-                headers.remove(name);
-            }
+/// Takes out what does not belong to a hop without secrets, or without a body.
+pub(crate) fn clean(headers: &mut HeaderMap, secrets: bool, body: bool) {
+    if !secrets {
+        for name in [header::AUTHORIZATION, header::COOKIE, header::PROXY_AUTHORIZATION] {
+            headers.remove(name);
         }
-        if !self.body {
-            for name in [header::CONTENT_TYPE, header::CONTENT_ENCODING, header::CONTENT_LENGTH] {
-                headers.remove(name);
-            }
+    }
+    if !body {
+        for name in [header::CONTENT_TYPE, header::CONTENT_ENCODING, header::CONTENT_LENGTH] {
+            headers.remove(name);
         }
     }
 }

@@ -7,7 +7,7 @@ use crate::{
     driver::Driver,
     incoming::{self, Begun, Limits},
     pace::{Pace, Seen},
-    redirect::Hop,
+    redirect::{self, Hop},
     response::Response,
     retry_after::retry_after,
 };
@@ -26,6 +26,9 @@ use std::{
 use tokio::time::Instant;
 
 const MAX_REDIRECTS: usize = 5;
+
+/// In bytes: what the driver's own type for a URL can hold.
+const LONGEST_URL: usize = 65_534;
 
 /// Where a request goes.
 #[derive(Clone)]
@@ -72,6 +75,11 @@ impl Call {
         idempotency: Idempotency,
         (timeout, deadline, max_body): (Option<Duration>, Option<Duration>, Option<usize>),
     ) -> Result<Self, Error> {
+        if target.url.as_str().len() > LONGEST_URL {
+            return Err(Error::invalid(format!(
+                "the request's URL is longer than {LONGEST_URL} bytes; send what is long in the body"
+            )));
+        }
         let (mut policy, mut pace) = (None, None);
         if target.elsewhere {
             let (other, its_pace) = client.policy_of(&target.url.origin().ascii_serialization())?;
@@ -363,11 +371,16 @@ impl Call {
         watch: Option<&Arc<AtomicBool>>,
     ) -> Result<reqwest::Request, HttpFailure> {
         let inner = &self.client.0;
-        let mut headers = HeaderMap::new();
+        let Hop { url, method, defaults, secrets, body } = hop;
+        let mut request = reqwest::Request::new(method, url);
+        if body {
+            *request.body_mut() = self.body.for_attempt(watch)?;
+        }
+        let headers = request.headers_mut();
         if !self.headers.is_empty() {
             headers.clone_from(&self.headers);
         }
-        if hop.defaults {
+        if defaults {
             for (name, value) in &inner.headers {
                 headers.entry(name).or_insert_with(|| value.clone());
             }
@@ -377,11 +390,7 @@ impl Call {
             let left = u32::try_from(left.as_millis()).unwrap_or(u32::MAX);
             headers.insert(name.clone(), HeaderValue::from(left));
         }
-        hop.clean(&mut headers);
-        let body = if hop.body { self.body.for_attempt(watch)? } else { None };
-        let mut request = reqwest::Request::new(hop.method, hop.url);
-        *request.headers_mut() = headers;
-        *request.body_mut() = body;
+        redirect::clean(headers, secrets, body);
         Ok(request)
     }
 }

@@ -82,6 +82,14 @@ async fn a_streamed_body_has_an_idle_limit_a_deadline_and_a_size() {
     assert!(error.unwrap().contains("not over by the deadline"));
     let (bytes, error) = rest(&mut client.get("x").max_body(4).stream().await.unwrap()).await;
     assert!(bytes.is_empty() && error.unwrap().contains("limit of 4 bytes"));
+    // For ever is a limit like any other.
+    let head = b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\n".to_vec();
+    let server = Server::always(Step::Drip(head, b"xyz".to_vec(), MS)).await;
+    let client = server.builder().body_idle(Duration::MAX).keep_idle(Duration::MAX, 1);
+    let client = client.build().unwrap();
+    assert_eq!(client.get("x").await.unwrap().text(), "xyz");
+    let begin = client.get("x").deadline(Duration::from_secs(60)).stream().await;
+    assert_eq!(rest(&mut begin.unwrap()).await, (b"xyz".to_vec(), None));
     // The pieces may take longer than an attempt, as long as they come.
     let head = b"HTTP/1.1 200 OK\r\ncontent-length: 30\r\n\r\n".to_vec();
     let server = Server::always(Step::Drip(head, vec![b'x'; 30], 50 * MS)).await;
@@ -122,6 +130,16 @@ async fn a_download_that_breaks_off_goes_on_where_it_was() {
     // Not without being asked to, nor for what may be something else by now.
     let (bytes, error) = rest(&mut client.get("x").stream().await.unwrap()).await;
     assert!(bytes == b"012" && error.unwrap().contains("cut off"));
+    // Nor is a part of the rest taken for all of it.
+    let part = "etag: \"v1\"\r\ncontent-range: bytes 3-5/10\r\n";
+    let part = answer("206 Partial", part, "345");
+    let cut = answer("200 OK", "etag: \"v1\"\r\n", "0123456789");
+    let cut = cut[..cut.len() - 7].to_vec();
+    let steps = [cut, part];
+    let server = Server::scripted(move |n, _| Step::Close(steps[(n - 1).min(1)].clone())).await;
+    let begin = server.client().get("x").resume_by_range().stream().await;
+    let (bytes, error) = rest(&mut begin.unwrap()).await;
+    assert!(bytes == b"012" && error.unwrap().contains("not sent as a whole; begin anew"));
     for etag in [|_| "W/\"v1\"".to_owned(), |n| format!("\"v{n}\"")] as [fn(usize) -> String; 2] {
         let server = breaks_off(b"0123456789", 3, etag).await;
         let begin = server.client().get("x").resume_by_range().stream().await;

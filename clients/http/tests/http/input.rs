@@ -78,6 +78,11 @@ async fn requests_that_cannot_work_are_not_sent() {
     let bare = HttpClient::builder_without_base().double(&double).build().unwrap();
     refused(bare.get("users/hunter2"), "has no base URL; set MAINSTAY_HTTP_BASE_URL").await;
     refused(bare.get("https://user:hunter2@host/"), "holds credentials; leave them out").await;
+    refused(bare.get("https:///hunter2"), "has no host").await;
+    refused(bare.get("https://hunter2:99999"), "is not a URL (invalid port number)").await;
+    let long = "hunter2".repeat(10_000);
+    refused(client.get(&long), "longer than 65534 bytes; send what is long in the body").await;
+    refused(get().query(&[("q", long)]), "longer than 65534 bytes").await;
     refused(bare.get("ftp://hunter2/"), "must start with http:// or https://").await;
     refused(bare.get("https://hunter2:port/"), "is not a URL").await;
     assert_eq!(bare.health_check().await.status, HealthStatus::Unhealthy);

@@ -145,6 +145,28 @@ async fn a_certificate_for_another_name_or_time_is_permanent_and_says_so() {
 }
 
 #[tokio::test]
+async fn who_does_not_speak_tls_is_told_from_who_is_not_there() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            tokio::spawn(async move {
+                let _ = stream.read(&mut [0; 4096]).await;
+                let _ = stream.write_all(&answer("400 Bad Request", "", "")).await;
+                // Until the client has gone.
+                while stream.read(&mut [0; 4096]).await.is_ok_and(|n| n > 0) {}
+            });
+        }
+    });
+    let client = builder(&format!("https://{address}")).build().unwrap();
+    let error = client.get("x").await.unwrap_err();
+    let text = report(&error).to_string();
+    assert_eq!(error.effect(), Effect::NeverSent, "{text}");
+    assert!(text.contains("does not speak TLS as we do; check the scheme and the port"), "{text}");
+}
+
+#[tokio::test]
 async fn a_client_shows_its_certificate_and_one_that_has_none_is_told() {
     let (ours, theirs) = (authority(), authority());
     let server = Server::start(certificate(&ours, "api.test", |_| {}), Some(&theirs)).await;
