@@ -237,8 +237,9 @@ impl Request {
     }
 
     /// For [`Self::stream`]: when a body breaks off, asks for the rest by Range, as long as the
-    /// server's ETag (a strong one) says that it is still the same. Compression is then not asked
-    /// for. Default: a broken body is an error.
+    /// server's ETag (a strong one) says that it is still the same and the server sends the rest to
+    /// its end. Compression is then not asked for. It gives up after five requests for the rest in a
+    /// row that brought less than 64 KiB each. Default: a broken body is an error.
     pub const fn resume_by_range(mut self) -> Self {
         self.resume = true;
         self
