@@ -2,9 +2,11 @@
 //!
 //! Memory is fixed and nothing here locks. Each thread adds to a shard of its own as soon as two
 //! have met in one, so that an answer writes no line that another thread writes; who needs a sum,
-//! which is whoever just failed, reads them all.
+//! which is whoever just failed, reads them all. A shard is owned by the first thread that counts in
+//! it, which needs no locked addition for that; who finds it owned adds beside.
 
 mod latency;
+mod tally;
 mod window;
 
 use crate::clock::Instant;
@@ -13,10 +15,14 @@ use std::{
     cell::Cell,
     sync::{
         OnceLock,
-        atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed},
+        atomic::{
+            AtomicU32, AtomicU64, AtomicUsize,
+            Ordering::{Acquire, Relaxed, Release},
+        },
     },
     time::Duration,
 };
+use tally::Tally;
 pub(crate) use window::LONGEST as LONGEST_WINDOW;
 use window::{Ring, Total};
 
@@ -59,14 +65,44 @@ pub(crate) fn share(part: u64, whole: u64) -> f64 {
 #[derive(Debug, Default)]
 #[repr(align(128))] // Two lines: processors fetch them in pairs.
 struct Shard {
+    /// The index of the thread that owns it, or [`NOBODY`].
+    owner: Owner,
+    blocked: Tally,
     answered: Total,
     /// Answers that belong to no window.
-    late: AtomicU64,
-    blocked: AtomicU64,
+    late: Tally,
     /// Answers that were ready at once until one is timed, itself included; 0 when all are, since the
     /// last one was not quick.
     untimed: AtomicU32,
     latencies: Latencies,
+}
+
+/// No thread has this index, and one without an index yet has 0.
+const NOBODY: usize = usize::MAX;
+
+#[derive(Debug)]
+struct Owner(AtomicUsize);
+
+impl Default for Owner {
+    fn default() -> Self {
+        Self(AtomicUsize::new(NOBODY))
+    }
+}
+
+impl Owner {
+    #[inline]
+    fn is(&self, thread: usize) -> bool {
+        self.0.load(Relaxed) == thread
+    }
+
+    /// Whether it is this thread's from now on. Acquired: what the one before has added is seen.
+    fn take(&self, thread: usize) -> bool {
+        self.is(NOBODY) && self.0.compare_exchange(NOBODY, thread, Acquire, Relaxed).is_ok()
+    }
+
+    fn give_back(&self, thread: usize) {
+        let _ = self.0.compare_exchange(thread, NOBODY, Release, Relaxed);
+    }
 }
 
 #[derive(Debug, Default)]
@@ -102,19 +138,18 @@ pub(crate) enum Timed {
 impl Meter {
     /// One answer, whose time stands for that of so many. `in_window`: it belongs to the breaker's
     /// present state.
+    #[inline(always)]
     pub(crate) fn answered(&self, now: Instant, took: u64, like: u32, in_window: bool) -> Noted {
-        let (shard, second) = (self.shard(), now.second());
+        let ((shard, owned), second) = (self.taken_shard(), now.second());
         let begins = !shard.answered.is_in(now) && shard.begin(second);
         shard.latencies.add(took, like);
         if !in_window {
-            shard.late.fetch_add(1, Relaxed);
+            shard.late.add(owned);
             return Noted::Nothing;
         }
-        let added = shard.answered.add();
-        if added.met_another {
-            self.spread();
-        }
-        if begins || added.before < ENOUGH {
+        let before = shard.answered.count().all();
+        self.count(shard.answered.count(), owned);
+        if begins || before < ENOUGH {
             return self.take_median();
         }
         Noted::Nothing
@@ -124,15 +159,12 @@ impl Meter {
     /// is done.
     #[inline(always)]
     pub(crate) fn answered_in_passing(&self, now: Instant, took: u64, like: u32) -> bool {
-        let shard = self.shard();
-        let seen = shard.answered.all();
-        if !shard.answered.is_in(now) || seen < ENOUGH {
+        let (shard, owned) = self.shard();
+        if !owned || !shard.answered.is_in(now) || shard.answered.count().own() < ENOUGH {
             return false;
         }
         shard.latencies.add(took, like);
-        if shard.answered.add_to(seen).met_another {
-            self.spread();
-        }
+        shard.answered.count().add(true);
         true
     }
 
@@ -140,7 +172,7 @@ impl Meter {
     /// is to be timed: when it is no calm moment, or its turn.
     #[inline(always)]
     pub(crate) fn answered_at_once(&self, began: Instant, calm: bool) -> Timed {
-        let shard = self.shard();
+        let (shard, owned) = self.shard();
         let left = shard.untimed.load(Relaxed);
         if !calm || left == 0 || !shard.answered.is_in(began) {
             return Timed::OneOf(1);
@@ -150,17 +182,32 @@ impl Meter {
         }
         // Where two threads meet one is timed a little later.
         shard.untimed.store(left - 1, Relaxed);
-        if shard.answered.add().met_another {
+        self.count(shard.answered.count(), owned);
+        Timed::No
+    }
+
+    #[inline(always)]
+    fn count(&self, tally: &Tally, owned: bool) {
+        if owned {
+            tally.add(true);
+        } else {
+            self.count_beside(tally);
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn count_beside(&self, tally: &Tally) {
+        if tally.add(false) {
             self.spread();
         }
-        Timed::No
     }
 
     /// Whether what was ready at once took so little time that others like it need not be timed.
     #[inline]
     pub(crate) fn tell_quick(&self, quick: bool) {
-        let shard = self.shard();
-        let enough = quick && shard.answered.all() >= ENOUGH;
+        let (shard, _) = self.shard();
+        let enough = quick && shard.answered.count().all() >= ENOUGH;
         shard.untimed.store(if enough { TIMED_ONE_IN } else { 0 }, Relaxed);
     }
 
@@ -177,8 +224,20 @@ impl Meter {
         self.cut.add(now.second());
     }
 
+    #[inline(always)]
     pub(crate) fn blocked(&self) {
-        self.shard().blocked.fetch_add(1, Relaxed);
+        let (shard, owned) = self.shard();
+        if owned {
+            shard.blocked.add(true);
+        } else {
+            self.blocked_beside();
+        }
+    }
+
+    #[cold]
+    fn blocked_beside(&self) {
+        let (shard, owned) = self.taken_shard();
+        self.count(&shard.blocked, owned);
     }
 
     /// The sums of the last `seconds`, the present one included.
@@ -202,11 +261,11 @@ impl Meter {
 
     /// Answers since the start: for each operation that succeeded there is exactly one.
     pub(crate) fn answers(&self) -> u64 {
-        self.shards().map(|shard| shard.answered.all() + shard.late.load(Relaxed)).sum()
+        self.shards().map(|shard| shard.answered.count().all() + shard.late.all()).sum()
     }
 
     pub(crate) fn blocked_total(&self) -> u64 {
-        self.shards().map(|shard| shard.blocked.load(Relaxed)).sum()
+        self.shards().map(|shard| shard.blocked.all()).sum()
     }
 
     /// How long this share of the answers of the last one or two minutes took at most, within an
@@ -233,18 +292,43 @@ impl Meter {
         std::iter::once(&self.first).chain(more)
     }
 
-    #[inline]
-    fn shard(&self) -> &Shard {
-        let mask = self.mask.load(Relaxed);
-        if mask == 0 { &self.first } else { self.own_shard(mask) }
+    /// The shard of this thread, and whether it owns that.
+    #[inline(always)]
+    fn shard(&self) -> (&Shard, bool) {
+        let (thread, mask) = (INDEX.get(), self.mask.load(Relaxed));
+        let shard = if mask == 0 { &self.first } else { self.numbered(thread & mask) };
+        (shard, shard.owner.is(thread))
     }
 
     #[inline]
-    fn own_shard(&self, mask: usize) -> &Shard {
-        match thread_index() & mask {
+    fn numbered(&self, number: usize) -> &Shard {
+        match number {
             0 => &self.first,
             n => self.more.get(n - 1).map_or(&self.first, |slot| slot.get_or_init(Box::default)),
         }
+    }
+
+    /// As [`Self::shard`], after an attempt to own it, in the place of the one that this thread had.
+    #[inline]
+    fn taken_shard(&self) -> (&Shard, bool) {
+        let (shard, owned) = self.shard();
+        if owned { (shard, owned) } else { self.take_shard() }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn take_shard(&self) -> (&Shard, bool) {
+        static NEXT: AtomicUsize = AtomicUsize::new(1);
+        if INDEX.get() == 0 {
+            INDEX.set(NEXT.fetch_add(1, Relaxed));
+        }
+        let (thread, (shard, mut owned)) = (INDEX.get(), self.shard());
+        if !owned && shard.owner.take(thread) {
+            owned = true;
+            let others = self.shards().filter(|other| !std::ptr::eq(*other, shard));
+            others.for_each(|other| other.owner.give_back(thread));
+        }
+        (shard, owned)
     }
 
     /// Two threads have met in one shard: use twice as many.
@@ -274,18 +358,9 @@ impl Shard {
     }
 }
 
-fn thread_index() -> usize {
-    static NEXT: AtomicUsize = AtomicUsize::new(1);
-    thread_local! {
-        // 0 until the thread's first shared answer.
-        static INDEX: Cell<usize> = const { Cell::new(0) };
-    }
-    INDEX.with(|index| {
-        if index.get() == 0 {
-            index.set(NEXT.fetch_add(1, Relaxed));
-        }
-        index.get()
-    })
+thread_local! {
+    /// Of this thread and no other; 0 until it counts for the first time.
+    static INDEX: Cell<usize> = const { Cell::new(0) };
 }
 
 #[cfg(test)]
@@ -356,5 +431,42 @@ mod tests {
         });
         assert_eq!(meter.answers(), 200_000);
         assert_eq!(meter.counts(at(4), 10).answered, 200_000);
+    }
+
+    #[test]
+    fn threads_that_take_shards_from_each_other_lose_no_refusal() {
+        let meter = Meter::default();
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for n in 0..50_000 {
+                        meter.blocked();
+                        // As often as they can: each then finds another shard, owned or not.
+                        if n % 100 == 0 {
+                            meter.mask.store(n / 100 % 4, Relaxed);
+                        }
+                    }
+                });
+            }
+        });
+        assert_eq!(meter.blocked_total(), 200_000);
+    }
+
+    #[test]
+    fn a_thread_owns_one_shard_and_others_count_beside() {
+        let meter = Meter::default();
+        meter.blocked();
+        assert!(meter.shard().1);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                meter.blocked();
+                assert!(!meter.shard().1);
+            });
+        });
+        assert_eq!(meter.blocked_total(), 2);
+        meter.mask.store(MOST_SHARDS - 1, Relaxed);
+        meter.blocked();
+        assert_eq!(meter.shards().filter(|shard| shard.owner.is(INDEX.get())).count(), 1);
+        assert_eq!(meter.blocked_total(), 3);
     }
 }

@@ -175,6 +175,12 @@ impl Limits {
         self.rest & OBSERVE != 0
     }
 
+    /// An open breaker refuses calls, and does not only count what it would have refused.
+    #[inline]
+    pub(crate) const fn refuses(self) -> bool {
+        self.rest & (GUARDED | OBSERVE) == GUARDED
+    }
+
     pub(crate) const fn placed(self) -> bool {
         self.rest & PLACED != 0
     }

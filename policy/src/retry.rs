@@ -108,6 +108,38 @@ pub(crate) struct Failed {
     handled: bool,
 }
 
+impl Inner {
+    /// Refuses a call that has not begun, if the breaker is open for a while yet.
+    // Not generic, so that it is compiled here, where a thread-local is one instruction away.
+    #[inline(never)]
+    fn refuses(&self, operation: &Operation) -> Option<Refusal> {
+        let refusal = self.limits().refuses().then(|| self.breaker.refuses()).flatten()?;
+        self.blocked(operation, refusal.shut, false);
+        Some(refusal)
+    }
+
+    /// By the breaker.
+    #[inline]
+    fn blocked(&self, operation: &Operation, shut: Shut, observed: bool) {
+        self.breaker.meter().blocked();
+        #[cfg(feature = "metrics")]
+        self.breaker.numbers(|numbers| numbers.refused(shut.by()));
+        // Counted already: whoever listens beside.
+        if event::is_heard() {
+            self.tell_refusal(operation, shut.by(), observed);
+        }
+    }
+
+    #[cold]
+    fn tell_refusal(&self, operation: &Operation, by: Decider, observed: bool) {
+        let (dependency, operation) = (&self.breaker, operation.name());
+        event::emit(|| {
+            let dependency = dependency.shared_name();
+            Event::Rejected { dependency, operation, by, observed }
+        });
+    }
+}
+
 impl<'p> Run<'p> {
     /// A call that has not begun.
     #[inline]
@@ -130,7 +162,8 @@ impl<'p> Run<'p> {
         mem::replace(self, Self::new(self.policy, self.operation))
     }
 
-    /// The first question: whether it takes [`Self::admit`] to say whether the call may go on.
+    /// The first question: whether it takes more than a look at the breaker's word to say whether the
+    /// call may go on.
     #[inline(always)]
     fn is_barred(&mut self) -> bool {
         self.limits = self.policy.limits();
@@ -154,24 +187,10 @@ impl<'p> Run<'p> {
         self.end = self.started.after_nanos(self.policy.deadline()).min(around);
     }
 
-    /// Refuses a call that has not begun, if the breaker is open for a while yet.
-    #[inline(always)]
-    fn shut(&self) -> Option<Refusal> {
-        if self.limits.observe() || !self.limits.guarded() {
-            return None;
-        }
-        let refusal = self.policy.breaker.refuses()?;
-        self.blocked(refusal.shut);
-        Some(refusal)
-    }
-
     /// Admission, where a look at the word did not do: the breaker is not open, and the deadline has
     /// not passed.
     fn admit(&mut self) -> Result<(), Refused> {
         let policy = self.policy;
-        if self.started.is_never() {
-            self.start();
-        }
         if self.limits.observe() {
             self.end = self.started.after_nanos(policy.deadline());
         }
@@ -183,7 +202,7 @@ impl<'p> Run<'p> {
             return Ok(());
         }
         let Err(Refusal { shut, opened_by }) = self.permit.ask(self.started) else { return Ok(()) };
-        self.blocked(shut);
+        policy.blocked(self.operation, shut, self.limits.observe());
         if self.limits.observe() {
             self.permit.unguarded();
             return Ok(());
@@ -191,32 +210,10 @@ impl<'p> Run<'p> {
         Err(Refused { by: shut.by(), retry_after: shut.retry_after(), opened_by })
     }
 
-    /// By the breaker.
-    #[inline]
-    fn blocked(&self, shut: Shut) {
-        let breaker = &self.policy.breaker;
-        breaker.meter().blocked();
-        #[cfg(feature = "metrics")]
-        breaker.numbers(|numbers| numbers.refused(shut.by()));
-        // Counted already: whoever listens beside.
-        if event::is_heard() {
-            self.tell_refusal(shut.by(), self.limits.observe());
-        }
-    }
-
     /// By a limit of our own.
     fn refused(&self, by: Decider, retry_after: Option<Duration>) -> Refused {
-        self.tell_refusal(by, false);
+        self.policy.tell_refusal(self.operation, by, false);
         Refused { by, retry_after, opened_by: None }
-    }
-
-    #[cold]
-    fn tell_refusal(&self, by: Decider, observed: bool) {
-        let (dependency, operation) = (&self.policy.breaker, self.operation.name());
-        event::emit(|| {
-            let dependency = dependency.shared_name();
-            Event::Rejected { dependency, operation, by, observed }
-        });
     }
 
     /// The attempt that begins now, and when its time is up.
@@ -546,6 +543,13 @@ pub(crate) fn cause(
         effect: effect.name(),
         code,
         at: SystemTime::now(),
+    }
+}
+
+impl<E> From<Refusal> for CallError<E> {
+    #[inline(always)]
+    fn from(Refusal { shut, opened_by }: Refusal) -> Self {
+        Self::Rejected { by: shut.by(), retry_after: shut.retry_after(), opened_by }
     }
 }
 

@@ -1,6 +1,7 @@
 //! Rings of one-second buckets. A bucket is one word, its second and its count, so that a reader
 //! never takes the count of one second for another's.
 
+use super::tally::Tally;
 use crate::clock::Instant;
 use std::sync::atomic::{
     AtomicU64,
@@ -27,7 +28,7 @@ fn stamp(second: u32) -> u64 {
 fn window(buckets: &Buckets, second: u32, seconds: u32) -> impl Iterator<Item = u64> + use<'_> {
     let newest = u64::from(second) + 1;
     let oldest = newest.saturating_sub(u64::from(seconds.clamp(1, LONGEST)) - 1).max(1);
-    let values = buckets.iter().map(|bucket| bucket.load(Relaxed));
+    let values = buckets.iter().map(|bucket| bucket.load(Acquire));
     values.filter(move |value| (oldest..=newest).contains(&(value >> 32)))
 }
 
@@ -75,7 +76,7 @@ impl Ring {
 /// Counts what is frequent: one counter, and for each second what it showed when that began.
 #[derive(Debug)]
 pub(super) struct Total {
-    count: AtomicU64,
+    count: Tally,
     /// When the second began, in nanoseconds, that has begun last; [`NONE`] when none has.
     second: AtomicU64,
     starts: Buckets,
@@ -87,16 +88,8 @@ const NONE: u64 = 1 << 63;
 
 impl Default for Total {
     fn default() -> Self {
-        Self { count: AtomicU64::new(0), second: AtomicU64::new(NONE), starts: untouched() }
+        Self { count: Tally::default(), second: AtomicU64::new(NONE), starts: untouched() }
     }
-}
-
-#[derive(Clone, Copy)]
-pub(super) struct Added {
-    /// How many there were before.
-    pub(super) before: u64,
-    /// Another thread added in the same moment.
-    pub(super) met_another: bool,
 }
 
 impl Total {
@@ -111,7 +104,7 @@ impl Total {
     pub(super) fn begin(&self, second: u32) -> bool {
         let Some(start) = self.starts.get(second as usize % BUCKETS) else { return false };
         let (seen, stamp) = (start.load(Acquire), stamp(second));
-        let value = stamp | self.count.load(Relaxed) & COUNT;
+        let value = stamp | self.count.all() & COUNT;
         // A thread that read its clock long ago adds to the second that is there now.
         if seen >= stamp || start.compare_exchange(seen, value, AcqRel, Acquire).is_err() {
             return false;
@@ -120,32 +113,21 @@ impl Total {
         true
     }
 
+    /// What was added, second or not.
     #[inline]
-    pub(super) fn add(&self) -> Added {
-        self.add_to(self.all())
-    }
-
-    /// Adds one, where so many were seen a moment ago.
-    #[inline]
-    pub(super) fn add_to(&self, seen: u64) -> Added {
-        let before = self.count.fetch_add(1, Relaxed);
-        Added { before, met_another: before != seen }
-    }
-
-    /// All that were ever added.
-    #[inline]
-    pub(super) fn all(&self) -> u64 {
-        self.count.load(Relaxed)
+    pub(super) const fn count(&self) -> &Tally {
+        &self.count
     }
 
     /// What the last `seconds` hold, `second` included.
     pub(super) fn sum(&self, second: u32, seconds: u32) -> u64 {
         // In 32 bits, which no window fills. The start that is furthest back counts, and not that of the
         // oldest second: a thread that read its clock long ago may have begun that one last.
-        let all = self.all();
-        let since =
-            window(&self.starts, second, seconds).map(|start| all.wrapping_sub(start) & COUNT);
-        since.max().unwrap_or(0)
+        let is_before = |one: u64, other: u64| other.wrapping_sub(one) & COUNT <= COUNT / 2;
+        let starts = window(&self.starts, second, seconds);
+        let first = starts.reduce(|one, other| if is_before(one, other) { one } else { other });
+        // Read last: no start shows more than there is now.
+        first.map_or(0, |start| self.count.all().wrapping_sub(start) & COUNT)
     }
 
     pub(super) fn clear(&self) {
@@ -188,13 +170,13 @@ mod tests {
                     if !total.is_in(at(second)) {
                         total.begin(second);
                     }
-                    total.add();
+                    total.count.add(true);
                     log.push(second);
                 }
                 let naive = log.iter().filter(|then| second - **then < seconds).count() as u64;
                 prop_assert_eq!(ring.sum(second, seconds), naive);
                 prop_assert_eq!(total.sum(second, seconds), naive);
-                prop_assert_eq!(total.all(), log.len() as u64);
+                prop_assert_eq!(total.count.all(), log.len() as u64);
             }
         }
     }
@@ -203,12 +185,12 @@ mod tests {
     fn what_was_cleared_counts_no_more_and_what_follows_does() {
         let total = Total::default();
         total.begin(7);
-        total.add();
+        total.count.add(true);
         total.clear();
         assert_eq!((total.sum(7, 10), total.is_in(at(7))), (0, false));
         assert!(total.begin(7));
-        total.add();
-        assert_eq!((total.sum(7, 10), total.all()), (1, 2));
+        total.count.add(true);
+        assert_eq!((total.sum(7, 10), total.count.all()), (1, 2));
         assert!(!total.begin(7), "it has begun");
     }
 
@@ -216,10 +198,28 @@ mod tests {
     fn a_second_that_is_begun_late_takes_nothing_from_the_next() {
         let total = Total::default();
         total.begin(4);
-        (0..10).for_each(|_| _ = total.add());
+        (0..10).for_each(|_| _ = total.count.add(true));
         assert!(total.begin(1), "by a thread that was held up");
-        total.add();
+        total.count.add(true);
         assert_eq!(total.sum(4, 10), 11);
+    }
+
+    #[test]
+    fn a_second_that_begins_while_it_is_summed_is_not_endless() {
+        let (total, second) = (Total::default(), AtomicU64::new(0));
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for now in 0..20_000 {
+                    second.store(u64::from(now), Relaxed);
+                    total.begin(now);
+                    (0..4).for_each(|_| _ = total.count.add(true));
+                }
+            });
+            while total.count.all() < 80_000 {
+                let next = u32::try_from(second.load(Relaxed)).unwrap() + 1;
+                assert!(total.sum(next, 1) <= 80_000);
+            }
+        });
     }
 
     #[test]
@@ -228,7 +228,7 @@ mod tests {
         for second in [0, u32::MAX - 1] {
             ring.add(second);
             total.begin(second);
-            total.add();
+            total.count.add(true);
             assert_eq!((ring.sum(second, 60), total.sum(second, 0)), (1, 1));
         }
     }

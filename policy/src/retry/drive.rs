@@ -3,13 +3,11 @@
 use super::{Answer, Judge, Retry, Run, Step};
 use crate::{
     attempt::Attempt,
-    breaker::Refusal,
     bulkhead::Place,
     chaos::{self, Struck},
     classify::Operation,
     clock::{self, Instant},
     deadline::Scope,
-    error::CallError,
     hedge,
     policy::Inner,
     telemetry::{self, InSpan, Spans},
@@ -81,10 +79,15 @@ where
     #[inline]
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.as_mut().project();
-        let barred = matches!(*this.phase, Phase::New) && this.run.is_barred();
+        // Before all else: who is refused pays for nothing else.
+        if matches!(*this.phase, Phase::New)
+            && this.run.is_barred()
+            && this.spans.is_none()
+            && let Some(refusal) = this.run.policy.refuses(this.run.operation)
+        {
+            return Poll::Ready(Err(refusal.into()));
+        }
         match this.spans {
-            // Beside all else: who is refused pays for nothing else.
-            None if barred => self.refuse(cx),
             None => self.poll_call(cx),
             Some(_) => self.poll_in_spans(cx),
         }
@@ -111,7 +114,7 @@ where
         let begins = matches!(self.phase, Phase::New);
         if begins {
             if !self.as_mut().project().run.begin() {
-                return self.refuse(cx);
+                return self.admit(cx);
             }
             self.as_mut().first(Place::free());
         }
@@ -154,20 +157,13 @@ where
         this.phase.set(Phase::First { work, place });
     }
 
-    #[inline(never)]
-    fn refuse(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Answer<T, E>> {
-        // Taken apart at once, and the phase left alone: what is whole is copied, and its parts have
-        // just been written.
-        if let Some(Refusal { shut, opened_by }) = self.run.shut() {
-            let (by, retry_after) = (shut.by(), shut.retry_after());
-            return Poll::Ready(Err(CallError::Rejected { by, retry_after, opened_by }));
-        }
-        self.admit(cx)
-    }
-
+    /// Where a look at the word did not do.
     #[inline(never)]
     fn admit(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Answer<T, E>> {
         let mut this = self.as_mut().project();
+        if let Some(refusal) = this.run.policy.refuses(this.run.operation) {
+            return Poll::Ready(Err(refusal.into()));
+        }
         if let Err(refused) = this.run.admit() {
             this.phase.set(Phase::Done);
             return Poll::Ready(Err(refused.into()));
@@ -292,11 +288,12 @@ where
 {
     let _span = telemetry::call_span(policy.breaker.name(), operation.name()).entered();
     let mut run = Run::new(policy, operation);
-    if run.is_barred() || !run.begin() {
-        if let Some(Refusal { shut, opened_by }) = run.shut() {
-            let (by, retry_after) = (shut.by(), shut.retry_after());
-            return Err(CallError::Rejected { by, retry_after, opened_by });
-        }
+    if run.is_barred()
+        && let Some(refusal) = policy.refuses(operation)
+    {
+        return Err(refusal.into());
+    }
+    if !run.begin() {
         run.admit()?;
     }
     let mut now = run.started;
