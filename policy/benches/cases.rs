@@ -210,7 +210,63 @@ async fn fails() -> Result<u64, Fault> {
     Err(Fault)
 }
 
+/// Takes what is recorded, and does nothing with it.
+#[cfg(feature = "metrics")]
+mod recorder {
+    use metrics::{
+        Counter, CounterFn, Gauge, GaugeFn, Histogram, HistogramFn, Key, KeyName, Metadata,
+        Recorder, SharedString, Unit,
+    };
+    use std::{hint::black_box, sync::Arc};
+
+    pub struct Nowhere;
+
+    impl CounterFn for Nowhere {
+        fn increment(&self, value: u64) {
+            black_box(value);
+        }
+        fn absolute(&self, value: u64) {
+            black_box(value);
+        }
+    }
+
+    impl GaugeFn for Nowhere {
+        fn increment(&self, value: f64) {
+            black_box(value);
+        }
+        fn decrement(&self, value: f64) {
+            black_box(value);
+        }
+        fn set(&self, value: f64) {
+            black_box(value);
+        }
+    }
+
+    impl HistogramFn for Nowhere {
+        fn record(&self, value: f64) {
+            black_box(value);
+        }
+    }
+
+    impl Recorder for Nowhere {
+        fn describe_counter(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+        fn describe_gauge(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+        fn describe_histogram(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+        fn register_counter(&self, _: &Key, _: &Metadata<'_>) -> Counter {
+            Counter::from_arc(Arc::new(Self))
+        }
+        fn register_gauge(&self, _: &Key, _: &Metadata<'_>) -> Gauge {
+            Gauge::from_arc(Arc::new(Self))
+        }
+        fn register_histogram(&self, _: &Key, _: &Metadata<'_>) -> Histogram {
+            Histogram::from_arc(Arc::new(Self))
+        }
+    }
+}
+
 pub fn all() -> Vec<Case> {
+    #[cfg(feature = "metrics")]
+    let _ = metrics::set_global_recorder(recorder::Nowhere);
     let mut cases = vec![
         Case::new("bare, ready", Ready::new),
         Case::new("bare, pending once", PendingOnce::new),

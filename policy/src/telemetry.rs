@@ -11,12 +11,15 @@ use std::{
     pin::Pin,
     task::{Context, Poll},
 };
-use tracing::{Span, level_filters::LevelFilter};
+use tracing::{
+    Span,
+    level_filters::{LevelFilter, STATIC_MAX_LEVEL},
+};
 
 /// Whether a subscriber of `tracing` may hear of events.
 #[inline]
 pub(crate) fn listens() -> bool {
-    LevelFilter::current() != LevelFilter::OFF
+    STATIC_MAX_LEVEL != LevelFilter::OFF && LevelFilter::current() != LevelFilter::OFF
 }
 
 /// Whether a recorder of `metrics` may count them.
@@ -30,10 +33,10 @@ pub(crate) const fn counts() -> bool {
 pub(crate) type Spans = Option<Box<(Span, Span)>>;
 
 /// The span of one call; that of its first attempt comes later. Where no subscriber wants any, this
-/// is one load of what `tracing` keeps for that.
+/// is one load of what `tracing` keeps for that, and nothing where it is compiled out.
 #[inline(always)]
 pub(crate) fn spans(dependency: &str, operation: &str) -> Spans {
-    if LevelFilter::current() < LevelFilter::INFO {
+    if STATIC_MAX_LEVEL < LevelFilter::INFO || LevelFilter::current() < LevelFilter::INFO {
         return None;
     }
     wanted_spans(dependency, operation)
