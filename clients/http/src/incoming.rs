@@ -55,8 +55,8 @@ pub(crate) fn begin(
 }
 
 /// Most bodies come in one piece, which is then the body: nothing is copied. Others are put together
-/// as they come while there is [`Room`], else at their end; or sooner, if there are so many pieces that
-/// they may be tiny, each of which would cost more than it holds.
+/// as they come while there is [`Room`] enough, else at their end; or sooner, if there are so many
+/// pieces that they may be tiny, each of which would cost more than it holds.
 #[derive(Default)]
 struct Pieces {
     /// The length of the whole, or 0 where it is not known.
@@ -130,10 +130,12 @@ impl Pieces {
         if let Some(joined) = &mut self.joined {
             joined.extend_from_slice(&piece);
         } else if self.size == piece.len() {
-            self.room = if self.size < self.announced { Room::take(self.announced) } else { None };
             self.first = piece;
-            if self.room.is_some() {
-                self.joined = Some(Box::new(self.copied(self.announced)));
+            if self.size < self.announced {
+                let room = self.room.insert(Room::take(self.announced));
+                if room.is_enough {
+                    self.joined = Some(Box::new(self.copied(self.announced)));
+                }
             }
         } else {
             if self.more.is_empty() {
@@ -173,26 +175,28 @@ impl Pieces {
     }
 }
 
-/// Memory for a body that is put together as it comes. Each piece is then copied while the processor
-/// still has it at hand, and the driver reads the next one into the same buffer. But the whole is held
-/// from the first piece on, and the pages of many such bodies are new each time, which costs more than
-/// is saved; so there is as much of it in a process as a few bodies need.
-#[derive(Debug)]
-struct Room(usize);
+/// What a body on its way takes. While few are, each is put together as it comes: a piece is then
+/// copied while the processor still has it at hand, and the driver reads the next one into the same
+/// buffer. But the whole is held from the first piece on, and the pages of many such bodies are new
+/// each time, which costs more than is saved.
+struct Room {
+    bytes: usize,
+    is_enough: bool,
+}
 
 impl Room {
-    /// In bytes, of all clients.
+    /// In bytes, of the bodies of all clients.
     const MOST: usize = 4 * 1024 * 1024;
 
-    fn take(bytes: usize) -> Option<Self> {
-        let taken = |taken: usize| taken.checked_add(bytes).filter(|all| *all <= Self::MOST);
-        TAKEN.fetch_update(Relaxed, Relaxed, taken).ok().map(|_| Self(bytes))
+    fn take(bytes: usize) -> Self {
+        let all = TAKEN.fetch_add(bytes, Relaxed).saturating_add(bytes);
+        Self { bytes, is_enough: all <= Self::MOST }
     }
 }
 
 impl Drop for Room {
     fn drop(&mut self) {
-        TAKEN.fetch_sub(self.0, Relaxed);
+        TAKEN.fetch_sub(self.bytes, Relaxed);
     }
 }
 
@@ -290,14 +294,15 @@ mod tests {
             let body: Vec<u8> = (0..size * count).map(|n| n as u8).collect();
             for (announced, others) in [(0, 0), (body.len(), 0), (body.len(), MOST), (MOST + 1, 0)]
             {
-                let others = Room::take(others).unwrap();
+                let others = Room::take(others);
                 let mut pieces = Pieces { announced, ..Pieces::default() };
                 for n in 0..count {
                     let piece = Bytes::copy_from_slice(&body[n * size..][..size]);
                     pieces.add(piece, body.len()).unwrap();
                 }
-                let as_it_comes = size * count > size && announced == body.len() && others.0 == 0;
-                assert_eq!(pieces.room.is_some(), as_it_comes, "{size} {count} {announced}");
+                let early = size > 0 && count > 1 && announced == body.len() && others.bytes == 0;
+                let many = count > Pieces::MOST;
+                assert_eq!(pieces.joined.is_some(), early || many, "{size} {count} {announced}");
                 assert!(pieces.add(Bytes::from_static(b"x"), body.len()).is_err());
                 assert_eq!(pieces.into_bytes(), body);
                 drop(others);
