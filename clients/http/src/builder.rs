@@ -228,7 +228,11 @@ impl HttpClientBuilder {
     /// Sends all requests through this proxy, `http://[user:password@]host:port`. Default: what
     /// `HTTP_PROXY`, `HTTPS_PROXY`, `ALL_PROXY` and `NO_PROXY` say.
     pub fn proxy(mut self, url: &str) -> Self {
-        let Ok(proxy) = reqwest::Proxy::all(url) else {
+        // The driver would go past one of another scheme, without a word.
+        let http = url.split_once("://").is_none_or(|(scheme, _)| {
+            ["http", "https"].iter().any(|http| scheme.eq_ignore_ascii_case(http))
+        });
+        let Some(proxy) = reqwest::Proxy::all(url).ok().filter(|_| http) else {
             return self.refuse("the proxy's URL cannot be used; write it as http://host:port");
         };
         match &mut self.connections.proxy {

@@ -38,6 +38,8 @@ fn clients_that_cannot_work_are_refused() {
     invalid(&build(api, token), "the default header authorization");
     let proxy = |b: HttpClientBuilder| b.proxy("http://user:hunter2@");
     invalid(&build(api, proxy), "the proxy's URL cannot be used");
+    let proxy = |b: HttpClientBuilder| b.proxy("socks5://user:hunter2@host:1080");
+    invalid(&build(api, proxy), "write it as http://host:port");
     let header = |b: HttpClientBuilder| b.deadline_header("x y");
     invalid(&build(api, header), "deadline header's name");
     let policy = |b: HttpClientBuilder| b.policy(|p| p.max_attempts(0));
