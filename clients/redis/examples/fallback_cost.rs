@@ -13,6 +13,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+/// For what else the process takes meanwhile, the value that is being written among it.
+const REST: u64 = 1024 * 1024;
 /// Bytes of a key and of a value.
 const SIZES: [(usize, usize); 5] = [(12, 0), (12, 100), (12, 1000), (12, 10_000), (250, 100)];
 
@@ -79,7 +81,7 @@ async fn memory(keys: u64, key: usize, value: usize) -> Result<(), Box<dyn Error
         most / 1024,
         bound / 1024,
     );
-    assert!(most <= bound, "more than the bound is resident");
+    assert!(most <= bound + REST, "more than the bound is resident");
     Ok(())
 }
 

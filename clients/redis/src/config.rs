@@ -225,8 +225,8 @@ impl RedisClientBuilder {
     /// | `rediss://`, `rediss-cluster://`, `rediss-sentinel://` | the same over TLS (feature `tls`), certificates verified; `ssl_ca_certs=/path/to/ca.pem` names the authorities to trust in place of the system's |
     ///
     /// `valkey` and `valkeys` may stand for `redis` and `rediss`, and several hosts may be written
-    /// as `host:port,host:port` too. In user and password write `%3A`, `%2F`, `%3F` and `%40` for
-    /// `:`, `/`, `?` and `@`.
+    /// as `host:port,host:port` too. In user and password write `%3A`, `%2F`, `%3F`, `%23` and `%40`
+    /// for `:`, `/`, `?`, `#` and `@`.
     pub fn url(mut self, url: impl Into<String>) -> Self {
         self.url = Some(url.into());
         self

@@ -11,6 +11,9 @@ const ALLOWED: &str = "allowed: redis://[user:password@]host[:port][/database], 
                        redis-sentinel://host:port/database?sentinelServiceName=name; rediss, \
                        rediss-cluster and rediss-sentinel for TLS";
 
+const UNREADABLE: &str = "the user, password or database in the URL cannot be read (a database is a \
+                          number; in a password write %3A, %2F, %3F, %23 and %40 for : / ? # and @)";
+
 /// How the servers are found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Topology {
@@ -167,8 +170,8 @@ pub(super) fn parse(url: &str) -> Result<Parsed, Error> {
     // The rest is the driver's to read, for one server.
     let user = &authority[..authority.len() - hosts.len()];
     let path = &rest[authority.len()..];
-    let template = Config::from_url(&format!("redis://{user}host{path}"))
-        .map_err(|_| refuse("the user, password or database in the URL cannot be read"))?;
+    let template =
+        Config::from_url(&format!("redis://{user}host{path}")).map_err(|_| refuse(UNREADABLE))?;
     let mut parsed = Parsed {
         inner: Inner {
             topology,
