@@ -22,9 +22,10 @@ pub use faults::{Accept, Direction, End, Faults, Flow};
 
 use crate::Port;
 use std::{
+    fmt,
     net::SocketAddr,
     sync::{
-        Arc, LazyLock, Mutex,
+        Arc, LazyLock, Mutex, OnceLock,
         atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
         mpsc,
     },
@@ -63,6 +64,30 @@ pub enum What {
     Ended,
 }
 
+/// What passes on a connection, for a test that knows the protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Passing<'b> {
+    /// Came from the client.
+    Request(&'b [u8]),
+    /// Was given to the client.
+    Reply(&'b [u8]),
+    /// The client will send no more; it may not have read what it was given.
+    Left,
+    /// It is closed on both sides.
+    Ended,
+}
+
+type Observe = dyn Fn(u64, Passing<'_>) + Send + Sync;
+
+/// Of the test's own.
+struct Observer(Box<Observe>);
+
+impl fmt::Debug for Observer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Observer").finish_non_exhaustive()
+    }
+}
+
 /// One listener in front of one server. Its connections are reset when it is dropped.
 #[derive(Debug)]
 pub struct Proxy {
@@ -82,6 +107,7 @@ struct Shared {
     forwarded: [AtomicU64; 2],
     events: Mutex<Vec<Event>>,
     changed: watch::Sender<()>,
+    observer: OnceLock<Observer>,
 }
 
 #[derive(Debug)]
@@ -109,6 +135,7 @@ impl Proxy {
             forwarded: Default::default(),
             events: Mutex::default(),
             changed: watch::Sender::default(),
+            observer: OnceLock::new(),
         };
         let proxy =
             Self { port: Port::reserve(), shared: Arc::new(shared), accepting: Mutex::default() };
@@ -171,6 +198,12 @@ impl Proxy {
         let listening = Listening { listener: self.port.listen(), _closed: closing };
         let task = RUNTIME.spawn(accept(listening, Arc::clone(&self.shared)));
         *accepting = Some(Accepting { task, closed });
+    }
+
+    /// Has this told of everything that passes from here on, in order for each connection (by its
+    /// number). Once: a second observer is not told.
+    pub fn observe(&self, observer: impl Fn(u64, Passing<'_>) + Send + Sync + 'static) {
+        let _ = self.shared.observer.set(Observer(Box::new(observer)));
     }
 
     /// Where new connections go from here on, as after a failover behind one address.
@@ -241,6 +274,12 @@ impl Shared {
     fn record(&self, connection: u64, what: What) {
         self.events.lock().unwrap().push(Event { at: Instant::now(), connection, what });
         self.changed.send_replace(());
+    }
+
+    fn tell(&self, connection: u64, passing: Passing<'_>) {
+        if let Some(Observer(observe)) = self.observer.get() {
+            observe(connection, passing);
+        }
     }
 
     fn count(&self, what: What) -> usize {

@@ -1,4 +1,4 @@
-use super::{Accept, Direction, End, Flow, Shared, What};
+use super::{Accept, Direction, End, Flow, Passing, Shared, What};
 use std::{
     sync::{
         Arc,
@@ -51,6 +51,7 @@ pub(super) async fn serve(
         }
     }
     drop((client, server));
+    shared.tell(number, Passing::Ended);
     shared.record(number, What::Ended);
 }
 
@@ -99,12 +100,17 @@ impl Lane<'_> {
         let mut draw = fastrand::Rng::with_seed(seed + 2 * self.number + self.direction as u64);
         let mut buffer = vec![0; 16 * 1024];
         loop {
-            let length = from.read(&mut buffer).await.map_err(|_| End::Reset)?;
+            let read = from.read(&mut buffer).await;
+            if let (Direction::Requests, Ok(0) | Err(_)) = (self.direction, &read) {
+                self.shared.tell(self.number, Passing::Left);
+            }
+            let length = read.map_err(|_| End::Reset)?;
             if length == 0 {
                 return Ok(());
             }
             let lost = match self.direction {
                 Direction::Requests => {
+                    self.shared.tell(self.number, Passing::Request(&buffer[..length]));
                     if self.shared.lose_next_reply.swap(false, SeqCst) {
                         self.doomed.store(true, SeqCst);
                     }
@@ -162,6 +168,9 @@ impl Lane<'_> {
                     *byte = !*byte;
                 }
                 to.write_all(piece).await.map_err(|_| End::Reset)?;
+                if self.direction == Direction::Replies {
+                    self.shared.tell(self.number, Passing::Reply(piece));
+                }
                 sent += piece.len() as u64;
                 self.count(&self.shared.forwarded, piece.len());
                 match flow.after {

@@ -316,3 +316,28 @@ async fn a_cut_misses_no_connection() {
     drop(proxy);
     assert_eq!(rest(last).1, Some(ErrorKind::ConnectionReset));
 }
+
+#[tokio::test]
+async fn an_observer_is_told_what_passes_on_each_connection() {
+    let proxy = Proxy::in_front_of(echo());
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let notes = Arc::clone(&told);
+    proxy.observe(move |connection, passing| {
+        notes.lock().unwrap().push(format!("{connection} {passing:?}"));
+    });
+    let mut one = asked(&proxy, b"1");
+    read::<1>(&mut one);
+    let two = asked(&proxy, b"2");
+    drop(one);
+    proxy.until("the first ended", |proxy| proxy.live() == 1).await;
+    proxy.cut();
+    assert_eq!(rest(two).1, Some(ErrorKind::ConnectionReset));
+    proxy.until("both ended", |proxy| proxy.live() == 0).await;
+    let told = told.lock().unwrap();
+    let of = |connection: &str| {
+        told.iter().filter_map(|line| line.strip_prefix(connection)).collect::<Vec<_>>()
+    };
+    assert_eq!(of("1 "), ["Request([49])", "Reply([49])", "Left", "Ended"]);
+    assert_eq!(of("2 ").last(), Some(&"Ended"));
+    assert!(!of("2 ").contains(&"Left"), "{told:?}");
+}
