@@ -5,6 +5,11 @@
 //! to sqlx without its ping. "sqlx again" is the noise. CPU is that of this process: of PostgreSQL's
 //! server nothing, of SQLite all.
 //!
+//! With one task on an idle machine a core sleeps whenever a statement is under way, and waking it is
+//! part of the time. sqlx's ping at every release keeps both sides awake meanwhile, which is no merit
+//! of its own: so one task is measured a second time with every core kept awake by work of the lowest
+//! priority, as on a machine that has other things to do.
+//!
 //! ```sh
 //! cargo run --release --manifest-path clients/database/benches/Cargo.toml [rounds]
 //! ```
@@ -15,6 +20,8 @@ use rustix::time::{ClockId, clock_gettime};
 use sqlx::{PgPool, SqlitePool, postgres::PgPoolOptions, sqlite::SqlitePoolOptions};
 use std::{
     hint::black_box,
+    process::{Child, Command},
+    thread::available_parallelism,
     time::{Duration, Instant},
 };
 use tokio::runtime::{Builder, Runtime};
@@ -89,6 +96,31 @@ fn round(runtime: &Runtime, peer: &Peer, calls: usize, tasks: usize) -> Round {
     took.sort_unstable();
     let n = took.len() as f64;
     Round { p50: micros(took[took.len() / 2]), wall: micros(wall) / n, cpu: micros(cpu) / n }
+}
+
+/// A loop on every core that anything else interrupts. Ends with us.
+struct Awake(Vec<Child>);
+
+impl Awake {
+    fn keep() -> Self {
+        let cores = available_parallelism().map_or(1, usize::from);
+        let spin = || {
+            let mut command = Command::new("setpriv");
+            command.args(["--pdeathsig", "KILL", "--", "chrt", "--idle", "0"]);
+            command.args(["sh", "-c", "while :; do :; done"]);
+            command.spawn().expect("setpriv and chrt of util-linux")
+        };
+        Self((0..cores).map(|_| spin()).collect())
+    }
+}
+
+impl Drop for Awake {
+    fn drop(&mut self) {
+        for child in &mut self.0 {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
 }
 
 fn median(mut values: Vec<f64>) -> f64 {
@@ -176,4 +208,7 @@ fn main() {
         compare(&runtime, "PostgreSQL", &pg, rounds, tasks);
         compare(&runtime, "SQLite", &lite, rounds, tasks);
     }
+    let _awake = Awake::keep();
+    compare(&runtime, "cores kept awake: PostgreSQL", &pg, rounds, 1);
+    compare(&runtime, "cores kept awake: SQLite", &lite, rounds, 1);
 }
