@@ -329,7 +329,7 @@ async fn an_observer_is_told_what_passes_on_each_connection() {
     read::<1>(&mut one);
     let two = asked(&proxy, b"2");
     drop(one);
-    proxy.until("the first ended", |proxy| proxy.live() == 1).await;
+    proxy.until("the first ended", |p| p.accepted() == 2 && p.live() == 1).await;
     proxy.cut();
     assert_eq!(rest(two).1, Some(ErrorKind::ConnectionReset));
     proxy.until("both ended", |proxy| proxy.live() == 0).await;
