@@ -17,11 +17,16 @@ use crate::{
 };
 use futures_core::{future::BoxFuture, stream::BoxStream};
 use mainstay_policy::Singletons;
-use sqlx::{AssertSqlSafe, Connection, Database, Either, SqlSafeStr, SqlStr, error::DatabaseError};
+use sqlx::{
+    AssertSqlSafe, Connection, Database, Either, Executor, SqlSafeStr, SqlStr, error::DatabaseError,
+};
 use std::{path::PathBuf, time::Duration};
 
 pub(crate) type Options<DB> = <<DB as Database>::Connection as Connection>::Options;
 pub(crate) type Step<DB> = Either<<DB as Database>::QueryResult, <DB as Database>::Row>;
+
+/// The first row, and whether others are still to come on this connection.
+pub(crate) type First<DB> = (Option<<DB as Database>::Row>, bool);
 
 /// One of the driver's calls below.
 pub(crate) type Call<DB, T> = for<'c> fn(
@@ -95,6 +100,8 @@ pub(crate) mod sealed {
         fn begin(options: &SessionOptions) -> Begin;
         /// COMMIT answers Ok for a transaction that an error has already ended.
         const COMMIT_HIDES_ERRORS: bool = false;
+        /// Several statements in one text are one transaction.
+        const ONE_TEXT_IS_ONE_TRANSACTION: bool = false;
         /// The first round trip on a new connection.
         fn greet<'c>(
             connection: &'c mut Self::Connection,
@@ -137,10 +144,10 @@ pub(crate) mod sealed {
             connection: &mut Self::Connection,
             statement: Statement<Self>,
         ) -> BoxFuture<'_, Result<Vec<Self::Row>, sqlx::Error>>;
-        fn fetch_optional(
+        fn fetch_first(
             connection: &mut Self::Connection,
             statement: Statement<Self>,
-        ) -> BoxFuture<'_, Result<Option<Self::Row>, sqlx::Error>>;
+        ) -> BoxFuture<'_, Result<First<Self>, sqlx::Error>>;
         fn prepare<'c>(
             connection: &'c mut Self::Connection,
             sql: SqlStr,
@@ -169,9 +176,23 @@ const fn level(isolation: Isolation) -> &'static str {
     }
 }
 
-/// The part of [`Sealed`] that reads the same for every driver.
+/// For drivers that see to the other rows themselves.
+#[cfg_attr(not(any(feature = "postgres", feature = "sqlite")), allow(dead_code))]
+fn first_alone<'c, DB>(
+    connection: &'c mut DB::Connection,
+    statement: Statement<DB>,
+) -> BoxFuture<'c, Result<First<DB>, sqlx::Error>>
+where
+    DB: Database<Arguments: 'static>,
+    &'c mut DB::Connection: Executor<'c, Database = DB>,
+{
+    let first = connection.fetch_optional(statement);
+    Box::pin(async move { Ok((first.await?, false)) })
+}
+
+/// The part of [`Sealed`] that reads the same for every driver, but for how it fetches one row.
 macro_rules! driver_calls {
-    ($DB:ty) => {
+    ($DB:ty, $first:path) => {
         fn default_client() -> &'static Singletons<DatabaseClient<Self>> {
             static CLIENT: Singletons<DatabaseClient<$DB>> = Singletons::new();
             &CLIENT
@@ -198,11 +219,11 @@ macro_rules! driver_calls {
         ) -> BoxFuture<'_, Result<Vec<Self::Row>, sqlx::Error>> {
             sqlx::Executor::fetch_all(connection, statement)
         }
-        fn fetch_optional(
+        fn fetch_first(
             connection: &mut Self::Connection,
             statement: Statement<Self>,
-        ) -> BoxFuture<'_, Result<Option<Self::Row>, sqlx::Error>> {
-            sqlx::Executor::fetch_optional(connection, statement)
+        ) -> BoxFuture<'_, Result<First<Self>, sqlx::Error>> {
+            $first(connection, statement)
         }
         fn prepare<'c>(
             connection: &'c mut Self::Connection,

@@ -166,6 +166,17 @@ impl DatabaseFailure {
         Self::new(What::Closure(error), verdict)
     }
 
+    /// Of a text that may stop halfway, what the server rolled back may be the rest.
+    pub(crate) fn perhaps_halfway(self) -> Self {
+        match self.verdict.effect {
+            Effect::Transient => {
+                let verdict = Verdict::unknown().with_outcome(self.verdict.outcome);
+                Self { verdict, ..self }
+            }
+            _ => self,
+        }
+    }
+
     /// Somebody looked: it was not committed.
     pub(crate) fn did_not_happen(self) -> Self {
         Self { verdict: Verdict::transient(), ..self }

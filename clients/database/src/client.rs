@@ -18,7 +18,7 @@ use mainstay_policy::{
     Attempt, CallError, Classify, Decider, Effect, Error, Idempotency, Operation, PerRuntime,
     Policy,
 };
-use sqlx::Execute;
+use sqlx::{Describe, Execute, SqlStr};
 use std::{
     fmt,
     future::Future,
@@ -162,7 +162,7 @@ impl<DB: Backend> DatabaseClient<DB> {
     /// `query.execute(db.idempotent())`.
     #[must_use]
     pub fn idempotent(&self) -> View<DB> {
-        View { client: self.clone(), intent: Intent::Idempotent }
+        self.meant(Intent::Idempotent)
     }
 
     /// A view whose statements may be repeated, and which the server refuses if they write:
@@ -172,7 +172,11 @@ impl<DB: Backend> DatabaseClient<DB> {
     /// behind a pooler each statement is a read-only transaction.
     #[must_use]
     pub fn read(&self) -> View<DB> {
-        View { client: self.clone(), intent: Intent::Read }
+        self.meant(Intent::Read)
+    }
+
+    pub(crate) fn meant(&self, intent: Intent) -> View<DB> {
+        View { client: self.clone(), intent }
     }
 
     /// Begins a transaction. Waits for a connection within the policy.
@@ -261,13 +265,14 @@ impl<DB: Backend> DatabaseClient<DB> {
         Fut: Future<Output = Result<T, DatabaseFailure>> + Send,
         T: Send,
     {
-        let repeatable = intent != Intent::ByItsText || statement.is_select();
-        let (idempotency, first) = if repeatable {
+        let select = statement.is_select();
+        let (idempotency, first) = if select || intent != Intent::ByItsText {
             (Idempotency::Safe, First::Repeatable)
         } else {
             (Idempotency::Unsafe, First::Once)
         };
         let operation = Operation::new("statement", idempotency);
+        let halfway = !select && statement.may_stop_halfway(DB::ONE_TEXT_IS_ONE_TRANSACTION);
         let call = &call;
         let prepared = &Prepared { has_arguments: statement.has_arguments() };
         let result = self.policy().run(&operation, move |attempt| {
@@ -276,7 +281,9 @@ impl<DB: Backend> DatabaseClient<DB> {
             async move {
                 let clock = Clock::start(self.policy(), attempt);
                 let work = async {
-                    call(self.wire(attempt, intent, first, prepared).await?, statement).await
+                    let wire = self.wire(attempt, intent, first, prepared).await?;
+                    let done = call(wire, statement).await;
+                    done.map_err(|e| if halfway { e.perhaps_halfway() } else { e })
                 };
                 clock.judge(work.await).await
             }
@@ -291,50 +298,8 @@ impl<DB: Backend> DatabaseClient<DB> {
         })
     }
 
-    pub(crate) fn statement<'e, 'q: 'e, T: Send + 'e, Q: Execute<'q, DB>>(
-        &self,
-        intent: Intent,
-        query: Q,
-        call: Call<DB, T>,
-    ) -> BoxFuture<'e, Result<T, sqlx::Error>> {
-        let (client, statement) = (self.clone(), Statement::take(query));
-        Box::pin(async move {
-            let step =
-                |mut wire: Wire<DB>, statement| async move { wire.whole(statement, call).await };
-            client.autocommit(intent, statement?, step).await
-        })
-    }
-
     fn wrap(&self, error: CallError<DatabaseFailure>) -> sqlx::Error {
         into_sqlx(Error::from_call(self.policy().name(), "statement", error))
-    }
-
-    pub(crate) fn stream<'e, 'q: 'e, Q>(
-        &self,
-        intent: Intent,
-        query: Q,
-    ) -> BoxStream<'e, Result<Step<DB>, sqlx::Error>>
-    where
-        Q: 'q + Execute<'q, DB>,
-    {
-        let client = self.clone();
-        let statement = Statement::take(query);
-        let started = Instant::now();
-        Box::pin(try_stream! {
-            // Repeated until its first row is there; rows once given are not taken back.
-            let open = |wire, statement| async move {
-                let mut rows = rows(wire, statement);
-                let first = rows.next().await.transpose()?;
-                Ok((first, rows))
-            };
-            let (first, mut rest) = client.autocommit(intent, statement?, open).await?;
-            if let Some(first) = first {
-                yield first;
-            }
-            while let Some(step) = rest.next().await {
-                yield step.map_err(|e| hand_on(client.policy(), "fetch", started, e))?;
-            }
-        })
     }
 }
 
@@ -392,7 +357,7 @@ fn rows<DB: Backend>(
 ) -> BoxStream<'static, Result<Step<DB>, DatabaseFailure>> {
     Box::pin(try_stream! {
         {
-            let mut steps = wire.stream(statement);
+            let mut steps = wire.steps(statement);
             while let Some(step) = steps.next().await {
                 yield step?;
             }
@@ -404,8 +369,70 @@ fn rows<DB: Backend>(
 /// The client with an intent for its statements: see [`DatabaseClient::idempotent`] and
 /// [`DatabaseClient::read`]. An sqlx executor.
 pub struct View<DB: Backend> {
-    pub(crate) client: DatabaseClient<DB>,
-    pub(crate) intent: Intent,
+    client: DatabaseClient<DB>,
+    intent: Intent,
+}
+
+/// What an sqlx executor does.
+impl<DB: Backend> View<DB> {
+    pub(crate) fn statement<'e, 'q: 'e, T: Send + 'e, U: Send + 'e, Q: Execute<'q, DB>>(
+        self,
+        query: Q,
+        call: Call<DB, T>,
+        split: fn(T) -> (U, bool),
+    ) -> BoxFuture<'e, Result<U, sqlx::Error>> {
+        let statement = Statement::take(query);
+        Box::pin(async move {
+            let step = |mut wire: Wire<DB>, statement| async move {
+                wire.whole(statement, call, split).await
+            };
+            self.client.autocommit(self.intent, statement?, step).await
+        })
+    }
+
+    pub(crate) fn stream<'e, 'q: 'e, Q: Execute<'q, DB>>(
+        self,
+        query: Q,
+    ) -> BoxStream<'e, Result<Step<DB>, sqlx::Error>> {
+        let (statement, started) = (Statement::take(query), Instant::now());
+        Box::pin(try_stream! {
+            // Repeated until its first row is there; rows once given are not taken back.
+            let open = |wire, statement| async move {
+                let mut rows = rows(wire, statement);
+                let first = rows.next().await.transpose()?;
+                Ok((first, rows))
+            };
+            let Self { client, intent } = self;
+            let (first, mut rest) = client.autocommit(intent, statement?, open).await?;
+            if let Some(first) = first {
+                yield first;
+            }
+            while let Some(step) = rest.next().await {
+                yield step.map_err(|e| hand_on(client.policy(), started, e))?;
+            }
+        })
+    }
+
+    pub(crate) fn prepare<'e>(
+        self,
+        sql: SqlStr,
+        parameters: &'e [DB::TypeInfo],
+    ) -> BoxFuture<'e, Result<DB::Statement, sqlx::Error>> {
+        Box::pin(async move {
+            let mut connection = self.client.acquire().await.map_err(into_sqlx)?;
+            connection.wire().prepare(sql, parameters).await
+        })
+    }
+
+    pub(crate) fn describe<'e>(
+        self,
+        sql: SqlStr,
+    ) -> BoxFuture<'e, Result<Describe<DB>, sqlx::Error>> {
+        Box::pin(async move {
+            let mut connection = self.client.acquire().await.map_err(into_sqlx)?;
+            connection.wire().describe(sql).await
+        })
+    }
 }
 
 impl<DB: Backend> fmt::Debug for View<DB> {

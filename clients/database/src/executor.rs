@@ -1,9 +1,9 @@
-//! The client and its views as sqlx executors, and what sqlx's migrations ask for.
+//! The client, its views and what callers hold as sqlx executors, and what sqlx's migrations ask for.
 
 use crate::{
     backend::Backend,
     client::{DatabaseClient, Intent, View},
-    session::DatabaseConnection,
+    session::{DatabaseConnection, Savepoint, Session},
     wire::into_sqlx,
 };
 use futures_core::{future::BoxFuture, stream::BoxStream};
@@ -13,9 +13,15 @@ use std::{
     ops::{Deref, DerefMut},
 };
 
+/// No row of it is still to come.
+fn all_read<T>(value: T) -> (T, bool) {
+    (value, false)
+}
+
+/// They differ in what runs a statement for them.
 macro_rules! executor {
-    ($Type:ty, |$this:ident| $client:expr, $intent:expr) => {
-        impl<'c, DB: Backend> Executor<'c> for $Type {
+    ([$($life:lifetime)?] $Type:ty, |$this:ident| $runner:expr) => {
+        impl<'c, $($life,)? DB: Backend> Executor<'c> for $Type {
             type Database = DB;
 
             fn fetch_many<'e, 'q: 'e, E>(
@@ -27,7 +33,7 @@ macro_rules! executor {
                 E: 'q + Execute<'q, DB>,
             {
                 let $this = self;
-                $client.stream($intent, query)
+                $runner.stream(query)
             }
 
             fn execute<'e, 'q: 'e, E>(
@@ -39,7 +45,7 @@ macro_rules! executor {
                 E: 'q + Execute<'q, DB>,
             {
                 let $this = self;
-                $client.statement($intent, query, DB::execute)
+                $runner.statement(query, DB::execute, all_read)
             }
 
             fn fetch_all<'e, 'q: 'e, E>(
@@ -51,7 +57,7 @@ macro_rules! executor {
                 E: 'q + Execute<'q, DB>,
             {
                 let $this = self;
-                $client.statement($intent, query, DB::fetch_all)
+                $runner.statement(query, DB::fetch_all, all_read)
             }
 
             fn fetch_optional<'e, 'q: 'e, E>(
@@ -63,7 +69,7 @@ macro_rules! executor {
                 E: 'q + Execute<'q, DB>,
             {
                 let $this = self;
-                $client.statement($intent, query, DB::fetch_optional)
+                $runner.statement(query, DB::fetch_first, |first| first)
             }
 
             fn prepare_with<'e>(
@@ -75,11 +81,7 @@ macro_rules! executor {
                 'c: 'e,
             {
                 let $this = self;
-                let client = $client.clone();
-                Box::pin(async move {
-                    let mut connection = client.acquire().await.map_err(into_sqlx)?;
-                    connection.prepare_with(sql, parameters).await
-                })
+                $runner.prepare(sql, parameters)
             }
 
             #[doc(hidden)]
@@ -88,28 +90,38 @@ macro_rules! executor {
                 'c: 'e,
             {
                 let $this = self;
-                let client = $client.clone();
-                Box::pin(async move {
-                    let mut connection = client.acquire().await.map_err(into_sqlx)?;
-                    connection.describe(sql).await
-                })
+                $runner.describe(sql)
             }
         }
     };
 }
 
-executor!(&'c DatabaseClient<DB>, |this| this, Intent::ByItsText);
-executor!(View<DB>, |this| this.client, this.intent);
+executor!([] &'c DatabaseClient<DB>, |this| this.meant(Intent::ByItsText));
+executor!([] View<DB>, |this| this);
+executor!([] &'c mut DatabaseConnection<DB>, |this| this.wire());
+executor!([] &'c mut Session<DB>, |this| this.wire());
+executor!(['s] &'c mut Savepoint<'s, DB>, |this| this.wire());
+
+macro_rules! opaque {
+    ($($name:literal $Type:ty),*) => {$(
+        impl<DB: Backend> fmt::Debug for $Type {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.debug_struct($name).finish_non_exhaustive()
+            }
+        }
+    )*};
+}
+
+opaque!(
+    "DatabaseConnection" DatabaseConnection<DB>,
+    "Session" Session<DB>,
+    "Savepoint" Savepoint<'_, DB>,
+    "BareConnection" BareConnection<DB>
+);
 
 /// sqlx's own connection, for code such as `sqlx::migrate!` that asks for one. Nothing bounds what
 /// goes through it; it is closed afterwards, since nobody knows what was done with it.
 pub struct BareConnection<DB: Backend>(DatabaseConnection<DB>, DB::Connection);
-
-impl<DB: Backend> fmt::Debug for BareConnection<DB> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("BareConnection").finish_non_exhaustive()
-    }
-}
 
 impl<DB: Backend> Deref for BareConnection<DB> {
     type Target = DB::Connection;

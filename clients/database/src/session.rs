@@ -5,19 +5,11 @@ use crate::{
     classify::DatabaseFailure,
     options::SessionOptions,
     pool::Pool,
-    statement::Statement,
-    wire::{Seen, State, Wire, ended, hand_on},
+    wire::{Seen, State, Wire, ended},
 };
-use async_stream::try_stream;
-use futures_core::{future::BoxFuture, stream::BoxStream};
-use futures_util::StreamExt;
 use mainstay_policy::{Error, Policy};
-use sqlx::{Describe, Either, Execute, Executor, SqlStr};
 use sqlx_core::transaction::TransactionManager;
-use std::{
-    fmt,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 /// One connection outside any transaction: every statement stands for itself.
 ///
@@ -71,7 +63,7 @@ impl<DB: Backend> Session<DB> {
         Self(self.0.watched())
     }
 
-    const fn wire(&mut self) -> &mut Wire<DB> {
+    pub(crate) const fn wire(&mut self) -> &mut Wire<DB> {
         &mut self.0
     }
 
@@ -169,7 +161,7 @@ impl<'s, DB: Backend> Savepoint<'s, DB> {
         Ok(Self { wire, open: true, before })
     }
 
-    const fn wire(&mut self) -> &mut Wire<DB> {
+    pub(crate) const fn wire(&mut self) -> &mut Wire<DB> {
         self.wire
     }
 
@@ -225,97 +217,3 @@ impl<DB: Backend> Drop for Savepoint<'_, DB> {
         }
     }
 }
-
-/// The same executor for all: they differ in where the wire is.
-macro_rules! executor {
-    ([$($life:lifetime)?] $Type:ty, $name:literal) => {
-        impl<$($life,)? DB: Backend> fmt::Debug for $Type {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.debug_struct($name).finish_non_exhaustive()
-            }
-        }
-
-        impl<'c, $($life,)? DB: Backend> Executor<'c> for &'c mut $Type {
-            type Database = DB;
-
-            fn fetch_many<'e, 'q: 'e, E>(
-                self,
-                query: E,
-            ) -> BoxStream<'e, Result<Either<DB::QueryResult, DB::Row>, sqlx::Error>>
-            where
-                'c: 'e,
-                E: 'q + Execute<'q, DB>,
-            {
-                let wire = self.wire();
-                Box::pin(try_stream! {
-                    let statement = Statement::take(query)?;
-                    let (policy, started) = (wire.policy().clone(), Instant::now());
-                    let mut steps = wire.stream(statement);
-                    while let Some(step) = steps.next().await {
-                        yield step.map_err(|e| hand_on(&policy, "fetch", started, e))?;
-                    }
-                })
-            }
-
-            fn execute<'e, 'q: 'e, E>(
-                self,
-                query: E,
-            ) -> BoxFuture<'e, Result<DB::QueryResult, sqlx::Error>>
-            where
-                'c: 'e,
-                E: 'q + Execute<'q, DB>,
-            {
-                self.wire().statement("execute", query, DB::execute)
-            }
-
-            fn fetch_all<'e, 'q: 'e, E>(
-                self,
-                query: E,
-            ) -> BoxFuture<'e, Result<Vec<DB::Row>, sqlx::Error>>
-            where
-                'c: 'e,
-                E: 'q + Execute<'q, DB>,
-            {
-                self.wire().statement("fetch", query, DB::fetch_all)
-            }
-
-            fn fetch_optional<'e, 'q: 'e, E>(
-                self,
-                query: E,
-            ) -> BoxFuture<'e, Result<Option<DB::Row>, sqlx::Error>>
-            where
-                'c: 'e,
-                E: 'q + Execute<'q, DB>,
-            {
-                self.wire().statement("fetch", query, DB::fetch_optional)
-            }
-
-            fn prepare_with<'e>(
-                self,
-                sql: SqlStr,
-                parameters: &'e [DB::TypeInfo],
-            ) -> BoxFuture<'e, Result<DB::Statement, sqlx::Error>>
-            where
-                'c: 'e,
-            {
-                let wire = self.wire();
-                Box::pin(async move {
-                    wire.run("prepare", |c| DB::prepare(c, sql, parameters)).await
-                })
-            }
-
-            #[doc(hidden)]
-            fn describe<'e>(self, sql: SqlStr) -> BoxFuture<'e, Result<Describe<DB>, sqlx::Error>>
-            where
-                'c: 'e,
-            {
-                let wire = self.wire();
-                Box::pin(async move { wire.run("describe", |c| DB::describe(c, sql)).await })
-            }
-        }
-    };
-}
-
-executor!([] DatabaseConnection<DB>, "DatabaseConnection");
-executor!([] Session<DB>, "Session");
-executor!(['s] Savepoint<'s, DB>, "Savepoint");

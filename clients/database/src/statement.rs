@@ -41,25 +41,75 @@ impl<DB: Database> Statement<DB> {
     /// subscription, a temporary table, or (in autocommit) an open transaction. By its first words:
     /// what functions and procedures do is not looked into.
     pub(crate) fn changes_session(&self, autocommit: bool) -> bool {
-        self.sql.as_str().split(';').any(|part| {
-            let mut words = Words(part);
-            let (first, second) = (words.next().unwrap_or(""), words.next().unwrap_or(""));
-            let is = |word: &str, all: &[&str]| all.iter().any(|w| word.eq_ignore_ascii_case(w));
+        self.parts().any(|mut words| {
+            let Some(first) = words.next() else { return false };
             if is(first, &["set"]) {
-                return !is(second, &["local", "constraints", "transaction"]);
+                let for_this_one = |w| is(w, &["local", "constraints", "transaction"]);
+                return !words.next().is_some_and(for_this_one);
             }
-            is(first, &["listen", "use", "attach", "prepare", "lock", "pragma"])
-                || (is(first, &["create"]) && is(second, &["temp", "temporary"]))
-                || (autocommit && is(first, &["begin", "start", "savepoint", "xa"]))
+            if is(first, &["create"]) {
+                // Perhaps after `or replace`, `local` or `global`.
+                return words.take(4).any(|word| is(word, &["temp", "temporary"]));
+            }
+            is(first, SESSION) || (autocommit && is(first, &["begin", "start", "savepoint", "xa"]))
         })
     }
 
-    /// A SELECT on its own may be repeated. What its functions do is not looked into.
+    /// A SELECT on its own, into nothing, may be repeated. What its functions do is not looked into.
     pub(crate) fn is_select(&self) -> bool {
-        let text = self.sql.as_str().trim_end();
-        let one = text.find(';').is_none_or(|place| place + 1 == text.len());
-        one && Words(text).next().is_some_and(|word| word.eq_ignore_ascii_case("select"))
+        let words = || self.sql.as_str().split(|c: char| !c.is_alphanumeric() && c != '_');
+        self.is_one()
+            && self
+                .parts()
+                .next()
+                .and_then(|mut words| words.next())
+                .is_some_and(|w| is(w, &["select"]))
+            && !words().any(|word| is(word, &["into"]))
     }
+
+    /// When it fails, a part of it may have been done and stay so: something follows a write in the
+    /// same text, which only some servers make one transaction, or it commits as it goes along, as a
+    /// procedure may.
+    pub(crate) fn may_stop_halfway(&self, one_text_is_one_transaction: bool) -> bool {
+        let mut wrote = false;
+        for first in self.parts().filter_map(|mut words| words.next()) {
+            if is(first, COMMITTING) || (wrote && !one_text_is_one_transaction) {
+                return true;
+            }
+            wrote = !is(first, &["select", "set", "pragma", "use"]);
+        }
+        false
+    }
+
+    fn is_one(&self) -> bool {
+        let text = self.sql.as_str().trim_end();
+        text.find(';').is_none_or(|place| place + 1 == text.len())
+    }
+
+    fn parts(&self) -> impl Iterator<Item = Words<'_>> {
+        self.sql.as_str().split(';').map(Words)
+    }
+}
+
+/// First words of what lasts as long as the connection does, its prepared statements too.
+const SESSION: &[&str] = &[
+    "attach",
+    "deallocate",
+    "detach",
+    "discard",
+    "listen",
+    "lock",
+    "pragma",
+    "prepare",
+    "reset",
+    "use",
+];
+
+/// First words of what may commit by itself.
+const COMMITTING: &[&str] = &["begin", "call", "commit", "do", "end", "execute", "start"];
+
+fn is(word: &str, any: &[&str]) -> bool {
+    any.iter().any(|known| word.eq_ignore_ascii_case(known))
 }
 
 /// The words of a statement, comments left out.
@@ -132,6 +182,9 @@ mod tests {
             ("with x as (delete from t returning 1) select * from x", false),
             ("/* hint */ -- why\n select 1", true),
             ("/* select", false),
+            ("select * into copy from t", false),
+            ("select 'x into y'", false),
+            ("select into_ from t", true),
             ("", false),
         ] {
             assert_eq!(Statement::<sqlx::Sqlite>::text(sql).is_select(), expected, "{sql}");
@@ -153,10 +206,34 @@ mod tests {
             ("/* x */ start transaction", true, false),
             ("update t set begin = 1", false, false),
             ("listen channel", true, true),
+            ("create or replace local temp view v as select 1", true, true),
+            ("create index temp on t (n)", true, true),
+            ("discard all", true, true),
+            ("reset statement_timeout", true, true),
+            ("reset_all()", false, false),
         ] {
             let statement = Statement::<sqlx::Sqlite>::text(sql);
             assert_eq!(statement.changes_session(true), alone, "{sql}");
             assert_eq!(statement.changes_session(false), inside, "{sql}");
+        }
+    }
+
+    #[test]
+    fn what_may_stop_halfway_is_known_by_its_parts() {
+        for (sql, by_parts, as_one) in [
+            ("insert into t values (1)", false, false),
+            ("insert into t values (1);", false, false),
+            ("pragma max_page_count = 1; insert into t values (1)", false, false),
+            ("insert into t values (1); select 1", true, false),
+            ("insert into t values (1); insert into u values (1)", true, false),
+            ("insert into t values (1); commit; insert into u values (1)", true, true),
+            ("insert into t values (1); set x = 1; update t set n = 1", true, false),
+            ("call move_money(1)", true, true),
+            ("/* nightly */ DO $$ begin end $$", true, true),
+        ] {
+            let statement = Statement::<sqlx::Sqlite>::text(sql);
+            assert_eq!(statement.may_stop_halfway(false), by_parts, "{sql}");
+            assert_eq!(statement.may_stop_halfway(true), as_one, "{sql}");
         }
     }
 }

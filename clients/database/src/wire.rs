@@ -5,21 +5,23 @@
 //! connection is marked while a statement is under way, is given up when it was left so, and what
 //! its errors mean is remembered for COMMIT and for the retry of a whole transaction.
 
+mod record;
+
+pub(crate) use record::{Seen, State};
+
 use crate::{
     backend::{Backend, Begin, Call, Step},
     classify::{self, Class, DatabaseFailure, Phase},
     options::SessionOptions,
-    pool::{First, Lease, Marks, Pool, Want},
+    pool::{First, Lease, Pool, Want},
     statement::Statement,
 };
 use async_stream::try_stream;
 use futures_core::{future::BoxFuture, stream::BoxStream};
 use futures_util::StreamExt;
-use mainstay_policy::{
-    CallError, Classify, Decider, Effect, Error, Idempotency, Operation, Outcome, Policy, Verdict,
-    Watch,
-};
-use sqlx::Execute;
+use mainstay_policy::{CallError, Classify, Decider, Error, Policy};
+use record::{COMMIT, Record, STATEMENT, tell, told, whose};
+use sqlx::{Describe, Execute, SqlStr};
 use sqlx_core::transaction::TransactionManager;
 use std::{
     future::Future,
@@ -29,35 +31,12 @@ use std::{
 /// A BEGIN on a connection that was idle takes no longer, or the connection is dead.
 const LONGEST_BEGIN: Duration = Duration::from_secs(1);
 
-/// Of a connection that callers hold, to the breaker.
-const STATEMENT: Operation = Operation::new("statement", Idempotency::Unsafe);
-const COMMIT: Operation = Operation::new("commit", Idempotency::Unsafe);
-
-/// What a statement's failure means for the rest of the session.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum State {
-    Clean,
-    /// A statement failed; the server decides at COMMIT whether it matters.
-    Failed,
-    /// The transaction is gone, or its connection: nothing more may be sent.
-    Over,
-}
-
-/// The last error that another run of the transaction may not meet, in words.
-pub(crate) type Seen = Option<(&'static str, Verdict)>;
-
 pub(crate) struct Wire<DB: Backend> {
     lease: Lease<DB>,
     policy: Policy,
-    phase: Phase,
-    /// The server was asked to refuse writes, so that doing so says nothing about it.
-    read_only: bool,
     /// Statements on it stand for themselves: BEGIN is the caller's own.
     autocommit: bool,
-    /// The breaker learns from each statement; elsewhere the whole call tells it.
-    watched: bool,
-    state: State,
-    seen: Seen,
+    record: Record,
 }
 
 impl<DB: Backend> Wire<DB> {
@@ -69,16 +48,8 @@ impl<DB: Backend> Wire<DB> {
         want: Want,
     ) -> Result<Self, DatabaseFailure> {
         let lease = pool.acquire(limit, want).await?;
-        Ok(Self {
-            lease,
-            policy: policy.clone(),
-            phase: Phase::Statement,
-            read_only: want.read_only,
-            autocommit: true,
-            watched: false,
-            state: State::Clean,
-            seen: None,
-        })
+        let record = Record::new(want.read_only);
+        Ok(Self { lease, policy: policy.clone(), autocommit: true, record })
     }
 
     /// A connection in a transaction. A connection that proves dead at BEGIN is left for another:
@@ -97,7 +68,7 @@ impl<DB: Backend> Wire<DB> {
             let want = Want { read_only: switched, first: First::Begin };
             let mut wire = Self::acquire(pool, policy, left, want).await?;
             wire.autocommit = false;
-            wire.read_only = options.read_only;
+            wire.record.read_only = options.read_only;
             let used = wire.lease.link().is_some_and(|link| link.is_used());
             let left = end.map(|end| end.saturating_duration_since(Instant::now()));
             let limit = if used {
@@ -145,13 +116,13 @@ impl<DB: Backend> Wire<DB> {
         self.lease.marks.unfinished = false;
         self.lease.marks.quiet = false;
         self.lease.marks.open = true;
-        self.phase = Phase::Transaction;
+        self.record.phase = Phase::Transaction;
         Ok(())
     }
 
     /// A caller holds it, after the call that got it for him has ended.
     pub(crate) const fn watched(mut self) -> Self {
-        self.watched = true;
+        self.record.watched = true;
         self
     }
 
@@ -160,34 +131,34 @@ impl<DB: Backend> Wire<DB> {
     }
 
     pub(crate) const fn seen(&self) -> Seen {
-        self.seen
+        self.record.seen
     }
 
     pub(crate) const fn state(&self) -> State {
-        self.state
+        self.record.state
     }
 
     /// As it was before a savepoint that was rolled back; what is over stays so.
     pub(crate) fn restore(&mut self, state: State) {
-        if self.state == State::Failed {
-            self.state = state;
-            self.seen = None;
+        if self.record.state == State::Failed {
+            self.record.state = state;
+            self.record.seen = None;
         }
+    }
+
+    /// Nothing is under way on it, and something may be sent.
+    fn is_usable(&self) -> bool {
+        self.record.state != State::Over && !self.lease.marks.unfinished
     }
 
     /// The connection, if it is in order, with no statement under way.
     pub(crate) fn idle_connection(&mut self) -> Option<&mut DB::Connection> {
-        let usable = self.state != State::Over && !self.lease.marks.unfinished;
-        self.lease.connection().filter(|_| usable)
+        if self.is_usable() { self.lease.connection() } else { None }
     }
 
     /// The connection itself, for code that bypasses us.
     pub(crate) fn take_bare(&mut self) -> Option<DB::Connection> {
-        if self.state == State::Over || self.lease.marks.unfinished {
-            None
-        } else {
-            self.lease.take()
-        }
+        if self.is_usable() { self.lease.take() } else { None }
     }
 
     /// What the text of a statement means for those who have this connection next.
@@ -205,26 +176,22 @@ impl<DB: Backend> Wire<DB> {
     where
         F: Future<Output = Result<T, sqlx::Error>>,
     {
-        let limit = self.policy.time_for_attempt();
-        let (phase, read_only) = (self.phase, self.read_only);
-        let Self { lease, policy, watched, state, seen, .. } = self;
+        let limit = self.policy().time_for_attempt();
+        let usable = self.is_usable();
+        let Self { lease, policy, record, .. } = self;
         let (connection, marks, pool) = lease.parts();
-        let usable = *state != State::Over && !marks.unfinished;
         let connection = connection.filter(|_| usable).ok_or_else(DatabaseFailure::unusable)?;
         marks.unfinished = true;
-        let watch = watched.then(|| policy.watch(STATEMENT));
+        let watch = record.watch(policy, STATEMENT);
         let failure = match within(limit, call(connection)).await {
             Some(Ok(value)) => {
-                marks.unfinished = false;
-                // What was seen before did not matter to the caller.
-                *seen = None;
-                if let Some(watch) = watch {
-                    watch.succeeded();
-                }
+                marks.at_rest();
+                record.succeeded();
+                told(watch);
                 return Ok(value);
             }
-            Some(Err(error)) => note::<DB>(error, phase, read_only, marks, state, seen, pool),
-            None => late(policy, limit, phase, state, seen),
+            Some(Err(error)) => record.failed(error, marks, pool),
+            None => record.late(policy, limit),
         };
         tell(watch, &failure);
         Err(failure)
@@ -237,26 +204,17 @@ impl<DB: Backend> Wire<DB> {
         }
     }
 
-    pub(crate) async fn run<'c, T, F>(
-        &'c mut self,
-        operation: &'static str,
-        call: impl FnOnce(&'c mut DB::Connection) -> F,
-    ) -> Result<T, sqlx::Error>
-    where
-        F: Future<Output = Result<T, sqlx::Error>>,
-    {
-        let (policy, started) = (self.policy.clone(), Instant::now());
-        self.step(call).await.map_err(|e| hand_on(&policy, operation, started, e))
-    }
-
-    /// A statement, and COMMIT where we have wrapped it in a transaction.
-    pub(crate) async fn whole<T>(
+    /// A statement, and COMMIT where we have wrapped it in a transaction. `split` tells the value,
+    /// and whether rows are still to come.
+    pub(crate) async fn whole<T, U>(
         &mut self,
         statement: Statement<DB>,
         call: Call<DB, T>,
-    ) -> Result<T, DatabaseFailure> {
-        let statement = self.prepare(statement);
-        let value = self.step(|connection| call(connection, statement)).await?;
+        split: fn(T) -> (U, bool),
+    ) -> Result<U, DatabaseFailure> {
+        let statement = self.prepared(statement);
+        let (value, rest) = split(self.step(|connection| call(connection, statement)).await?);
+        self.lease.marks.rest = rest;
         self.end().await?;
         Ok(value)
     }
@@ -270,123 +228,143 @@ impl<DB: Backend> Wire<DB> {
         }
     }
 
-    fn prepare(&mut self, statement: Statement<DB>) -> Statement<DB> {
+    fn prepared(&mut self, statement: Statement<DB>) -> Statement<DB> {
         self.look_at(&statement);
         if self.lease.pool().is_pooler() { statement.unnamed() } else { statement }
     }
 
-    pub(crate) fn statement<'e, 'q: 'e, 'c: 'e, T: Send + 'e, Q: 'q + Execute<'q, DB>>(
+    /// As an sqlx executor: one statement.
+    pub(crate) fn statement<'e, 'q: 'e, 'c: 'e, T: Send + 'e, U: Send + 'e, Q>(
         &'c mut self,
-        operation: &'static str,
         query: Q,
         call: Call<DB, T>,
-    ) -> BoxFuture<'e, Result<T, sqlx::Error>> {
+        split: fn(T) -> (U, bool),
+    ) -> BoxFuture<'e, Result<U, sqlx::Error>>
+    where
+        Q: 'q + Execute<'q, DB>,
+    {
         let statement = Statement::take(query);
         Box::pin(async move {
-            let statement = self.prepare(statement?);
+            let statement = self.prepared(statement?);
             let started = Instant::now();
-            self.step(|connection| call(connection, statement)).await.map_err(|failure| {
-                self.let_go();
-                hand_on(&self.policy, operation, started, failure)
-            })
+            match self.step(|connection| call(connection, statement)).await {
+                Ok(value) => {
+                    let (value, rest) = split(value);
+                    self.lease.marks.rest = rest;
+                    Ok(value)
+                }
+                Err(failure) => {
+                    self.let_go();
+                    Err(hand_on(&self.policy, started, failure))
+                }
+            }
         })
     }
 
-    pub(crate) fn stream(
+    /// As an sqlx executor: all of a statement's rows.
+    pub(crate) fn stream<'e, 'q: 'e, 'c: 'e, Q: 'q + Execute<'q, DB>>(
+        &'c mut self,
+        query: Q,
+    ) -> BoxStream<'e, Result<Step<DB>, sqlx::Error>> {
+        let (statement, policy) = (Statement::take(query), self.policy.clone());
+        Box::pin(try_stream! {
+            let started = Instant::now();
+            let mut steps = self.steps(statement?);
+            while let Some(step) = steps.next().await {
+                yield step.map_err(|failure| hand_on(&policy, started, failure))?;
+            }
+        })
+    }
+
+    /// As an sqlx executor.
+    pub(crate) fn prepare<'e, 'c: 'e>(
+        &'c mut self,
+        sql: SqlStr,
+        parameters: &'e [DB::TypeInfo],
+    ) -> BoxFuture<'e, Result<DB::Statement, sqlx::Error>> {
+        Box::pin(async move {
+            let (policy, started) = (self.policy.clone(), Instant::now());
+            let prepared = self.step(|c| DB::prepare(c, sql, parameters)).await;
+            prepared.map_err(|failure| hand_on(&policy, started, failure))
+        })
+    }
+
+    /// As an sqlx executor.
+    pub(crate) fn describe<'e, 'c: 'e>(
+        &'c mut self,
+        sql: SqlStr,
+    ) -> BoxFuture<'e, Result<Describe<DB>, sqlx::Error>> {
+        Box::pin(async move {
+            let (policy, started) = (self.policy.clone(), Instant::now());
+            let described = self.step(|c| DB::describe(c, sql)).await;
+            described.map_err(|failure| hand_on(&policy, started, failure))
+        })
+    }
+
+    /// All of a statement's rows.
+    pub(crate) fn steps(
         &mut self,
         statement: Statement<DB>,
     ) -> BoxStream<'_, Result<Step<DB>, DatabaseFailure>> {
         Box::pin(try_stream! {
-            let statement = self.prepare(statement);
-            let limit = self.policy.time_for_attempt();
-            let phase = self.phase;
+            let statement = self.prepared(statement);
+            let (limit, usable) = (self.policy.time_for_attempt(), self.is_usable());
             let ended = {
-                let Self { lease, policy, watched, state, seen, read_only, .. } = &mut *self;
+                let Self { lease, policy, record, .. } = &mut *self;
                 let (connection, marks, pool) = lease.parts();
-                let usable = *state != State::Over && !marks.unfinished;
                 let connection =
                     connection.filter(|_| usable).ok_or_else(DatabaseFailure::unusable)?;
                 let mut steps = DB::fetch_many(connection, statement);
                 // Its first row is its answer.
-                let mut watch = watched.then(|| policy.watch(STATEMENT));
+                let mut watch = record.watch(policy, STATEMENT);
                 let failure = loop {
                     marks.unfinished = true;
                     match within(limit, steps.next()).await {
                         Some(Some(Ok(step))) => {
-                            // Dropped here, the driver reads the rest away before the next statement.
-                            marks.unfinished = false;
-                            if let Some(watch) = watch.take() {
-                                watch.succeeded();
-                            }
+                            // Dropped here, the driver reads the rest away before a session's next
+                            // statement.
+                            (marks.unfinished, marks.streaming) = (false, true);
+                            told(watch.take());
                             yield step;
                         }
-                        Some(Some(Err(error))) => {
-                            break Some(note::<DB>(
-                                error, phase, *read_only, marks, state, seen, pool,
-                            ));
-                        }
+                        Some(Some(Err(error))) => break record.failed(error, marks, pool),
                         Some(None) => {
-                            marks.unfinished = false;
-                            *seen = None;
-                            if let Some(watch) = watch.take() {
-                                watch.succeeded();
-                            }
-                            break None;
+                            marks.at_rest();
+                            record.succeeded();
+                            told(watch.take());
+                            return;
                         }
-                        None => break Some(late(policy, limit, phase, state, seen)),
+                        None => break record.late(policy, limit),
                     }
                 };
-                if let Some(failure) = &failure {
-                    let of_a_later_row = || watched.then(|| policy.watch(STATEMENT));
-                    tell(watch.take().or_else(of_a_later_row), failure);
-                }
+                // That of a later row is news again.
+                tell(watch.take().or_else(|| record.watch(policy, STATEMENT)), &failure);
                 failure
             };
-            if let Some(failure) = ended {
-                self.let_go();
-                Err(failure)?;
-            }
+            self.let_go();
+            Err(ended)?;
         })
     }
 
     /// COMMIT, once. Refused when it would lie.
     pub(crate) async fn commit(&mut self, limit: Option<Duration>) -> Result<(), DatabaseFailure> {
-        let (connection, marks, _) = self.lease.parts();
-        if self.state == State::Over || marks.unfinished {
-            return Err(match self.seen {
+        if !self.is_usable() {
+            return Err(match self.record.seen {
                 Some((words, verdict)) => DatabaseFailure::seen(words, verdict),
                 None => DatabaseFailure::unusable(),
             });
         }
-        let Some(connection) = connection else { return Err(DatabaseFailure::unusable()) };
-        if self.state == State::Failed && DB::COMMIT_HIDES_ERRORS {
-            marks.unfinished = true;
-            let probe = Statement::text("select 1");
-            match within(limit, DB::execute(connection, probe)).await {
-                Some(Ok(_)) => marks.unfinished = false,
-                Some(Err(error)) => {
-                    marks.unfinished = !classify::keeps_connection::<DB>(&error);
-                    return Err(match (classify::class::<DB>(&error), self.seen) {
-                        (Some(Class::Aborted), Some((words, verdict))) => {
-                            DatabaseFailure::seen(words, verdict)
-                        }
-                        (Some(Class::Aborted), None) => DatabaseFailure::aborted(),
-                        _ => DatabaseFailure::driver::<DB>(error, Phase::Transaction),
-                    });
-                }
-                None => {
-                    let limit = limit.unwrap_or_default();
-                    return Err(DatabaseFailure::timed_out(Phase::Transaction, limit));
-                }
-            }
+        let limit = self.look_before_commit(limit).await?;
+        if limit.is_some_and(|limit| limit.is_zero()) {
+            // Sent now, nobody would wait for its answer; not sent, it is known not to have happened.
+            let late = DatabaseFailure::timed_out(Phase::Transaction, Duration::ZERO);
+            return Err(late.out_of_time(whose(&self.policy, Duration::ZERO)));
         }
-        self.lease.marks.open = false;
-        self.lease.marks.unfinished = true;
-        self.lease.marks.quiet = true;
-        let Self { lease, policy, watched, .. } = self;
+        let Self { lease, policy, record, .. } = self;
         let (connection, marks, pool) = lease.parts();
         let Some(connection) = connection else { return Err(DatabaseFailure::unusable()) };
-        let watch = watched.then(|| policy.watch(COMMIT));
+        (marks.open, marks.unfinished, marks.quiet) = (false, true, true);
+        let watch = record.watch(policy, COMMIT);
         let commit = async {
             // The driver would release a savepoint that was forgotten, and call that done.
             while DB::TransactionManager::get_transaction_depth(connection) > 1 {
@@ -396,11 +374,9 @@ impl<DB: Backend> Wire<DB> {
         };
         let failure = match within(limit, commit).await {
             Some(Ok(())) => {
-                marks.unfinished = false;
+                marks.at_rest();
                 marks.quiet = false;
-                if let Some(watch) = watch {
-                    watch.succeeded();
-                }
+                told(watch);
                 return Ok(());
             }
             // Whatever it was, this connection's transaction is not as sqlx believes.
@@ -413,15 +389,53 @@ impl<DB: Backend> Wire<DB> {
             None => {
                 let limit = limit.unwrap_or_default();
                 let late = DatabaseFailure::timed_out(Phase::Commit, limit);
-                if *watched { late.out_of_time(whose(policy, limit)) } else { late }
+                if record.watched { late.out_of_time(whose(policy, limit)) } else { late }
             }
         };
         tell(watch, &failure);
         Err(failure)
     }
 
+    /// Whether a statement's error has ended the transaction, where COMMIT would not say so. Rows
+    /// that are still to come are read away here: COMMIT would wait for them, and if that took too
+    /// long, nobody would know whether it was sent. Returns the time that is left.
+    async fn look_before_commit(
+        &mut self,
+        limit: Option<Duration>,
+    ) -> Result<Option<Duration>, DatabaseFailure> {
+        let hidden = self.record.state == State::Failed && DB::COMMIT_HIDES_ERRORS;
+        let marks = self.lease.marks;
+        if !hidden && !marks.rest && !marks.streaming {
+            return Ok(limit);
+        }
+        let began = Instant::now();
+        let (connection, marks, _) = self.lease.parts();
+        let Some(connection) = connection else { return Err(DatabaseFailure::unusable()) };
+        marks.unfinished = true;
+        match within(limit, DB::execute(connection, Statement::text("select 1"))).await {
+            Some(Ok(_)) => {
+                marks.at_rest();
+                Ok(limit.map(|limit| limit.saturating_sub(began.elapsed())))
+            }
+            Some(Err(error)) => {
+                marks.unfinished = !classify::keeps_connection::<DB>(&error);
+                Err(match (classify::class::<DB>(&error), self.record.seen) {
+                    (Some(Class::Aborted), Some((words, verdict))) => {
+                        DatabaseFailure::seen(words, verdict)
+                    }
+                    (Some(Class::Aborted), None) => DatabaseFailure::aborted(),
+                    _ => DatabaseFailure::driver::<DB>(error, Phase::Transaction),
+                })
+            }
+            None => {
+                let limit = limit.unwrap_or_default();
+                Err(DatabaseFailure::timed_out(Phase::Transaction, limit))
+            }
+        }
+    }
+
     pub(crate) async fn rollback(&mut self) -> Result<(), DatabaseFailure> {
-        if self.state == State::Over {
+        if self.record.state == State::Over {
             self.lease.discard();
             return Ok(());
         }
@@ -433,89 +447,11 @@ impl<DB: Backend> Wire<DB> {
 
 impl<DB: Backend> Drop for Wire<DB> {
     fn drop(&mut self) {
-        if self.state == State::Over {
+        if self.record.state == State::Over {
             // What is under way is cancelled, what is not has nothing to be rolled back.
             self.lease.marks.changed = true;
         }
     }
-}
-
-/// What a failure means for the breaker.
-fn tell(watch: Option<Watch<'_>>, failure: &DatabaseFailure) {
-    let Some(watch) = watch else { return };
-    let verdict = failure.classify();
-    if verdict.outcome == Outcome::Neutral && failure.is_timed_out() {
-        // The caller gave it up: slow perhaps, and nothing more.
-        drop(watch);
-    } else {
-        watch.failed(verdict, failure.code());
-    }
-}
-
-/// The connection stays marked: the server may still be at it.
-fn late(
-    policy: &Policy,
-    limit: Option<Duration>,
-    phase: Phase,
-    state: &mut State,
-    seen: &mut Seen,
-) -> DatabaseFailure {
-    *state = State::Over;
-    let limit = limit.unwrap_or_default();
-    let failure = DatabaseFailure::timed_out(phase, limit).out_of_time(whose(policy, limit));
-    *seen = Some(("a statement took too long", failure.classify()));
-    failure
-}
-
-/// Remembers what an error means for the rest of the transaction.
-fn note<DB: Backend>(
-    error: sqlx::Error,
-    phase: Phase,
-    read_only: bool,
-    marks: &mut Marks,
-    state: &mut State,
-    seen: &mut Seen,
-    pool: &Pool<DB>,
-) -> DatabaseFailure {
-    let class = classify::class::<DB>(&error);
-    if read_only && class == Some(Class::WrongNode) {
-        // As the caller asked.
-        marks.unfinished = false;
-        *state = State::Failed;
-        *seen = None;
-        return DatabaseFailure::read_only(error);
-    }
-    marks.unfinished = !classify::keeps_connection::<DB>(&error);
-    // What has answered, or is lost, is not cancelled.
-    marks.quiet = marks.unfinished;
-    let ended = match &error {
-        sqlx::Error::Database(e) => DB::ends_transaction(e.as_ref()),
-        _ => false,
-    };
-    let over = marks.unfinished || (ended && phase == Phase::Transaction);
-    *state = if over { State::Over } else { State::Failed };
-    match class {
-        // The server has changed its part: no connection to it is of use.
-        Some(Class::WrongNode) => pool.evict(),
-        // Those that are idle may be gone as well.
-        _ if marks.unfinished => pool.suspect(),
-        _ => {}
-    }
-    let failure = DatabaseFailure::driver::<DB>(error, phase);
-    let verdict = failure.classify();
-    match (class, verdict.effect) {
-        // It says that something failed before, not what.
-        (Some(Class::Aborted), _) => {}
-        (_, Effect::Permanent) => *seen = None,
-        _ => *seen = Some((class.map_or("the connection was lost", classify::words), verdict)),
-    }
-    failure
-}
-
-/// Whether such a limit is the policy's own, or what was left of the deadline around it.
-fn whose(policy: &Policy, limit: Duration) -> Decider {
-    let own = policy.timeout().is_some_and(|timeout| limit >= timeout);
-    if own { Decider::Timeout } else { Decider::Deadline }
 }
 
 pub(crate) async fn within<F: Future>(limit: Option<Duration>, work: F) -> Option<F::Output> {
@@ -526,19 +462,9 @@ pub(crate) async fn within<F: Future>(limit: Option<Duration>, work: F) -> Optio
 }
 
 /// What the server answered goes on as it is; what we know better goes on in our own error.
-pub(crate) fn hand_on(
-    policy: &Policy,
-    operation: &'static str,
-    started: Instant,
-    failure: DatabaseFailure,
-) -> sqlx::Error {
-    if !failure.is_answer() {
-        return into_sqlx(ended(policy, operation, started, failure));
-    }
-    match failure.into_driver() {
-        Ok(error) => error,
-        Err(failure) => into_sqlx(ended(policy, operation, started, failure)),
-    }
+pub(crate) fn hand_on(policy: &Policy, started: Instant, failure: DatabaseFailure) -> sqlx::Error {
+    let ours = |failure| into_sqlx(ended(policy, "statement", started, failure));
+    if failure.is_answer() { failure.into_driver().unwrap_or_else(ours) } else { ours(failure) }
 }
 
 pub(crate) fn into_sqlx(error: Error) -> sqlx::Error {

@@ -1,9 +1,10 @@
 //! MariaDB and MySQL. Numbers: <https://mariadb.com/kb/en/mariadb-error-code-reference/>.
 
 use super::*;
+use futures_util::TryStreamExt;
 use sqlx::{
-    Executor, MySql, Row,
-    mysql::{MySqlConnectOptions, MySqlConnection, MySqlDatabaseError, MySqlSslMode},
+    MySql, Row,
+    mysql::{MySqlConnectOptions, MySqlConnection, MySqlDatabaseError, MySqlRow, MySqlSslMode},
 };
 
 impl Backend for MySql {}
@@ -91,7 +92,7 @@ impl Sealed for MySql {
             );
             let rows = side.fetch_all(live).await?;
             for key in keys {
-                let is_it = |row: &sqlx::mysql::MySqlRow| {
+                let is_it = |row: &MySqlRow| {
                     row.try_get(0).is_ok_and(|id: u64| id == key.id)
                         && row.try_get(1).is_ok_and(|from: &str| from == key.from)
                 };
@@ -131,7 +132,26 @@ impl Sealed for MySql {
         matches!(number(error), Some(1213 | 1614 | 1020 | 3058))
     }
 
-    driver_calls!(MySql);
+    driver_calls!(MySql, first_row);
+}
+
+/// The driver's own stops at the first row. One more step tells whether that was all.
+fn first_row(
+    connection: &mut MySqlConnection,
+    statement: Statement<MySql>,
+) -> BoxFuture<'_, Result<First<MySql>, sqlx::Error>> {
+    let mut steps = connection.fetch_many(statement);
+    Box::pin(async move {
+        let mut first = None;
+        while let Some(step) = steps.try_next().await? {
+            match step {
+                Either::Right(_) if first.is_some() => return Ok((first, true)),
+                Either::Right(row) => first = Some(row),
+                Either::Left(_) => {}
+            }
+        }
+        Ok((first, false))
+    })
 }
 
 // The SQLSTATE does not tell: a lock wait has HY000.

@@ -2,7 +2,7 @@
 
 use super::*;
 use sqlx::{
-    Executor, Postgres, Row,
+    Postgres, Row,
     postgres::{PgConnectOptions, PgConnection, PgDatabaseError, PgSeverity, PgSslMode},
 };
 
@@ -21,6 +21,7 @@ impl Sealed for Postgres {
     const EXAMPLE: &'static str = "postgres://user:password@host:5432/database";
     // COMMIT of a failed transaction is answered by ROLLBACK, and sqlx calls it done.
     const COMMIT_HIDES_ERRORS: bool = true;
+    const ONE_TEXT_IS_ONE_TRANSACTION: bool = true;
     type Key = Process;
 
     fn options(url: &str, tuning: &Tuning) -> Result<PgConnectOptions, sqlx::Error> {
@@ -133,7 +134,7 @@ impl Sealed for Postgres {
         false
     }
 
-    driver_calls!(Postgres);
+    driver_calls!(Postgres, first_alone);
 }
 
 fn class(code: &str) -> Class {

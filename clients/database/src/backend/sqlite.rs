@@ -83,7 +83,7 @@ impl Sealed for Sqlite {
         matches!(code(error) & 0xff, 7 | 9 | 10 | 13)
     }
 
-    driver_calls!(Sqlite);
+    driver_calls!(Sqlite, first_alone);
 }
 
 fn code(error: &dyn DatabaseError) -> u32 {

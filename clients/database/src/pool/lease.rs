@@ -94,13 +94,31 @@ pub(crate) struct Marks {
     pub(crate) quiet: bool,
     /// A transaction is open, to be rolled back before anyone else has the connection.
     pub(crate) open: bool,
+    /// Rows may still be coming, to be read away before COMMIT.
+    pub(crate) rest: bool,
+    /// They are those of a stream: as many as there are, and the server is still at work on them.
+    pub(crate) streaming: bool,
     /// In order, and not what the next caller expects: closed when given back.
     pub(crate) changed: bool,
 }
 
+impl Marks {
+    /// The server has answered, to the last row.
+    pub(crate) const fn at_rest(&mut self) {
+        (self.unfinished, self.rest, self.streaming) = (false, false, false);
+    }
+}
+
 impl<DB: Backend> Lease<DB> {
     pub(super) const fn new(link: Link<DB>, permit: Permit<DB>) -> Self {
-        let marks = Marks { unfinished: false, quiet: false, open: false, changed: false };
+        let marks = Marks {
+            unfinished: false,
+            quiet: false,
+            open: false,
+            rest: false,
+            streaming: false,
+            changed: false,
+        };
         Self { link: Some(link), permit, marks }
     }
 
@@ -151,7 +169,8 @@ impl<DB: Backend> Lease<DB> {
 
 impl<DB: Backend> Drop for Lease<DB> {
     fn drop(&mut self) {
-        if self.marks.unfinished {
+        // The driver would read a stream's rows away before the next statement, without a pause.
+        if self.marks.unfinished || self.marks.streaming {
             self.abandon();
             return;
         }
@@ -165,7 +184,7 @@ impl<DB: Backend> Drop for Lease<DB> {
             return;
         }
         // Not left to the next caller: until then it would hold its locks. The permit goes along.
-        const LONGEST: Duration = Duration::from_secs(2);
+        const ROLLBACK: Duration = Duration::from_secs(2);
         let Ok(runtime) = Handle::try_current() else { return link.cut() };
         let permit = self.permit.hand_over();
         runtime.spawn(async move {
@@ -177,7 +196,7 @@ impl<DB: Backend> Drop for Lease<DB> {
                 }
                 Ok::<_, sqlx::Error>(())
             };
-            match tokio::time::timeout(LONGEST, rolled_back).await {
+            match tokio::time::timeout(ROLLBACK, rolled_back).await {
                 Ok(Ok(())) => permit.pool().put(link),
                 Ok(Err(_)) => link.cut(),
                 Err(_) => permit.pool().cancel(link),

@@ -216,6 +216,22 @@ async fn a_statement_in_a_session_ends_by_the_deadline_around_it() {
     assert!(started.elapsed() < ms(2_000), "{:?}", started.elapsed());
 }
 
+/// Nobody would wait for its answer, and its outcome would be unknown for nothing.
+#[tokio::test]
+async fn a_commit_whose_time_is_over_is_not_sent() {
+    let (_dir, db) = accounts("t-over").await;
+    let late = async {
+        let mut session = db.session().await?;
+        sqlx::query("update account set amount = 0").execute(&mut session).await?;
+        tokio::time::sleep(Deadline::current().unwrap().left()).await;
+        session.commit().await
+    };
+    let error = Deadline::within(ms(200)).scope(late).await.unwrap_err();
+    assert!(error.is_timeout() && !error.is_outcome_unknown(), "{error:?}");
+    println!("{}", mainstay_policy::report(&error));
+    assert_eq!(amount(&db, 1).await, 100);
+}
+
 #[tokio::test]
 async fn a_missing_file_is_named_at_once_and_not_asked_for_twice() {
     let db = SqliteDatabase::builder()

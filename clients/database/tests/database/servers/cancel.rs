@@ -101,6 +101,38 @@ async fn rows_half_read_leave_a_connection_that_is_in_order() {
     }
 }
 
+/// Else the server would hold its locks for as long as the connection is idle, and the next caller
+/// would have to read all of it.
+#[tokio::test]
+async fn a_result_of_which_one_row_was_read_ends_on_the_server() {
+    let (db, referee) = (postgres("cancel-rest"), postgres("cancel-rest-referee"));
+    let all = "select generate_series(1, 100000000), 'rest'";
+    let mut rows = sqlx::query(all).fetch(&db);
+    futures_util::StreamExt::next(&mut rows).await.unwrap().unwrap();
+    assert!(pg_runs(&referee, "'rest'").await);
+    drop(rows);
+    until("it is cancelled", || async { !pg_runs(&referee, "'rest'").await }).await;
+    let mut connection = db.acquire().await.unwrap();
+    let mut rows = sqlx::query(all).fetch(&mut connection);
+    futures_util::StreamExt::next(&mut rows).await.unwrap().unwrap();
+    drop(rows);
+    drop(connection);
+    until("it is cancelled", || async { !pg_runs(&referee, "'rest'").await }).await;
+    until_at_rest(&db).await;
+}
+
+/// sqlx would read the rest for whoever has the connection next.
+#[tokio::test]
+async fn mariadb_ends_a_stream_that_was_dropped() {
+    let (db, referee) = (mariadb("rest-maria"), mariadb("rest-maria-referee"));
+    let all = "select seq, 'stream' from seq_1_to_1000000000";
+    let mut rows = sqlx::query(all).fetch(&db);
+    futures_util::StreamExt::next(&mut rows).await.unwrap().unwrap();
+    assert!(maria_runs(&referee, "seq_1_to_1000000000").await);
+    drop(rows);
+    until("it is killed", || async { !maria_runs(&referee, "seq_1_to_1000000000").await }).await;
+}
+
 #[tokio::test]
 async fn mariadb_ends_a_statement_that_was_dropped() {
     let (db, referee) = (mariadb("cancel-maria"), mariadb("cancel-maria-referee"));

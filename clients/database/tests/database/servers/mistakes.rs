@@ -87,3 +87,50 @@ async fn an_error_in_sql_keeps_its_position() {
     let error = sqlx::query_scalar::<_, i64>("select 'text'").fetch_one(&db).await.unwrap_err();
     assert!(matches!(error, sqlx::Error::ColumnDecode { .. }), "{error}");
 }
+
+/// MariaDB makes each statement of a text a transaction: sent again, the first would be done twice.
+#[tokio::test]
+async fn a_text_that_stopped_halfway_is_not_sent_again() {
+    let (db, holder) = (mariadb("halfway"), mariadb("halfway-holder"));
+    let create = "create table done (n int) engine=innodb; \
+                  create table held (n int primary key) engine=innodb; \
+                  insert into held values (1)";
+    sqlx::raw_sql(create).execute(&holder).await.unwrap();
+    let mut session = holder.session().await.unwrap();
+    sqlx::query("update held set n = 2").execute(&mut session).await.unwrap();
+    let halfway = "insert into done values (1); select n from held for update nowait";
+    let error = Error::from(sqlx::raw_sql(halfway).execute(&db).await.unwrap_err());
+    assert!(error.is_outcome_unknown(), "{}", text(&error));
+    assert_eq!(error.attempts(), 1, "{}", text(&error));
+    let done = || sqlx::query_scalar::<_, i64>("select count(*) from done").fetch_one(&holder);
+    assert_eq!(done().await.unwrap(), 1);
+
+    // One statement is all or nothing, and is repeated.
+    let whole = "insert into done select n from held for update nowait";
+    let error = Error::from(sqlx::raw_sql(whole).execute(&db).await.unwrap_err());
+    assert!(!error.is_outcome_unknown() && error.attempts() == 3, "{}", text(&error));
+    assert_eq!(done().await.unwrap(), 1);
+}
+
+/// What lasts as long as the connection does is nothing that the next caller may meet.
+#[tokio::test]
+async fn statements_that_were_discarded_are_missed_by_nobody() {
+    let db: PgDatabase = DatabaseClient::builder()
+        .name("discarded")
+        .url(POSTGRES.url())
+        .max_connections(1)
+        .build()
+        .unwrap();
+    for discard in ["discard all", "deallocate all", "reset all"] {
+        let kept = || sqlx::query_scalar::<_, i32>("select $1 + 1").bind(1).fetch_one(&db);
+        let limit = || {
+            sqlx::query_scalar::<_, String>("select current_setting('statement_timeout')")
+                .fetch_one(&db)
+        };
+        assert_eq!(kept().await.unwrap(), 2);
+        let before = limit().await.unwrap();
+        sqlx::raw_sql(discard).execute(&db).await.unwrap();
+        assert_eq!(kept().await.unwrap(), 2, "{discard}");
+        assert_eq!(limit().await.unwrap(), before, "{discard}");
+    }
+}

@@ -174,6 +174,43 @@ async fn the_cause_of_a_refused_connection_is_known_at_once() {
     assert!(text(&error).contains("refused"), "{}", text(&error));
 }
 
+/// With the policy's own break. A caller that asks again and again is served by the first probe.
+#[tokio::test]
+async fn the_first_success_comes_when_the_break_is_over() {
+    async fn comes<DB: Backend>(proxy: &Proxy, url: String) {
+        let db: DatabaseClient<DB> = DatabaseClient::builder()
+            .name(format!("back-{}", DB::NAME))
+            .url(url)
+            .policy(|p| p.base_delay(ms(1)))
+            .build()
+            .unwrap();
+        db.session().await.unwrap();
+        proxy.refuse();
+        proxy.cut();
+        let left = loop {
+            match db.session().await {
+                Err(error) if error.is_circuit_open() && error.is_rejected() => {
+                    break error.retry_after().unwrap();
+                }
+                other => assert!(other.is_err()),
+            }
+        };
+        proxy.listen();
+        let back = Instant::now();
+        until("it is served", || async { db.session().await.is_ok() }).await;
+        let took = back.elapsed();
+        println!(
+            "{}: first success {took:?} after it was back, {left:?} left of the break",
+            DB::NAME
+        );
+        assert!(left <= ms(1_150) && took < left + ms(250), "{took:?}, {left:?}");
+    }
+    let postgres = Proxy::in_front_of(POSTGRES.address());
+    comes::<sqlx::Postgres>(&postgres, Postgres::url_at(postgres.addr())).await;
+    let mariadb = Proxy::in_front_of(MARIADB.address());
+    comes::<sqlx::MySql>(&mariadb, Mariadb::url_at(mariadb.addr())).await;
+}
+
 #[tokio::test]
 async fn a_name_that_is_not_known_is_said_so() {
     // No name may be so long: nobody has to be asked.
