@@ -29,12 +29,21 @@ pub(crate) struct Piece {
     part: Part,
     /// So many bytes are written.
     at: u64,
+    /// Of what is written.
     digest: Option<(Crc, Digest)>,
-    /// A write on its way. It is waited for before the next attempt: it must not overtake that one's.
-    writing: Option<(u64, JoinHandle<io::Result<Option<Digest>>>)>,
+    /// It is waited for before the next attempt: it must not overtake that one's.
+    writing: Option<Writing>,
     pub(crate) version: Option<Version>,
     /// What the store said of the whole, if this is the whole.
     pub(crate) whole: Option<Told>,
+}
+
+/// A write on its way.
+struct Writing {
+    length: u64,
+    /// As it is when that is written.
+    digest: Option<(Crc, Digest)>,
+    end: JoinHandle<io::Result<()>>,
 }
 
 impl Piece {
@@ -54,15 +63,13 @@ impl Piece {
 
     /// Waits for the write on its way.
     async fn settle(&mut self, job: &Job<'_>) -> Result<(), S3Failure> {
-        let Some((length, writing)) = &mut self.writing else { return Ok(()) };
-        let (length, written) = (*length, writing.await);
+        let Some(writing) = &mut self.writing else { return Ok(()) };
+        let written = (&mut writing.end).await.map_err(io::Error::other).flatten();
+        let (length, digest) = (writing.length, writing.digest);
         self.writing = None;
         let path = &job.download.path;
-        let failed = |error| S3Failure::local("written", path.clone(), error);
-        let digest = written.map_err(io::Error::other).and_then(|w| w).map_err(failed)?;
-        if let (Some((_, ours)), Some(digest)) = (&mut self.digest, digest) {
-            *ours = digest;
-        }
+        written.map_err(|error| S3Failure::local("written", path.clone(), error))?;
+        self.digest = digest;
         self.at += length;
         match &job.tracker {
             Some(tracker) => tracker.moved(length),
@@ -72,28 +79,30 @@ impl Piece {
         Ok(())
     }
 
-    async fn write(&mut self, job: &Job<'_>, frames: Vec<Bytes>) -> Result<(), S3Failure> {
+    /// Begins to write what has come, after which the digest is this.
+    async fn write(
+        &mut self,
+        job: &Job<'_>,
+        frames: Vec<Bytes>,
+        digest: Option<(Crc, Digest)>,
+    ) -> Result<(), S3Failure> {
         self.settle(job).await?;
         let length = frames.iter().map(Bytes::len).sum::<usize>() as u64;
         if length == 0 {
             return Ok(());
         }
         let (file, mut at) = (Arc::clone(&job.file), self.part.start + self.at);
-        let mut digest = self.digest.as_ref().map(|(_, digest)| *digest);
         // The kernel lets one at a time write to a file: more threads would wait for each other.
         let turn = Arc::clone(&job.turn).lock_owned().await;
-        let writing = task::spawn_blocking(move || {
+        let end = task::spawn_blocking(move || {
             let _turn = turn;
             for frame in frames {
-                if let Some(digest) = &mut digest {
-                    digest.update(&frame);
-                }
                 part::write_all_at(&file, &frame, at)?;
                 at += frame.len() as u64;
             }
-            Ok(digest)
+            Ok(())
         });
-        self.writing = Some((length, writing));
+        self.writing = Some(Writing { length, digest, end });
         Ok(())
     }
 
@@ -193,14 +202,19 @@ impl Piece {
         let idle = job.download.tuning.idle.or(job.client().policy().timeout());
         let mut body = got.body;
         let (mut frames, mut gathered, mut left) = (Vec::new(), 0, length);
+        let mut digest = self.digest;
         loop {
             let broken = match within(idle, body.next()).await {
                 Ok(Some(Ok(frame))) if frame.len() as u64 <= left => {
                     left -= frame.len() as u64;
                     gathered += frame.len();
+                    // While it is in the processor's cache: twice as quick as when it is written.
+                    if let Some((_, digest)) = &mut digest {
+                        digest.update(&frame);
+                    }
                     frames.push(frame);
                     if gathered >= GATHER {
-                        self.write(job, std::mem::take(&mut frames)).await?;
+                        self.write(job, std::mem::take(&mut frames), digest).await?;
                         gathered = 0;
                     }
                     continue;
@@ -211,7 +225,7 @@ impl Piece {
                 Ok(None) => None,
                 Err(stalled) => Some(stalled),
             };
-            self.write(job, frames).await?;
+            self.write(job, frames, digest).await?;
             self.settle(job).await?;
             return broken.map_or(Ok(()), Err);
         }
