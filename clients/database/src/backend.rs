@@ -90,6 +90,9 @@ pub(crate) mod sealed {
         const EXAMPLE: &'static str;
         /// The URL names hosts, not a file.
         const HAS_HOSTS: bool = true;
+        /// What the driver knows after the `?` of a URL with hosts.
+        const PARAMETERS: &'static [&'static str] = &[];
+        const TLS_MODES: &'static str = "";
         /// By what a statement can be stopped.
         type Key: Clone + Send + Sync + 'static;
         /// The data lives in this process and dies with the last connection.

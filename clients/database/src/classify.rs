@@ -1,9 +1,14 @@
 //! What went wrong with one attempt. The phase decides what may have happened: a connection lost
 //! while idle and one lost in mid-statement give the same driver error.
 
+mod words;
+
+pub(crate) use words::words;
+
 use crate::backend::Sealed;
 use mainstay_policy::{Classify, Decider, Effect, Outcome, Verdict};
 use std::{error::Error as StdError, fmt, sync::Arc, time::Duration};
+use words::{io, mistake, tls_words};
 
 /// How far an attempt had come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -154,6 +159,14 @@ impl DatabaseFailure {
     pub(crate) const fn aborted() -> Self {
         let verdict = Verdict::permanent().with_outcome(Outcome::Neutral);
         Self::new(What::Aborted, verdict)
+    }
+
+    /// A BEGIN for one statement, which is none.
+    pub(crate) const fn begins_nothing() -> Self {
+        let verdict = Verdict::permanent().with_outcome(Outcome::Neutral);
+        let words = "each statement may take another connection, so this would begin nothing; \
+                     take session() or transaction()";
+        Self::new(What::Seen(words), verdict)
     }
 
     /// What a session saw go by on its way to the caller.
@@ -393,9 +406,15 @@ fn read<DB: Sealed>(error: &sqlx::Error, phase: Phase) -> (Verdict, String) {
             "no TLS with this server: it offers none, or the file of tls_ca holds no certificate; \
              check both, or set tls to disable",
         ),
-        E::Protocol(_) => {
-            (lost(phase), "the server's answer makes no sense; the connection is cut")
-        }
+        E::Protocol(said) => match mistake(said) {
+            // The driver refused, or the server had done nothing yet.
+            Some(words) => (neutral, words),
+            None if phase == Phase::Acquire => (
+                lost(phase),
+                "the server's answer makes no sense; check that host and port are this database's",
+            ),
+            None => (lost(phase), "the server's answer makes no sense; the connection is cut"),
+        },
         E::WorkerCrashed => (lost(phase), "the database's worker thread is gone"),
         E::BeginFailed => (lost(phase), "BEGIN did not begin a transaction"),
         E::PoolTimedOut => (Verdict::never_sent(), "no connection in time"),
@@ -413,71 +432,6 @@ fn read<DB: Sealed>(error: &sqlx::Error, phase: Phase) -> (Verdict, String) {
         _ => (neutral, "the driver refused"),
     };
     (verdict, words.to_owned())
-}
-
-/// A failed handshake in words, and whether the server's certificate is why.
-const fn tls_words(error: &rustls::Error) -> (bool, &'static str) {
-    use rustls::{CertificateError as C, Error as E};
-    match error {
-        // A bad signature: another authority of the same name.
-        E::InvalidCertificate(C::UnknownIssuer | C::BadSignature) => (
-            true,
-            "the server's certificate is from an authority that is not trusted; name its file in \
-             tls_ca, if this is the right server",
-        ),
-        E::InvalidCertificate(C::NotValidForName | C::NotValidForNameContext { .. }) => (
-            true,
-            "the server's certificate is for another name than the URL's host; use the name that \
-             it is for, or tls = verify-ca",
-        ),
-        E::InvalidCertificate(C::Expired | C::ExpiredContext { .. }) => {
-            (true, "the server's certificate has expired; renew it there")
-        }
-        E::InvalidCertificate(C::NotValidYet | C::NotValidYetContext { .. }) => {
-            (true, "the server's certificate is not valid yet; check the clocks")
-        }
-        E::InvalidCertificate(_) | E::NoCertificatesPresented => {
-            (true, "the server's certificate cannot be accepted; look at the cause")
-        }
-        _ => (false, "the TLS handshake failed; look at the cause and at the server's log"),
-    }
-}
-
-/// An I/O error in words that hold no host name and no path.
-fn io(error: &std::io::Error) -> String {
-    use std::io::ErrorKind as K;
-    match error.kind() {
-        K::UnexpectedEof
-        | K::InvalidData
-        | K::InvalidInput
-        | K::TimedOut
-        | K::Interrupted
-        | K::WriteZero
-        | K::Other => error.kind().to_string(),
-        // The resolver alone has neither a kind nor a number of the system's.
-        _ if error.raw_os_error().is_none() => "the host's name is not known".to_owned(),
-        kind => kind.to_string(),
-    }
-}
-
-pub(crate) const fn words(class: Class) -> &'static str {
-    match class {
-        Class::Busy => "it takes no more connections or work for now",
-        Class::Contended => "a lock was not to be had in time",
-        Class::Conflict => "another transaction was in the way; run this one again",
-        Class::GoingAway => "the server is going away",
-        Class::Cancelled => "ended by a time limit and rolled back",
-        Class::Exhausted => "the server's disk or memory is full",
-        Class::WrongNode => "this server is read-only; a failover may be under way",
-        Class::Refused => "it refuses user or password; check the URL",
-        Class::NoDatabase => "there is no such database; check the URL",
-        Class::File => {
-            "the file cannot be opened or is no database; check the path, and ?mode=rwc to create it"
-        }
-        Class::Aborted => "the transaction had failed before",
-        Class::Damaged => "the data are damaged; look at the server's log",
-        Class::Permanent => "the statement cannot be executed as it is",
-    }
 }
 
 #[cfg(test)]

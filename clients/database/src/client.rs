@@ -240,6 +240,9 @@ impl<DB: Backend> DatabaseClient<DB> {
         first: First,
         statement: &Prepared,
     ) -> Result<Wire<DB>, DatabaseFailure> {
+        if statement.only_begins {
+            return Err(DatabaseFailure::begins_nothing());
+        }
         let pool = self.require_pool()?;
         let limit = shorter(attempt);
         let read_only = intent == Intent::Read;
@@ -274,7 +277,10 @@ impl<DB: Backend> DatabaseClient<DB> {
         let operation = Operation::new("statement", idempotency);
         let halfway = !select && statement.may_stop_halfway(DB::ONE_TEXT_IS_ONE_TRANSACTION);
         let call = &call;
-        let prepared = &Prepared { has_arguments: statement.has_arguments() };
+        let prepared = &Prepared {
+            has_arguments: statement.has_arguments(),
+            only_begins: !select && statement.only_begins(),
+        };
         let result = self.policy().run(&operation, move |attempt| {
             // Bound values are Send, not Sync: cloned here, outside the attempt's future.
             let statement = statement.clone();
@@ -306,6 +312,7 @@ impl<DB: Backend> DatabaseClient<DB> {
 /// What of a statement decides how it is sent.
 struct Prepared {
     has_arguments: bool,
+    only_begins: bool,
 }
 
 /// The attempt's time less a little, so that our own timer, which knows the phase, ends first.

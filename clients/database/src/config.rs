@@ -1,6 +1,7 @@
 //! The builder, the settings and the singletons.
 
 mod connection;
+pub(crate) mod url;
 
 pub use connection::TlsMode;
 
@@ -191,25 +192,10 @@ impl<DB: Backend> DatabaseClientBuilder<DB> {
                 "database: no URL; set MAINSTAY_DATABASE_URL or DATABASE_URL, as in {example}"
             )));
         };
-        check_scheme::<DB>(url)?;
+        url::check_scheme::<DB>(url)?;
         let hosts = Hosts::read(url, tuning, limits.connect_timeout)?;
         Ok(DatabaseClient::new(hosts, limits, policy, None))
     }
-}
-
-/// The URL may hold a password, so nothing but a scheme is ever shown.
-fn check_scheme<DB: Backend>(url: &str) -> Result<(), Error> {
-    let (this, example) = (DB::LABEL, DB::EXAMPLE);
-    let scheme = url.split_once(':').map(|(scheme, _)| scheme).unwrap_or_default();
-    if DB::SCHEMES.contains(&scheme) {
-        return Ok(());
-    }
-    let known = ["postgres", "postgresql", "mysql", "mariadb", "sqlite"];
-    let shown = if known.contains(&scheme) { format!("`{scheme}`") } else { "unknown".to_owned() };
-    Err(Error::invalid(format!(
-        "database: the URL's scheme is {shown}, and this client is for {this}: {example}; for \
-         another database take PgDatabase, MySqlDatabase or SqliteDatabase"
-    )))
 }
 
 /// The client of `MAINSTAY_DATABASE_URL`, else `DATABASE_URL`; no I/O.

@@ -6,6 +6,7 @@
 use crate::{
     backend::{Backend, Greeting, Options, Sealed, Tuning},
     classify::DatabaseFailure,
+    config::url,
 };
 use mainstay_policy::Error;
 use sqlx::Connection;
@@ -36,7 +37,7 @@ pub(crate) enum Target {
 }
 
 impl Target {
-    const NAMES: [(&'static str, Self); 6] = [
+    pub(crate) const NAMES: [(&'static str, Self); 6] = [
         ("any", Self::Any),
         ("read-write", Self::ReadWrite),
         ("read-only", Self::ReadOnly),
@@ -100,16 +101,13 @@ impl<DB: Backend> Hosts<DB> {
         mut tuning: Tuning,
         connect_timeout: Duration,
     ) -> Result<Self, Error> {
-        let (urls, target) = if DB::HAS_HOSTS { split(url)? } else { (vec![url.to_owned()], None) };
+        let (urls, target) =
+            if DB::HAS_HOSTS { url::split::<DB>(url)? } else { (vec![url.to_owned()], None) };
         let several = urls.len() > 1;
         tuning.target =
             target.unwrap_or(if several { Target::ReadWrite } else { Target::default() });
-        let example = DB::EXAMPLE;
         let options: Result<Vec<_>, _> = urls.iter().map(|url| DB::options(url, &tuning)).collect();
-        // The driver's words may hold the URL.
-        let options = options.map_err(|_| {
-            Error::invalid(format!("database: the URL cannot be read; allowed: {example}"))
-        })?;
+        let options = options.map_err(|error| url::unreadable::<DB>(url, &tuning, &error))?;
         let in_memory = options.first().is_some_and(DB::in_memory);
         let anchor = in_memory.then(|| Mutex::new(None));
         Ok(Self { options, tuning, connect_timeout, best: AtomicUsize::new(0), anchor })
@@ -186,63 +184,5 @@ impl<DB: Backend> Hosts<DB> {
         let mut anchor = anchor.lock().unwrap_or_else(PoisonError::into_inner);
         anchor.get_or_insert(connected.connection);
         Ok(())
-    }
-}
-
-/// One URL for each host, and the target that the URL names.
-fn split(url: &str) -> Result<(Vec<String>, Option<Target>), Error> {
-    let (base, query) = url.split_once('?').unwrap_or((url, ""));
-    let mut target = None;
-    let mut kept = Vec::new();
-    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
-        match pair.split_once('=') {
-            Some(("target_session_attrs", name)) => target = Some(target_of(name)?),
-            _ => kept.push(pair),
-        }
-    }
-    let query = if kept.is_empty() { String::new() } else { format!("?{}", kept.join("&")) };
-    let Some((scheme, rest)) = base.split_once("://") else {
-        return Ok((vec![format!("{base}{query}")], target));
-    };
-    let (authority, path) = match rest.find('/') {
-        Some(slash) => rest.split_at(slash),
-        None => (rest, ""),
-    };
-    let (user, hosts) = match authority.rfind('@') {
-        Some(at) => authority.split_at(at + 1),
-        None => ("", authority),
-    };
-    let urls = hosts.split(',').map(|host| format!("{scheme}://{user}{host}{path}{query}"));
-    Ok((urls.collect(), target))
-}
-
-fn target_of(name: &str) -> Result<Target, Error> {
-    let found = Target::NAMES.iter().find(|(known, _)| *known == name);
-    found.map(|(_, target)| *target).ok_or_else(|| {
-        let known: Vec<_> = Target::NAMES.iter().map(|(name, _)| *name).collect();
-        Error::invalid(format!(
-            "database: the URL's target_session_attrs is unknown; allowed: {}",
-            known.join(", ")
-        ))
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_url_of_several_hosts_is_one_for_each() {
-        let url = "postgres://u:p%40@one:1,two:2/db?sslmode=disable&target_session_attrs=primary";
-        let (urls, target) = split(url).unwrap();
-        let expected =
-            ["one:1", "two:2"].map(|h| format!("postgres://u:p%40@{h}/db?sslmode=disable"));
-        assert_eq!(urls, expected);
-        assert_eq!(target, Some(Target::Primary));
-        assert_eq!(split("postgres:///db").unwrap().0, ["postgres:///db"]);
-        assert_eq!(split("mysql://h?a=b").unwrap(), (vec!["mysql://h?a=b".to_owned()], None));
-        let error = split("postgres://u:s3cret@h/d?target_session_attrs=s3cret").unwrap_err();
-        assert!(error.to_string().contains("read-write"), "{error}");
-        assert!(!error.to_string().contains("s3cret"), "{error}");
     }
 }

@@ -81,6 +81,16 @@ impl<DB: Database> Statement<DB> {
         false
     }
 
+    /// It begins a transaction and does nothing else: of no use where the next statement may be sent
+    /// on another connection.
+    pub(crate) fn only_begins(&self) -> bool {
+        let mut parts = self.parts().filter_map(|mut words| Some((words.next()?, words.next())));
+        let Some((first, second)) = parts.next() else { return false };
+        let begins = is(first, &["begin", "savepoint", "xa"])
+            || (is(first, &["start"]) && second.is_some_and(|word| is(word, &["transaction"])));
+        begins && parts.next().is_none()
+    }
+
     fn is_one(&self) -> bool {
         let text = self.sql.as_str().trim_end();
         text.find(';').is_none_or(|place| place + 1 == text.len())
@@ -215,6 +225,23 @@ mod tests {
             let statement = Statement::<sqlx::Sqlite>::text(sql);
             assert_eq!(statement.changes_session(true), alone, "{sql}");
             assert_eq!(statement.changes_session(false), inside, "{sql}");
+        }
+    }
+
+    #[test]
+    fn a_begin_on_its_own_is_told_from_one_that_goes_on() {
+        for (sql, expected) in [
+            ("begin", true),
+            ("BEGIN IMMEDIATE;", true),
+            ("/* why */ start transaction read only", true),
+            ("savepoint here", true),
+            ("start slave", false),
+            ("begin; insert into t values (1); commit", false),
+            ("begin not atomic insert into t values (1); end", false),
+            ("select 1", false),
+            ("", false),
+        ] {
+            assert_eq!(Statement::<sqlx::Sqlite>::text(sql).only_begins(), expected, "{sql}");
         }
     }
 

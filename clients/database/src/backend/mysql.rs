@@ -20,6 +20,23 @@ impl Sealed for MySql {
     const LABEL: &'static str = "MariaDB or MySQL";
     const SCHEMES: &'static [&'static str] = &["mysql", "mariadb"];
     const EXAMPLE: &'static str = "mysql://user:password@host:3306/database";
+    const TLS_MODES: &'static str = "disabled, preferred, required, verify_ca, verify_identity";
+    const PARAMETERS: &'static [&'static str] = &[
+        "sslmode",
+        "ssl-mode",
+        "sslca",
+        "ssl-ca",
+        "sslcert",
+        "ssl-cert",
+        "sslkey",
+        "ssl-key",
+        "charset",
+        "collation",
+        "statement-cache-capacity",
+        "socket",
+        "timezone",
+        "time-zone",
+    ];
     type Key = Thread;
 
     fn options(url: &str, tuning: &Tuning) -> Result<MySqlConnectOptions, sqlx::Error> {

@@ -19,6 +19,27 @@ impl Sealed for Postgres {
     const LABEL: &'static str = "PostgreSQL";
     const SCHEMES: &'static [&'static str] = &["postgres", "postgresql"];
     const EXAMPLE: &'static str = "postgres://user:password@host:5432/database";
+    const TLS_MODES: &'static str = "disable, allow, prefer, require, verify-ca, verify-full";
+    const PARAMETERS: &'static [&'static str] = &[
+        "sslmode",
+        "ssl-mode",
+        "sslrootcert",
+        "ssl-root-cert",
+        "ssl-ca",
+        "sslcert",
+        "ssl-cert",
+        "sslkey",
+        "ssl-key",
+        "statement-cache-capacity",
+        "host",
+        "hostaddr",
+        "port",
+        "dbname",
+        "user",
+        "password",
+        "application_name",
+        "options",
+    ];
     // COMMIT of a failed transaction is answered by ROLLBACK, and sqlx calls it done.
     const COMMIT_HIDES_ERRORS: bool = true;
     const ONE_TEXT_IS_ONE_TRANSACTION: bool = true;

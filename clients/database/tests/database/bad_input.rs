@@ -109,3 +109,37 @@ fn data_in_memory_live_as_long_as_the_client() {
         });
     }
 }
+
+/// A BEGIN that answers Ok, and whose next statement is on its own after all, loses what is rolled
+/// back later.
+#[tokio::test]
+async fn a_begin_through_the_client_is_refused() {
+    let db = memory("begins");
+    for begin in ["begin", "BEGIN IMMEDIATE;", "savepoint here"] {
+        let error = Error::from(sqlx::query(begin).execute(&db).await.unwrap_err());
+        let text = report(&error).to_string();
+        assert!(text.contains("take session() or transaction()"), "{text}");
+        assert!(!error.is_outcome_unknown() && error.attempts() == 1, "{text}");
+    }
+    let whole = "begin; create table t (n integer); insert into t values (1); commit";
+    sqlx::raw_sql(whole).execute(&db).await.unwrap();
+    let mut own = db.acquire().await.unwrap();
+    sqlx::query("begin").execute(&mut own).await.unwrap();
+    sqlx::query("insert into t values (2)").execute(&mut own).await.unwrap();
+    sqlx::query("rollback").execute(&mut own).await.unwrap();
+    drop(own);
+    let n: i64 = sqlx::query_scalar("select count(*) from t").fetch_one(&db).await.unwrap();
+    assert_eq!(n, 1);
+}
+
+#[tokio::test]
+async fn a_statement_that_the_driver_refuses_is_not_repeated_and_no_fault_of_the_database() {
+    let db = memory("refused-by-driver");
+    for sql in ["select :name", "select @name"] {
+        let error = Error::from(sqlx::query(sql).bind(1).execute(&db).await.unwrap_err());
+        let text = report(&error).to_string();
+        assert!(text.contains("write ?1"), "{text}");
+        assert!(!error.is_outcome_unknown() && error.attempts() == 1, "{text}");
+    }
+    assert_eq!(db.policy().breaker().state(), BreakerState::Closed);
+}

@@ -1,6 +1,7 @@
 //! What a caller gets wrong at a server: said at once, once, and without what must not be shown.
 
 use super::*;
+use mainstay_policy::BreakerState;
 use sqlx::postgres::{PgDatabaseError, PgErrorPosition};
 
 async fn is_refused<DB: Backend>(name: &str, url: &str, words: &[&str]) {
@@ -133,4 +134,49 @@ async fn statements_that_were_discarded_are_missed_by_nobody() {
         assert_eq!(kept().await.unwrap(), 2, "{discard}");
         assert_eq!(limit().await.unwrap(), before, "{discard}");
     }
+}
+
+/// The driver says so in words alone, and in the same kind of error as for an answer that makes no
+/// sense.
+#[tokio::test]
+async fn what_the_driver_cannot_do_is_said_once_and_is_no_fault_of_the_server() {
+    let refused = |error: sqlx::Error, words: &str| {
+        let error = Error::from(error);
+        let text = text(&error);
+        assert!(text.contains(words), "{text}");
+        assert!(!error.is_outcome_unknown() && error.attempts() == 1, "{text}");
+    };
+    let db = mariadb("too-few");
+    for _ in 0..4 {
+        let query = sqlx::query("insert into nosuch select ?, ? from dual").bind(1);
+        let error = query.execute(&db).await.unwrap_err();
+        // No such table is found out first.
+        assert!(error.as_database_error().is_some(), "{error}");
+        refused(sqlx::query("select ?, ?").bind(1).execute(&db).await.unwrap_err(), "placeholders");
+    }
+    assert_eq!(db.policy().breaker().state(), BreakerState::Closed);
+
+    let db = postgres("copies");
+    sqlx::query("create table copied (n int)").execute(&db).await.unwrap();
+    for _ in 0..4 {
+        let copy = sqlx::raw_sql("copy copied from stdin").execute(&db).await;
+        refused(copy.unwrap_err(), "copy_in_raw");
+    }
+    assert_eq!(db.policy().breaker().state(), BreakerState::Closed);
+    let mut bare = sqlx::Acquire::acquire(&db).await.unwrap();
+    let mut copy = bare.copy_in_raw("copy copied from stdin").await.unwrap();
+    copy.send(&b"1\n2\n"[..]).await.unwrap();
+    assert_eq!(copy.finish().await.unwrap(), 2);
+    let many = sqlx::query_scalar::<_, i64>("select count(*) from copied").fetch_one(&db);
+    assert_eq!(many.await.unwrap(), 2);
+}
+
+/// Each way round: what answers is no database of this kind.
+#[tokio::test]
+async fn another_database_behind_the_port_is_told_from_a_broken_connection() {
+    let url = format!("postgres://root@{}/x", MARIADB.address());
+    let db: PgDatabase = client("not-postgres", url);
+    let error = db.session().await.unwrap_err();
+    assert!(text(&error).contains("check that host and port are this database's"), "{error}");
+    assert!(!error.is_outcome_unknown());
 }
