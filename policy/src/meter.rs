@@ -1,18 +1,18 @@
 //! What a dependency has done: counts of the last seconds, totals, and how long answers took.
 //!
-//! Memory is fixed and nothing here locks. Each thread adds to a shard of its own as soon as two
-//! have met in one, so that an answer writes no line that another thread writes; who needs a sum,
-//! which is whoever just failed, reads them all. A shard is owned by the first thread that counts in
-//! it, which needs no locked addition for that; who finds it owned adds beside.
+//! Memory is fixed and nothing here locks. A shard is owned by the first thread that counts in it, which
+//! needs no locked addition for that; who finds it owned adds beside, and who does so often makes more
+//! shards, so that an answer writes no line that another thread writes. Who needs a sum, which is
+//! whoever just failed, reads them all.
 
 mod latency;
 mod tally;
+mod thread;
 mod window;
 
 use crate::clock::Instant;
 use latency::Latencies;
 use std::{
-    cell::Cell,
     sync::{
         OnceLock,
         atomic::{
@@ -27,6 +27,8 @@ pub(crate) use window::LONGEST as LONGEST_WINDOW;
 use window::{Ring, Total};
 
 const MOST_SHARDS: usize = 16;
+/// After so many counts beside the owner of a shard there are twice as many shards.
+const OFTEN: u64 = 64;
 /// So many answers make a median worth keeping for a second.
 const ENOUGH: u64 = 64;
 /// Of the answers that were ready at once and quick, one in so many is timed.
@@ -65,7 +67,7 @@ pub(crate) fn share(part: u64, whole: u64) -> f64 {
 #[derive(Debug, Default)]
 #[repr(align(128))] // Two lines: processors fetch them in pairs.
 struct Shard {
-    /// The index of the thread that owns it, or [`NOBODY`].
+    /// The number of the thread that owns it, or [`NOBODY`].
     owner: Owner,
     blocked: Tally,
     answered: Total,
@@ -77,7 +79,7 @@ struct Shard {
     latencies: Latencies,
 }
 
-/// No thread has this index, and one without an index yet has 0.
+/// No thread has this number.
 const NOBODY: usize = usize::MAX;
 
 #[derive(Debug)]
@@ -97,7 +99,8 @@ impl Owner {
 
     /// Whether it is this thread's from now on. Acquired: what the one before has added is seen.
     fn take(&self, thread: usize) -> bool {
-        self.is(NOBODY) && self.0.compare_exchange(NOBODY, thread, Acquire, Relaxed).is_ok()
+        let may = thread != thread::UNNUMBERED && self.is(NOBODY);
+        may && self.0.compare_exchange(NOBODY, thread, Acquire, Relaxed).is_ok()
     }
 
     fn give_back(&self, thread: usize) {
@@ -144,7 +147,7 @@ impl Meter {
         let begins = !shard.answered.is_in(now) && shard.begin(second);
         shard.latencies.add(took, like);
         if !in_window {
-            shard.late.add(owned);
+            self.count(&shard.late, owned);
             return Noted::Nothing;
         }
         let before = shard.answered.count().all();
@@ -164,7 +167,7 @@ impl Meter {
             return false;
         }
         shard.latencies.add(took, like);
-        shard.answered.count().add(true);
+        shard.answered.count().add();
         true
     }
 
@@ -189,16 +192,18 @@ impl Meter {
     #[inline(always)]
     fn count(&self, tally: &Tally, owned: bool) {
         if owned {
-            tally.add(true);
+            tally.add();
         } else {
             self.count_beside(tally);
         }
     }
 
+    /// The owner may be at work, or have counted once and never again: whoever counts often here gets a
+    /// shard of his own.
     #[cold]
     #[inline(never)]
     fn count_beside(&self, tally: &Tally) {
-        if tally.add(false) {
+        if tally.add_beside().is_multiple_of(OFTEN) {
             self.spread();
         }
     }
@@ -228,7 +233,7 @@ impl Meter {
     pub(crate) fn blocked(&self) {
         let (shard, owned) = self.shard();
         if owned {
-            shard.blocked.add(true);
+            shard.blocked.add();
         } else {
             self.blocked_beside();
         }
@@ -295,7 +300,7 @@ impl Meter {
     /// The shard of this thread, and whether it owns that.
     #[inline(always)]
     fn shard(&self) -> (&Shard, bool) {
-        let (thread, mask) = (INDEX.get(), self.mask.load(Relaxed));
+        let (thread, mask) = (thread::number(), self.mask.load(Relaxed));
         let shard = if mask == 0 { &self.first } else { self.numbered(thread & mask) };
         (shard, shard.owner.is(thread))
     }
@@ -318,11 +323,8 @@ impl Meter {
     #[cold]
     #[inline(never)]
     fn take_shard(&self) -> (&Shard, bool) {
-        static NEXT: AtomicUsize = AtomicUsize::new(1);
-        if INDEX.get() == 0 {
-            INDEX.set(NEXT.fetch_add(1, Relaxed));
-        }
-        let (thread, (shard, mut owned)) = (INDEX.get(), self.shard());
+        let thread = thread::take_number();
+        let (shard, mut owned) = self.shard();
         if !owned && shard.owner.take(thread) {
             owned = true;
             let others = self.shards().filter(|other| !std::ptr::eq(*other, shard));
@@ -331,7 +333,7 @@ impl Meter {
         (shard, owned)
     }
 
-    /// Two threads have met in one shard: use twice as many.
+    /// Uses twice as many shards, if there are threads enough for them.
     #[cold]
     fn spread(&self) {
         static ENOUGH_FOR_ALL: OnceLock<usize> = OnceLock::new();
@@ -356,11 +358,6 @@ impl Shard {
         }
         begins
     }
-}
-
-thread_local! {
-    /// Of this thread and no other; 0 until it counts for the first time.
-    static INDEX: Cell<usize> = const { Cell::new(0) };
 }
 
 #[cfg(test)]
@@ -466,7 +463,7 @@ mod tests {
         assert_eq!(meter.blocked_total(), 2);
         meter.mask.store(MOST_SHARDS - 1, Relaxed);
         meter.blocked();
-        assert_eq!(meter.shards().filter(|shard| shard.owner.is(INDEX.get())).count(), 1);
+        assert_eq!(meter.shards().filter(|shard| shard.owner.is(thread::number())).count(), 1);
         assert_eq!(meter.blocked_total(), 3);
     }
 }

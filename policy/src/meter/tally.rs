@@ -13,17 +13,16 @@ pub(super) struct Tally {
 }
 
 impl Tally {
-    /// One more, of a thread that owns the shard or not. True when another thread added in the same
-    /// moment.
+    /// One more, of the thread that owns the shard.
     #[inline(always)]
-    pub(super) fn add(&self, owned: bool) -> bool {
-        let own = self.own.load(Relaxed);
-        if owned {
-            self.own.store(own + 1, Relaxed);
-            return false;
-        }
-        let seen = self.beside.load(Relaxed);
-        self.beside.fetch_add(1, Relaxed) != seen || self.own.load(Relaxed) != own
+    pub(super) fn add(&self) {
+        self.own.store(self.own.load(Relaxed) + 1, Relaxed);
+    }
+
+    /// One more, of another thread: how many such there are.
+    #[inline]
+    pub(super) fn add_beside(&self) -> u64 {
+        self.beside.fetch_add(1, Relaxed).wrapping_add(1)
     }
 
     /// What its owner has added.
