@@ -8,6 +8,7 @@ use crate::{breaker::BreakerState, event::Event};
 use pin_project_lite::pin_project;
 use std::{
     future::Future,
+    mem::ManuallyDrop,
     pin::Pin,
     task::{Context, Poll},
 };
@@ -29,15 +30,42 @@ pub(crate) const fn counts() -> bool {
 }
 
 /// The spans of a call and of its first attempt, if anybody wants them. Most do not, so they are one
-/// word in its future.
-pub(crate) type Spans = Option<Box<(Span, Span)>>;
+/// word in its future, and what drops them is not even called.
+#[derive(Default)]
+pub(crate) struct Spans(ManuallyDrop<Option<Box<(Span, Span)>>>);
+
+impl Spans {
+    #[inline(always)]
+    pub(crate) fn get(&mut self) -> Option<&mut (Span, Span)> {
+        self.0.as_deref_mut()
+    }
+
+    #[inline(always)]
+    pub(crate) fn are_wanted(&self) -> bool {
+        self.0.is_some()
+    }
+}
+
+impl Drop for Spans {
+    #[inline(always)]
+    fn drop(&mut self) {
+        #[cold]
+        #[inline(never)]
+        fn end(spans: Box<(Span, Span)>) {
+            drop(spans);
+        }
+        if let Some(spans) = self.0.take() {
+            end(spans);
+        }
+    }
+}
 
 /// The span of one call; that of its first attempt comes later. Where no subscriber wants any, this
 /// is one load of what `tracing` keeps for that, and nothing where it is compiled out.
 #[inline(always)]
 pub(crate) fn spans(dependency: &str, operation: &str) -> Spans {
     if STATIC_MAX_LEVEL < LevelFilter::INFO || LevelFilter::current() < LevelFilter::INFO {
-        return None;
+        return Spans::default();
     }
     wanted_spans(dependency, operation)
 }
@@ -46,9 +74,10 @@ pub(crate) fn spans(dependency: &str, operation: &str) -> Spans {
 #[inline(never)]
 fn wanted_spans(dependency: &str, operation: &str) -> Spans {
     if !tracing::span_enabled!(tracing::Level::INFO) {
-        return None;
+        return Spans::default();
     }
-    Some(Box::new((call_span(dependency, operation), Span::none())))
+    let spans = (call_span(dependency, operation), Span::none());
+    Spans(ManuallyDrop::new(Some(Box::new(spans))))
 }
 
 pub(crate) fn call_span(dependency: &str, operation: &str) -> Span {

@@ -82,15 +82,12 @@ where
         // Before all else: who is refused pays for nothing else.
         if matches!(*this.phase, Phase::New)
             && this.run.is_barred()
-            && this.spans.is_none()
+            && !this.spans.are_wanted()
             && let Some(refusal) = this.run.policy.refuses(this.run.operation)
         {
             return Poll::Ready(Err(refusal.into()));
         }
-        match this.spans {
-            None => self.poll_call(cx),
-            Some(_) => self.poll_in_spans(cx),
-        }
+        if this.spans.are_wanted() { self.poll_in_spans(cx) } else { self.poll_call(cx) }
     }
 }
 
@@ -105,7 +102,7 @@ where
     #[cold]
     #[inline(never)]
     fn poll_in_spans(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Answer<T, E>> {
-        let call = self.as_mut().project().spans.as_ref().map(|spans| spans.0.clone());
+        let call = self.as_mut().project().spans.get().map(|spans| spans.0.clone());
         call.unwrap_or_else(Span::none).in_scope(|| self.poll_call(cx))
     }
 
@@ -122,7 +119,7 @@ where
         let InPhase::First { work, .. } = this.phase.as_mut().project() else {
             return self.poll_rest(cx);
         };
-        let polled = match this.spans {
+        let polled = match this.spans.get() {
             None => work.poll(cx),
             Some(spans) => spans.1.in_scope(|| work.poll(cx)),
         };
@@ -150,7 +147,7 @@ where
         let now = this.run.started;
         let (number, limit) = this.run.next_attempt(now);
         let blow = chaos::blow(this.run.policy.breaker.name());
-        if let Some(spans) = this.spans {
+        if let Some(spans) = this.spans.get() {
             spans.1 = spans.0.in_scope(|| telemetry::attempt_span(number.number()));
         }
         let work = Bounded::new(this.run.operation, attempt(number), limit, now, blow);
