@@ -264,16 +264,61 @@ mod recorder {
     }
 }
 
+fn raw_time() -> u64 {
+    static CLOCK: LazyLock<quanta::Clock> = LazyLock::new(quanta::Clock::new);
+    CLOCK.raw()
+}
+
+/// Steps that make as many instructions as our breaker alone; six times as many, and a clock read, make
+/// those of a whole call.
+const SUMS: u64 = 4;
+
+/// Four sums at once: work that shares nothing, and keeps a core as busy as ours.
+#[inline]
+fn sums(steps: u64) -> u64 {
+    let seed = ANSWER.load(Relaxed);
+    let mut sums = [seed, seed + 1, seed + 2, seed + 3];
+    for step in 0..black_box(steps) {
+        for sum in &mut sums {
+            *sum = (*sum ^ step).rotate_left(7).wrapping_add(seed);
+        }
+    }
+    sums.iter().fold(0, |all, sum| all ^ sum)
+}
+
+/// A policy that each caller, and so each thread, has for himself.
+struct Own(&'static Policy);
+
+impl Own {
+    fn new() -> Self {
+        static MADE: AtomicU64 = AtomicU64::new(0);
+        Self(ours(&format!("own {}", MADE.fetch_add(1, Relaxed)), |policy| policy))
+    }
+
+    fn call(&self) -> impl Future<Output = Result<u64, CallError<Fault>>> + use<> {
+        call(self.0, Ready::new)
+    }
+}
+
+impl Clone for Own {
+    fn clone(&self) -> Self {
+        Self::new()
+    }
+}
+
 pub fn all() -> Vec<Case> {
     #[cfg(feature = "metrics")]
     let _ = metrics::set_global_recorder(recorder::Nowhere);
     let mut cases = vec![
         Case::new("bare, ready", Ready::new),
         Case::new("bare, pending once", PendingOnce::new),
+        Case::new("nothing shared", || std::future::ready(Ok::<_, Fault>(sums(SUMS)))),
+        Case::new("nothing shared, and a clock read", || {
+            std::future::ready(Ok::<_, Fault>(sums(6 * SUMS).wrapping_add(raw_time())))
+        }),
         Case::new("two clock reads", || {
-            static CLOCK: LazyLock<quanta::Clock> = LazyLock::new(quanta::Clock::new);
-            let first = black_box(CLOCK.raw());
-            std::future::ready(Ok::<_, Fault>(CLOCK.raw().wrapping_sub(first)))
+            let first = black_box(raw_time());
+            std::future::ready(Ok::<_, Fault>(raw_time().wrapping_sub(first)))
         }),
     ];
     cases.extend(closed());
@@ -343,12 +388,13 @@ fn retries() -> Vec<Case> {
 }
 
 fn pipelines() -> Vec<Case> {
-    let (hand, policy) = (ByHand::new(), whole());
+    let (hand, policy, own) = (ByHand::new(), whole(), Own::new());
     let placed = ours("with a bulkhead", |p| p.max_concurrent(1_024));
     vec![
         Case::new("ready: by hand", || hand.call(Ready::new)),
         Case::new("ready: TR", tower(tower_resilience(Ready::new))),
         Case::new("ready: ours", || call(policy, Ready::new)),
+        Case::new("ready: ours, a policy for each thread", move || own.call()),
         Case::new("ready: ours with a bulkhead", || call(placed, Ready::new)),
         Case::new("pending once: by hand", || hand.call(PendingOnce::new)),
         Case::new("pending once: TR", tower(tower_resilience(PendingOnce::new))),

@@ -11,13 +11,19 @@ use cases::{ByHand, PendingOnce, Ready};
 use mainstay_policy_benches::{Case, Rounds, Run, median, process_time, thread_time, wall_time};
 use std::{
     future::Future,
-    sync::atomic::{
-        AtomicUsize,
-        Ordering::{AcqRel, Acquire},
+    sync::{
+        Barrier,
+        atomic::{
+            AtomicUsize,
+            Ordering::{AcqRel, Acquire},
+        },
     },
     time::Duration,
 };
-use tokio::{runtime::Runtime, task::unconstrained};
+use tokio::{
+    runtime::Runtime,
+    task::{LocalSet, spawn_local, unconstrained},
+};
 
 const ROUNDS: usize = 1_000;
 /// The length of one case in one round.
@@ -28,24 +34,26 @@ fn main() {
     let words: Vec<String> = std::env::args().skip(1).filter(|word| word != "--bench").collect();
     match words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         [] => table(),
-        ["case", name, calls] => one(name, calls.parse().expect("a number of calls")),
+        ["case", name, calls] => one(name.to_owned(), calls.parse().expect("a number of calls")),
         ["names"] => cases::all().iter().for_each(|case| println!("{}", case.name)),
         _ => eprintln!("nothing, `names`, or `case NAME CALLS`"),
     }
 }
 
-/// Runs `work` where timers work as they do in a service: the runtime's driver has slept once, and
-/// nothing limits how often one task may be ready.
-fn in_a_runtime<R>(work: impl FnOnce() -> R) -> R {
+/// Runs `work` where timers work as they do in a service: in a task, of a runtime whose driver has
+/// slept once; nothing limits how often the task may be ready.
+fn in_a_runtime<R: 'static>(work: impl FnOnce() -> R + 'static) -> R {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
-    runtime.expect("a runtime").block_on(unconstrained(async {
+    let task = unconstrained(async {
         tokio::time::sleep(Duration::from_millis(1)).await;
         work()
-    }))
+    });
+    let tasks = LocalSet::new();
+    runtime.expect("a runtime").block_on(tasks.run_until(spawn_local(task))).expect("no panic")
 }
 
-fn one(name: &str, calls: u64) {
-    in_a_runtime(|| {
+fn one(name: String, calls: u64) {
+    in_a_runtime(move || {
         let cases = cases::all();
         let case = cases.iter().find(|case| case.name == name).expect("a name of a case");
         case.run()(calls);
@@ -182,72 +190,151 @@ fn time_of(run: &mut Run, calls: u64) -> f64 {
     (thread_time() - start) / calls as f64
 }
 
-/// How much more two threads do than one. Only rounds count in which both ran side by side and
-/// neither was interrupted.
+/// How much more two threads do than one, of each case in turn, so that all see the same neighbours:
+/// what looks like two processors may be one core, which others use too. Controls share nothing: sums,
+/// and the pipeline with a policy for each thread.
 fn two_threads() -> Vec<Row> {
-    const ROUNDS: usize = 2_000;
     let cases = cases::all();
+    let place = |name: &str| cases.iter().position(|case| case.name == name).expect("a case");
+    let names = [
+        "nothing shared",
+        "nothing shared, and a clock read",
+        "closed: ours, the time given",
+        "closed: recloser",
+        "ready: ours",
+        "ready: ours, a policy for each thread",
+        "ready: by hand",
+        "pending once: ours",
+        "pending once: by hand",
+    ];
+    let rounds = side_by_side(&names.map(|name| &cases[place(name)]));
     let scaling = |name: &str| {
-        let case = cases.iter().find(|case| case.name == name).expect("a case");
-        let (mut alone, calls) = calibrated(case);
-        let one = median((0..300).map(|_| time_of(&mut alone, calls)).collect());
-        let handle = tokio::runtime::Handle::current();
-        let arrived = AtomicUsize::new(0);
-        let together = |mut run: Run| {
-            let (handle, arrived) = (handle.clone(), &arrived);
-            move || {
-                let _inside = handle.enter();
-                let round = |round| {
-                    arrived.fetch_add(1, AcqRel);
-                    while arrived.load(Acquire) < 2 * round {
-                        std::hint::spin_loop();
-                    }
-                    let (start, cpu) = (wall_time(), thread_time());
-                    run(calls);
-                    let (cpu, wall) = (thread_time() - cpu, wall_time() - start);
-                    (start, cpu, wall < cpu * 1.03)
-                };
-                (1..=ROUNDS).map(round).collect::<Vec<_>>()
-            }
+        let place = names.iter().position(|other| *other == name).expect("a name");
+        move |round: &Vec<Option<f64>>| round[place]
+    };
+    // Of the rounds in which both count.
+    let row = |what, name: &str, peer: &str, target: Option<f64>| {
+        let (ours, peer) = (scaling(name), scaling(peer));
+        let of = |of: &dyn Fn(&Vec<Option<f64>>) -> Option<f64>| -> Vec<f64> {
+            rounds.iter().filter_map(of).collect()
         };
-        let (first, second) = std::thread::scope(|scope| {
-            let first = scope.spawn(together(case.run()));
-            let second = scope.spawn(together(case.run()));
-            (first.join().expect("no panic"), second.join().expect("no panic"))
-        });
-        #[allow(clippy::cast_precision_loss)]
-        let of_one = |((start, cpu, whole), (other_start, other_cpu, other_whole)): (&_, &_)| {
-            let (start, other_start): (&f64, &f64) = (start, other_start);
-            let mean: f64 = (cpu + other_cpu) / 2.0;
-            let beside = (start - other_start).abs() < mean / 20.0;
-            (*whole && *other_whole && beside).then_some(mean / calls as f64)
-        };
-        let counted: Vec<f64> = first.iter().zip(&second).filter_map(of_one).collect();
-        if counted.len() < ROUNDS / 20 {
-            eprintln!("{name}: only {} rounds of two threads count", counted.len());
+        let shares = of(&|round| Some(ours(round)? / peer(round)?));
+        if shares.len() < rounds.len() / 20 {
+            eprintln!("{what}: only {} of {} rounds count", shares.len(), rounds.len());
         }
-        2.0 * one / median(counted)
+        let target = target.map(Target::AtLeast);
+        Row {
+            what,
+            ours: median(of(&ours)),
+            peer: median(of(&peer)),
+            ratio: median(shares),
+            target,
+        }
     };
-    let row = |what, ours, peer, target: Option<f64>| {
-        let (ours, peer) = (scaling(ours), scaling(peer));
-        Row { what, ours, peer, ratio: ours, target: target.map(Target::AtLeast) }
-    };
+    let more = |row: Row| Row { ratio: row.ours, ..row };
+    let nothing =
+        |what| more(row(what, "nothing shared", "nothing shared, and a clock read", None));
     vec![
-        row(
+        nothing("two threads, nothing shared (with a clock read)"),
+        more(row(
             "two threads, admit and record (recloser)",
             "closed: ours, the time given",
             "closed: recloser",
             Some(1.9),
-        ),
-        row("two threads, whole pipeline (by hand)", "ready: ours", "ready: by hand", Some(1.9)),
-        // Tokio's timer is one for all.
+        )),
         row(
+            "  the same / nothing shared",
+            "closed: ours, the time given",
+            "nothing shared",
+            Some(0.95),
+        ),
+        more(row(
+            "two threads, whole pipeline (by hand)",
+            "ready: ours",
+            "ready: by hand",
+            Some(1.9),
+        )),
+        row(
+            "  the same / nothing shared",
+            "ready: ours",
+            "nothing shared, and a clock read",
+            Some(0.95),
+        ),
+        row(
+            "  the same / a policy for each thread",
+            "ready: ours",
+            "ready: ours, a policy for each thread",
+            Some(0.95),
+        ),
+        // Tokio's timer is one for all.
+        more(row(
             "two threads, pending once (by hand)",
             "pending once: ours",
             "pending once: by hand",
             None,
-        ),
+        )),
     ]
+}
+
+/// For each round and case what two threads did, where one does 1; `None` when one was interrupted or
+/// they did not run side by side.
+fn side_by_side(cases: &[&Case]) -> Vec<Vec<Option<f64>>> {
+    const ROUNDS: usize = 1_500;
+    let handle = tokio::runtime::Handle::current();
+    let (asleep, arrived) = (Barrier::new(2), AtomicUsize::new(0));
+    let timed = |run: &mut Run, calls: u64| {
+        let (start, cpu) = (wall_time(), thread_time());
+        run(calls);
+        let (cpu, wall) = (thread_time() - cpu, wall_time() - start);
+        (start, cpu, wall < cpu * 1.03)
+    };
+    let meet = |times: usize| {
+        arrived.fetch_add(1, AcqRel);
+        while arrived.load(Acquire) < 2 * times {
+            std::hint::spin_loop();
+        }
+    };
+    let thread = |first: bool, mut runs: Vec<(Run, u64)>| {
+        let (handle, asleep) = (&handle, &asleep);
+        move || {
+            let _inside = handle.enter();
+            let mut times = 0;
+            let mut turn = |run: &mut Run, calls: u64| {
+                // The second sleeps meanwhile.
+                let alone = first.then(|| timed(run, calls));
+                asleep.wait();
+                meet(times + 1);
+                let beside = timed(run, calls);
+                meet(times + 2);
+                times += 2;
+                (alone, beside)
+            };
+            let mut round = || runs.iter_mut().map(|(run, calls)| turn(run, *calls)).collect();
+            (0..ROUNDS).map(|_| round()).collect::<Vec<Vec<_>>>()
+        }
+    };
+    // Each thread with callers of its own, and as many calls of each.
+    let (ours, others): (Vec<_>, Vec<_>) = cases.iter().map(|case| pair(case)).unzip();
+    let (first, second) = std::thread::scope(|scope| {
+        let first = scope.spawn(thread(true, ours));
+        let second = scope.spawn(thread(false, others));
+        (first.join().expect("no panic"), second.join().expect("no panic"))
+    });
+    let more = |((alone, one), (_, other)): (_, _)| {
+        let (Some((_, alone, calm)), (start, cpu, whole)) = (alone, one) else { return None };
+        let (other_start, other_cpu, other_whole): (f64, f64, bool) = other;
+        let (start, mean): (f64, f64) = (start, (cpu + other_cpu) / 2.0);
+        let beside = (start - other_start).abs() < mean / 20.0;
+        (calm && whole && other_whole && beside).then_some(2.0 * alone / mean)
+    };
+    let of_round = |(first, second): (Vec<_>, Vec<_>)| first.into_iter().zip(second).map(more);
+    first.into_iter().zip(second).map(|round| of_round(round).collect()).collect()
+}
+
+/// Two callers of a case, and how many calls of one fill a slice.
+fn pair(case: &Case) -> ((Run, u64), (Run, u64)) {
+    let (run, calls) = calibrated(case);
+    ((run, calls), (case.run(), calls))
 }
 
 /// What a call adds when 64 tasks on 2 workers each wait once, in CPU time of the process.
