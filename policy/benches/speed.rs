@@ -22,7 +22,7 @@ use std::{
 };
 use tokio::{
     runtime::Runtime,
-    task::{LocalSet, spawn_local, unconstrained},
+    task::{LocalSet, unconstrained},
 };
 
 const ROUNDS: usize = 1_000;
@@ -49,7 +49,8 @@ fn in_a_runtime<R: 'static>(work: impl FnOnce() -> R + 'static) -> R {
         work()
     });
     let tasks = LocalSet::new();
-    runtime.expect("a runtime").block_on(tasks.run_until(spawn_local(task))).expect("no panic")
+    let task = tasks.spawn_local(task);
+    runtime.expect("a runtime").block_on(tasks.run_until(task)).expect("no panic")
 }
 
 fn one(name: String, calls: u64) {
