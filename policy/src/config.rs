@@ -305,19 +305,35 @@ impl Settings {
         let name = if in_file {
             format!("{client}.{key} in the settings file")
         } else {
-            format!("{}{client}_{key}", self.prefix).to_uppercase()
+            self.variable(client, key)
         };
         let shown = value.map_or_else(|| "not set".to_owned(), |value| names::shown(&value));
         format!("{name} is {shown}; allowed: {allowed}")
     }
 
-    /// The URL of a named client, from `MAINSTAY_{KIND}_{NAME}_URL`.
+    /// The key of a named client's own setting: `url` of `Read-Replica` is `read_replica_url`, since
+    /// the name of an environment variable holds letters, digits and `_` only.
+    #[must_use]
+    pub fn own_key(name: &str, key: &str) -> String {
+        let name = name.to_lowercase().replace(|c: char| !c.is_alphanumeric(), "_");
+        format!("{name}_{key}")
+    }
+
+    /// The environment variable of a setting, to be named in errors.
+    #[must_use]
+    pub fn variable(&self, client: &str, key: &str) -> String {
+        format!("{}{client}_{key}", self.prefix).to_uppercase()
+    }
+
+    /// The URL of a named client, from `MAINSTAY_{KIND}_{NAME}_URL`; `key` is `url`, or as that kind
+    /// calls it.
     ///
     /// # Errors
     /// When it is not set.
-    pub fn named_url(&self, kind: &str, name: &str) -> Result<String, ConfigError> {
-        self.connection(kind, &format!("{}_url", name.to_lowercase())).ok_or_else(|| {
-            let variable = format!("{}{kind}_{name}_URL", self.prefix).to_uppercase();
+    pub fn named_url(&self, kind: &str, name: &str, key: &str) -> Result<String, ConfigError> {
+        let key = Self::own_key(name, key);
+        self.connection(kind, &key).ok_or_else(|| {
+            let variable = self.variable(kind, &key);
             ConfigError::new(vec![format!(
                 "{variable} is not set; set it, or build the client with its builder()"
             )])

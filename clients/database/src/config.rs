@@ -217,7 +217,7 @@ pub fn get_database_client<DB: Backend>() -> Result<DatabaseClient<DB>, Error> {
 /// When that setting is missing or a setting cannot be used.
 pub fn get_database_client_named<DB: Backend>(name: &str) -> Result<DatabaseClient<DB>, Error> {
     DB::named_clients().get_or_try_init(name, || {
-        let url = settings()?.named_url("database", name)?;
+        let url = settings()?.named_url("database", name, "url")?;
         DatabaseClient::builder().name(name).url(url).build()
     })
 }

@@ -33,7 +33,7 @@ pub fn get_http_client_for(base_url: &str) -> Result<HttpClient, Error> {
 /// When that setting is missing or a setting cannot be used.
 pub fn get_http_client_named(name: &str) -> Result<HttpClient, Error> {
     NAMED.get_or_try_init(name, || {
-        let url = settings()?.named_url("http", &format!("{name}_base"))?;
+        let url = settings()?.named_url("http", name, "base_url")?;
         HttpClient::builder(&url).name(name).build()
     })
 }

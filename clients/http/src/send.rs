@@ -395,9 +395,24 @@ impl Call {
     }
 }
 
+/// Of a health check's answer, so much is read and waited for; a longer one ends with its connection.
+const WORTH_A_CONNECTION: usize = 64 * 1024;
+const WAIT_FOR_A_BODY: Duration = Duration::from_millis(200);
+
 /// One attempt past the policy, for a health check.
 pub(crate) async fn ask(call: &Call, driver: &Driver) -> Result<StatusCode, HttpFailure> {
-    Ok(call.head(driver, None).await?.status())
+    let mut answer = call.head(driver, None).await?;
+    let status = answer.status();
+    // Read to its end, the connection serves the next probe too; the status is known in any case.
+    let rest = async {
+        let mut left = WORTH_A_CONNECTION;
+        while let Ok(Some(piece)) = answer.chunk().await {
+            left = left.checked_sub(piece.len())?;
+        }
+        Some(())
+    };
+    let _ = tokio::time::timeout(WAIT_FOR_A_BODY, rest).await;
+    Ok(status)
 }
 
 fn name(method: &Method) -> &'static str {

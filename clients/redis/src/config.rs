@@ -339,7 +339,7 @@ pub fn get_redis_client() -> Result<RedisClient, Error> {
 /// When that setting is missing or a setting cannot be used.
 pub fn get_redis_client_named(name: &str) -> Result<RedisClient, Error> {
     NAMED.get_or_try_init(name, || {
-        let url = settings()?.named_url("redis", name)?;
+        let url = settings()?.named_url("redis", name, "url")?;
         RedisClient::builder().name(name).url(url).build()
     })
 }

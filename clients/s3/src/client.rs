@@ -8,7 +8,7 @@ use crate::{
 };
 use aws_sdk_s3::Client;
 use mainstay_policy::{
-    ConfigError, Error, PerRuntime, Policy, PolicyBuilder, Singletons, settings,
+    ConfigError, Error, PerRuntime, Policy, PolicyBuilder, Settings, Singletons, settings,
 };
 use std::{fmt, sync::Arc};
 
@@ -131,7 +131,7 @@ static NAMED: Singletons<S3Client> = Singletons::new();
 /// # Errors
 /// When a setting is missing or cannot be used.
 pub fn get_s3_client() -> Result<S3Client, Error> {
-    DEFAULT.get_or_try_init("default", || from_settings("")?.build())
+    DEFAULT.get_or_try_init("default", || from_settings(str::to_owned)?.build())
 }
 
 /// The client of `MAINSTAY_S3_{NAME}_ENDPOINT_URL`, `.._REGION` and `.._BUCKET`, of which one of
@@ -141,22 +141,21 @@ pub fn get_s3_client() -> Result<S3Client, Error> {
 /// When a setting is missing or cannot be used.
 pub fn get_s3_client_named(name: &str) -> Result<S3Client, Error> {
     NAMED.get_or_try_init(name, || {
-        let prefix = format!("{}_", name.to_lowercase());
         let settings = settings()?;
-        let set = |key| settings.connection("s3", &format!("{prefix}{key}")).is_some();
-        if !set("endpoint_url") && !set("region") {
-            let name = name.to_uppercase();
+        let keys = ["endpoint_url", "region"].map(|key| Settings::own_key(name, key));
+        if keys.iter().all(|key| settings.connection("s3", key).is_none()) {
+            let [url, region] = keys.map(|key| settings.variable("s3", &key));
             return Err(Error::config(ConfigError::new(vec![format!(
-                "neither MAINSTAY_S3_{name}_ENDPOINT_URL nor MAINSTAY_S3_{name}_REGION is set"
+                "neither {url} nor {region} is set"
             )])));
         }
-        from_settings(&prefix)?.build()
+        from_settings(|key| Settings::own_key(name, key))?.build()
     })
 }
 
-fn from_settings(prefix: &str) -> Result<S3ClientBuilder, Error> {
+fn from_settings(key: impl Fn(&str) -> String) -> Result<S3ClientBuilder, Error> {
     let settings = settings()?;
-    let get = |key| settings.connection("s3", &format!("{prefix}{key}"));
+    let get = |name| settings.connection("s3", &key(name));
     let mut builder = S3Client::builder();
     if let Some(url) = get("endpoint_url") {
         builder = builder.endpoint_url(url);

@@ -136,7 +136,7 @@ struct Reader<'s> {
 impl Reader<'_> {
     /// The key that is set, this client's own first.
     fn key(&self, key: &str) -> Option<String> {
-        let own = self.name.map(|name| format!("{}_{key}", name.to_lowercase()));
+        let own = self.name.map(|name| Settings::own_key(name, key));
         let set = |key: &String| self.settings.is_set("database", key);
         own.filter(set).or_else(|| Some(key.to_owned()).filter(set))
     }

@@ -20,6 +20,8 @@ fn settings_are_read_checked_and_named_for_each_client() {
         again.env("MAINSTAY_CONFIG", &file);
         again.env("MAINSTAY_DATABASE_REPORTING_URL", "sqlite::memory:");
         again.env("MAINSTAY_DATABASE_REPORTING_MAX_CONNECTIONS", "3");
+        again.env("MAINSTAY_DATABASE_READ_REPLICA_URL", "sqlite::memory:");
+        again.env("MAINSTAY_DATABASE_READ_REPLICA_MAX_CONNECTIONS", "4");
         assert!(again.status().unwrap().success());
         return;
     };
@@ -34,6 +36,11 @@ fn settings_are_read_checked_and_named_for_each_client() {
     assert!(mainstay_policy::settings().unwrap().warnings().is_empty());
     let reporting: SqliteDatabase = get_database_client_named("reporting").unwrap();
     assert_eq!(reporting.max_connections(), 3);
+    // What the name of a variable cannot hold is an underscore there.
+    let replica: SqliteDatabase = get_database_client_named("Read-Replica").unwrap();
+    assert_eq!(replica.max_connections(), 4);
+    let error = get_database_client_named::<sqlx::Sqlite>("a b").unwrap_err().to_string();
+    assert!(error.contains("MAINSTAY_DATABASE_A_B_URL is not set"), "{error}");
 
     write("[database]\nmax_connections = 0\nidle_timeout = \"soon\"\npooler = \"session\"\n");
     let error = fails();

@@ -22,7 +22,15 @@ use server::{Server, quick};
 use std::{
     future::IntoFuture,
     net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
     time::{Duration, Instant},
+};
+use tokio::{
+    io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
+    net::TcpListener,
 };
 
 const OK: &str = "HTTP/1.1 200 OK\r\ncontent-length: 6\r\nconnection: close\r\n\r\n[\"Jo\"]";
@@ -254,6 +262,38 @@ async fn health_is_measured_where_it_is_asked_for_and_feeds_nothing() {
     assert!(server.request(1).starts_with("get /v1/health?full=1 "));
     assert!(server.request(2).starts_with("get /v1 "), "{}", server.request(2));
     assert!(client.health_check_at("//evil").await.detail.contains("another host"));
+}
+
+/// Its body comes after its head, as from most services: what is not read costs the connection.
+#[tokio::test]
+async fn probes_share_one_connection() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let client = client(listener.local_addr().unwrap(), quick);
+    let connections = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&connections);
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            counted.fetch_add(1, SeqCst);
+            tokio::spawn(async move {
+                let mut stream = BufReader::new(stream);
+                let mut line = String::new();
+                while matches!(stream.read_line(&mut line).await, Ok(1..)) {
+                    if line == "\r\n" {
+                        let head = b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\n";
+                        stream.write_all(head).await.unwrap();
+                        // A service that thinks between head and body.
+                        tokio::time::sleep(Duration::from_millis(5)).await;
+                        let _ = stream.write_all(b"fine").await;
+                    }
+                    line.clear();
+                }
+            });
+        }
+    });
+    for _ in 0..5 {
+        assert_eq!(client.health_check_at("health").await.status, HealthStatus::Healthy);
+    }
+    assert_eq!(connections.load(SeqCst), 1);
 }
 
 #[test]
