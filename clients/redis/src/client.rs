@@ -16,11 +16,12 @@ use arc_swap::ArcSwapOption;
 use bytes::Bytes;
 use futures_util::future::join_all;
 use mainstay_policy::{
-    BreakerState, CallError, Classify, Effect, Error, Operation, PerRuntime, Policy,
+    Attempt, BreakerState, CallError, Classify, Effect, Error, Operation, PerRuntime, Policy,
 };
 use std::{
     fmt,
-    sync::{Arc, Weak},
+    future::Future,
+    sync::{Arc, OnceLock, Weak},
     time::{Duration, Instant},
 };
 use tokio::{
@@ -39,8 +40,9 @@ pub(crate) struct Inner {
     limits: Limits,
     fallback: Option<Arc<Fallback>>,
     links: PerRuntime<Option<Arc<Link>>>,
-    /// The line that was used last: most programs have one runtime, and to ask `links` costs ten
-    /// times as much.
+    /// The line that was used first, as most programs have one runtime, and the one that was used last
+    /// of all others: to ask `links` costs ten times as much.
+    first: OnceLock<(Id, Weak<Line>)>,
     last: ArcSwapOption<(Id, Weak<Line>)>,
     pub(crate) loads: crate::load::Loads,
     pub(crate) numbers: Numbers,
@@ -89,6 +91,7 @@ impl RedisClient {
             limits,
             fallback,
             links: PerRuntime::new(),
+            first: OnceLock::new(),
             last: ArcSwapOption::empty(),
             loads: crate::load::Loads::default(),
             numbers,
@@ -154,10 +157,12 @@ impl RedisClient {
         let target = inner.target.as_ref()?;
         let runtime = Handle::try_current().ok()?.id();
         // A line dies with its runtime, whose number may then be another's.
-        if let Some(last) = &*inner.last.load()
-            && last.0 == runtime
-            && let Some(line) = last.1.upgrade()
-        {
+        let live =
+            |(id, line): &(Id, Weak<Line>)| (*id == runtime).then(|| line.upgrade()).flatten();
+        if let Some(line) = inner.first.get().and_then(live) {
+            return Some(line);
+        }
+        if let Some(line) = inner.last.load().as_deref().and_then(live) {
             return Some(line);
         }
         let link = inner.links.get_or_init(|| {
@@ -165,7 +170,10 @@ impl RedisClient {
             link.ok().map(Arc::new)
         });
         let line = Arc::clone(link.flatten()?.line());
-        inner.last.store(Some(Arc::new((runtime, Arc::downgrade(&line)))));
+        let known = (runtime, Arc::downgrade(&line));
+        if let Err(known) = inner.first.set(known) {
+            inner.last.store(Some(Arc::new(known)));
+        }
         Some(line)
     }
 
@@ -188,10 +196,12 @@ impl RedisClient {
 
     /// A question: the server's answer, or what memory knows while it is away.
     pub(crate) async fn read<Q: Query>(&self, query: &Q) -> Result<Answer<Q::Found>, Error> {
-        let operation = query.operation();
+        let operation = query.operation().timed_by_driver();
         let local = |known| self.told(&operation, known);
         let Some(fallback) = &self.0.fallback else {
-            let reply = self.ask(&operation, &query.command(), IfAway::Fail).await?;
+            let command = query.command();
+            let way = self.way(&command)?;
+            let reply = way.ask(self, &operation, &command, IfAway::Fail).await;
             let reply = reply.map_err(|error| self.failed(&operation, error))?;
             return Ok(self.answered(query.found(reply)));
         };
@@ -208,7 +218,9 @@ impl RedisClient {
                 BeginRead::Mixed => return local(fallback.read(query, now)),
             }
         };
-        match self.ask(&operation, &query.command(), IfAway::FallBack).await? {
+        let command = query.command();
+        let way = self.way(&command)?;
+        match way.ask(self, &operation, &command, IfAway::FallBack).await {
             Ok(reply) => {
                 let found = query.found(reply);
                 match fallback.filled(query, ticket, &found, sent) {
@@ -227,23 +239,25 @@ impl RedisClient {
 
     /// A change of one key or field. Gives a counter's new value, else whether there was anything
     /// to change.
-    pub(crate) async fn write(&self, slot: Slot, change: Change) -> Result<i64, Error> {
-        let operation = change.operation(&slot);
+    pub(crate) async fn write(&self, slot: &Slot, change: &Change) -> Result<i64, Error> {
+        let operation = change.operation(slot).timed_by_driver();
+        let command = change.command(slot);
         let Some(fallback) = &self.0.fallback else {
-            let reply = self.ask(&operation, &change.command(&slot), IfAway::Fail).await?;
+            let way = self.way(&command)?;
+            let reply = way.ask(self, &operation, &command, IfAway::Fail).await;
             return reply.map(count).map_err(|error| self.failed(&operation, error));
         };
         let local = || {
-            let answer = fallback.write(&slot, &change, Instant::now());
+            let answer = fallback.write(slot, change, Instant::now());
             answer.map_err(|refusal| self.refused(&operation, refusal)).inspect(|_| self.kept())
         };
         if !self.is_configured() {
             return local();
         }
-        let takes = fallback.takes(&change);
+        let takes = fallback.takes(change);
         let mut patience = Patience::new(self, fallback);
         let (sent, ticket, before) = loop {
-            match fallback.begin_write(&slot) {
+            match fallback.begin_write(slot) {
                 BeginWrite::Ask(ticket, before) => break (Instant::now(), ticket, before),
                 BeginWrite::Local if takes => return local(),
                 BeginWrite::Draining if takes && patience.waited => return local(),
@@ -252,9 +266,10 @@ impl RedisClient {
             }
         };
         let away = if takes { IfAway::FallBack } else { IfAway::Fail };
-        match self.ask(&operation, &change.command(&slot), away).await? {
+        let way = self.way(&command)?;
+        match way.ask(self, &operation, &command, away).await {
             Ok(reply) => {
-                fallback.landed(&slot, &change, ticket, sent);
+                fallback.landed(slot, change, ticket, sent);
                 self.0.numbers.wrote(Tier::Redis);
                 Ok(count(reply))
             }
@@ -266,7 +281,7 @@ impl RedisClient {
                     && !(matches!(change, Change::Add(_)) && error.is_outcome_unknown()) =>
             {
                 let before = Some((ticket, before));
-                match fallback.write_after(&slot, &change, before, Instant::now()) {
+                match fallback.write_after(slot, change, before, Instant::now()) {
                     Err(Refusal::Unavailable) => Err(self.failed(&operation, error)),
                     Err(refusal) => Err(self.refused(&operation, refusal)),
                     Ok(answer) => {
@@ -286,7 +301,7 @@ impl RedisClient {
         operation: &Operation,
         keys: &[Bytes],
         effect: OnKeys,
-        commands: &[Command],
+        commands: &[Command<'_>],
     ) -> Result<Vec<Result<Value, RedisFailure>>, Error> {
         if !self.is_configured() {
             return Err(self.refused(operation, Refusal::Unavailable));
@@ -312,7 +327,7 @@ impl RedisClient {
         operation: &Operation,
         slot: Slot,
         effect: OnKeys,
-        command: Command,
+        command: Command<'_>,
     ) -> Result<Value, Error> {
         let (keys, commands) = ([slot.key], [command]);
         let began = Instant::now();
@@ -321,34 +336,23 @@ impl RedisClient {
         reply.map_err(|failure| self.failed(operation, answered(failure, began)))
     }
 
-    /// One command through the policy.
-    pub(crate) async fn ask(
-        &self,
-        operation: &Operation,
-        command: &Command,
-        away: IfAway,
-    ) -> Result<Outcome<Value>, Error> {
+    /// The way of one command.
+    fn way(&self, command: &Command<'_>) -> Result<Way, Error> {
         let line = self.reachable_line()?;
-        let line = &line;
-        // Of a node of a cluster, which may be down while the others are not.
         let own = line.policy(command);
-        let policy = own.as_ref().unwrap_or(&self.0.policy);
-        let attempt = |attempt: mainstay_policy::Attempt| async move {
-            line.send(command, away, attempt.timeout()).await
-        };
-        Ok(policy.run(&operation.timed_by_driver(), attempt).await)
+        Ok(Way { line, own })
     }
 
     /// Several commands as one attempt: they are sent in this order and answered together.
     pub(crate) async fn ask_all(
         &self,
         operation: &Operation,
-        commands: &[Command],
+        commands: &[Command<'_>],
         away: IfAway,
     ) -> Result<Outcome<Vec<Result<Value, RedisFailure>>>, Error> {
         let line = self.reachable_line()?;
         let line = &line;
-        let attempt = |attempt: mainstay_policy::Attempt| async move {
+        let attempt = |attempt: Attempt| async move {
             let sent = commands.iter().map(|c| line.send(c, away, attempt.timeout()));
             whole(join_all(sent).await)
         };
@@ -411,6 +415,29 @@ impl RedisClient {
         };
         let (attempts, elapsed) = (0, Duration::ZERO);
         self.failed(operation, CallError::Backend { attempts, elapsed, effect, error })
+    }
+}
+
+/// How a command gets to its server.
+struct Way {
+    line: Arc<Line>,
+    /// Of a node of a cluster, which may be down while the others are not.
+    own: Option<Policy>,
+}
+
+impl Way {
+    /// One command through the policy. Not an `async fn`, whose future would be one more that the
+    /// answer is copied out of.
+    fn ask<'a>(
+        &'a self,
+        client: &'a RedisClient,
+        operation: &'a Operation,
+        command: &'a Command<'a>,
+        away: IfAway,
+    ) -> impl Future<Output = Outcome<Value>> + Send + 'a {
+        let policy = self.own.as_ref().unwrap_or(&client.0.policy);
+        let attempt = move |attempt: Attempt| self.line.send(command, away, attempt.timeout());
+        policy.run(operation, attempt)
     }
 }
 

@@ -47,26 +47,25 @@ pub(crate) enum IfAway {
 
 /// What the link is asked to send. Those beside `Raw` are apart because fred has calls for them that
 /// share a flush with their neighbours, and they are nearly all there is.
-#[derive(Clone)]
-pub(crate) enum Command {
+pub(crate) enum Command<'a> {
     /// GET or HGET.
-    Read(Slot),
+    Read(&'a Slot),
     /// SET or HSET; only a whole key has a lifetime.
     Put {
-        slot: Slot,
-        value: Bytes,
+        slot: &'a Slot,
+        value: &'a Bytes,
         ttl: Option<Duration>,
     },
     /// DEL or HDEL.
-    Remove(Slot),
+    Remove(&'a Slot),
     /// PEXPIRE, or PERSIST without a lifetime.
-    Expire(Bytes, Option<Duration>),
+    Expire(&'a Bytes, Option<Duration>),
     /// INCRBY or HINCRBY.
-    Add(Slot, i64),
+    Add(&'a Slot, i64),
     Raw(Raw),
 }
 
-impl Command {
+impl Command<'_> {
     /// The key that says which node of a cluster has it.
     pub(crate) fn key(&self) -> Option<&[u8]> {
         match self {
@@ -150,14 +149,12 @@ impl Change {
         Operation::new(name, idempotency)
     }
 
-    pub(crate) fn command(&self, slot: &Slot) -> Command {
+    pub(crate) const fn command<'a>(&'a self, slot: &'a Slot) -> Command<'a> {
         match self {
-            Self::Put { value, ttl } => {
-                Command::Put { slot: slot.clone(), value: value.clone(), ttl: *ttl }
-            }
-            Self::Remove => Command::Remove(slot.clone()),
-            Self::Expire(ttl) => Command::Expire(slot.key.clone(), *ttl),
-            Self::Add(n) => Command::Add(slot.clone(), *n),
+            Self::Put { value, ttl } => Command::Put { slot, value, ttl: *ttl },
+            Self::Remove => Command::Remove(slot),
+            Self::Expire(ttl) => Command::Expire(&slot.key, *ttl),
+            Self::Add(n) => Command::Add(slot, *n),
         }
     }
 }

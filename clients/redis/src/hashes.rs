@@ -23,7 +23,7 @@ impl RedisClient {
     ) -> Result<(), Error> {
         let slot = self.slot(key, Some(field.as_ref()))?;
         let value = self.limits().value(value.to_value()?)?;
-        self.write(slot, Change::Put { value, ttl: None }).await.map(drop)
+        self.write(&slot, &Change::Put { value, ttl: None }).await.map(drop)
     }
 
     /// One field of a hash, as [`RedisClient::get`].
@@ -62,7 +62,7 @@ impl RedisClient {
         field: impl AsRef<[u8]>,
     ) -> Result<bool, Error> {
         let slot = self.slot(key, Some(field.as_ref()))?;
-        Ok(self.write(slot, Change::Remove).await? > 0)
+        Ok(self.write(&slot, &Change::Remove).await? > 0)
     }
 
     /// All fields of a hash; empty without one. While degraded: of a hash that this client saw or
@@ -104,6 +104,6 @@ impl RedisClient {
         field: impl AsRef<[u8]>,
         n: i64,
     ) -> Result<i64, Error> {
-        self.write(self.slot(key, Some(field.as_ref()))?, Change::Add(n)).await
+        self.write(&self.slot(key, Some(field.as_ref()))?, &Change::Add(n)).await
     }
 }

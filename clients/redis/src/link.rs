@@ -17,12 +17,11 @@ use crate::{
     config::{Target, Topology},
     fallback::Fallback,
     recovery,
-    value::Value,
 };
 use cluster::Cluster;
 use fred::error::Error as Driver;
 use mainstay_policy::Policy;
-use peer::{Limits, Peer};
+use peer::{Limits, Peer, Sending};
 use sentinel::Sentinel;
 pub(crate) use slots::Address;
 use std::{sync::Arc, time::Duration};
@@ -149,7 +148,7 @@ impl Line {
 
     /// The policy, and with it the breaker, of the node of a cluster that a command is for. `None`:
     /// that of the client.
-    pub(crate) fn policy(&self, command: &Command) -> Option<Policy> {
+    pub(crate) fn policy(&self, command: &Command<'_>) -> Option<Policy> {
         match &self.0 {
             Servers::Cluster(cluster) => cluster.policy(command),
             Servers::One(_) | Servers::Sentinel(_) => None,
@@ -160,17 +159,20 @@ impl Line {
     ///
     /// # Cancel safety
     /// A write whose future is dropped may still be sent; a timeout takes it back.
-    pub(crate) async fn send(
-        &self,
-        command: &Command,
+    pub(crate) fn send<'a>(
+        &'a self,
+        command: &'a Command<'a>,
         away: IfAway,
         timeout: Option<Duration>,
-    ) -> Result<Value, RedisFailure> {
+    ) -> Sending<'a> {
         match &self.0 {
-            Servers::One(peer) => peer.send(command, false, away, timeout).await,
-            // Apart, as their futures are large.
-            Servers::Cluster(cluster) => Box::pin(cluster.send(command, away, timeout)).await,
-            Servers::Sentinel(sentinel) => Box::pin(sentinel.send(command, away, timeout)).await,
+            Servers::One(peer) => peer.send(command, false, away, timeout),
+            Servers::Cluster(cluster) => {
+                Sending::apart(Box::pin(cluster.send(command, away, timeout)))
+            }
+            Servers::Sentinel(sentinel) => {
+                Sending::apart(Box::pin(sentinel.send(command, away, timeout)))
+            }
         }
     }
 

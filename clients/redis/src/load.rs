@@ -339,7 +339,7 @@ impl Wanted<'_> {
             return;
         };
         let change = Change::Put { value, ttl: Some(self.kept) };
-        if let Err(error) = self.client.write(self.slot.clone(), change).await {
+        if let Err(error) = self.client.write(&self.slot, &change).await {
             tracing::debug!(db.system.name = "redis", %error, "a loaded value could not be kept");
         }
     }

@@ -15,7 +15,7 @@ pub(crate) trait Query: Sync {
     type Found: Default + Send;
     fn key(&self) -> &Bytes;
     fn operation(&self) -> Operation;
-    fn command(&self) -> Command;
+    fn command(&self) -> Command<'_>;
     /// What the server's answer says.
     fn found(&self, reply: Value) -> Self::Found;
     /// What was written here and the server has not forgotten yet.
@@ -46,8 +46,8 @@ impl Query for Get {
         Operation::new(name, Idempotency::Safe)
     }
 
-    fn command(&self) -> Command {
-        Command::Read(self.0.clone())
+    fn command(&self) -> Command<'_> {
+        Command::Read(&self.0)
     }
 
     fn found(&self, reply: Value) -> Option<Bytes> {
@@ -109,7 +109,7 @@ impl Query for Exists {
         Operation::new("exists", Idempotency::Safe)
     }
 
-    fn command(&self) -> Command {
+    fn command(&self) -> Command<'_> {
         Command::Raw(Raw::keyed("EXISTS", vec![self.0.key.clone()]))
     }
 
@@ -186,7 +186,7 @@ impl Query for TtlOf {
         Operation::new("ttl", Idempotency::Safe)
     }
 
-    fn command(&self) -> Command {
+    fn command(&self) -> Command<'_> {
         Command::Raw(Raw::keyed("PTTL", vec![self.0.key.clone()]))
     }
 
@@ -242,7 +242,7 @@ impl Query for All {
         Operation::new("hgetall", Idempotency::Safe)
     }
 
-    fn command(&self) -> Command {
+    fn command(&self) -> Command<'_> {
         Command::Raw(Raw::keyed("HGETALL", vec![self.0.clone()]))
     }
 

@@ -2,6 +2,7 @@
 
 use crate::{
     answer::Answer,
+    boxed::boxed,
     client::RedisClient,
     command::{Change, Command, Raw, Slot},
     config::lifetime,
@@ -13,7 +14,7 @@ use bytes::Bytes;
 use mainstay_policy::{Error, Idempotency, Operation};
 use std::{
     fmt,
-    future::{Future, IntoFuture},
+    future::{Future, IntoFuture, ready},
     pin::Pin,
     time::Duration,
 };
@@ -25,7 +26,10 @@ impl RedisClient {
     /// When the value is no `T`, when the key holds a hash, when the server refuses the credentials
     /// or, without a fallback, when it is away.
     pub async fn get<T: FromValue>(&self, key: impl AsRef<[u8]>) -> Result<Option<T>, Error> {
-        Ok(self.get_answer(key).await?.value)
+        // Not by way of `get_answer`: its future would stand in this one, and its answer be copied.
+        let query = Get(self.slot(key, None)?);
+        let found = self.read(&query).await?.value;
+        found.map(T::from_value).transpose()
     }
 
     /// As [`RedisClient::get`], saying who answered.
@@ -113,7 +117,7 @@ impl RedisClient {
     /// # Errors
     /// When the server refuses, when the fallback is full or, without one, when the server is away.
     pub async fn del(&self, key: impl AsRef<[u8]>) -> Result<bool, Error> {
-        Ok(self.write(self.slot(key, None)?, Change::Remove).await? > 0)
+        Ok(self.write(&self.slot(key, None)?, &Change::Remove).await? > 0)
     }
 
     /// Whether there is something at a key, of any type. While degraded: whether memory knows it.
@@ -156,7 +160,7 @@ impl RedisClient {
     /// As [`RedisClient::del`]; for a lifetime of 0, which is `del`; or of more than 100 years.
     pub async fn expire(&self, key: impl AsRef<[u8]>, ttl: Duration) -> Result<bool, Error> {
         let (slot, ttl) = (self.slot(key, None)?, lifetime(ttl)?);
-        Ok(self.write(slot, Change::Expire(Some(ttl))).await? > 0)
+        Ok(self.write(&slot, &Change::Expire(Some(ttl))).await? > 0)
     }
 
     /// Takes a key's lifetime away; says whether it had one. While degraded as
@@ -165,7 +169,7 @@ impl RedisClient {
     /// # Errors
     /// As [`RedisClient::del`].
     pub async fn persist(&self, key: impl AsRef<[u8]>) -> Result<bool, Error> {
-        Ok(self.write(self.slot(key, None)?, Change::Expire(None)).await? > 0)
+        Ok(self.write(&self.slot(key, None)?, &Change::Expire(None)).await? > 0)
     }
 
     /// Adds 1 to the number at a key, which is 0 without one, and gives the sum.
@@ -192,7 +196,7 @@ impl RedisClient {
     /// When the value is no whole number or the sum none of 64 bits; when the server is away; with
     /// [`Error::is_outcome_unknown`] when the answer was lost: it may have been added.
     pub async fn incr_by(&self, key: impl AsRef<[u8]>, n: i64) -> Result<i64, Error> {
-        self.write(self.slot(key, None)?, Change::Add(n)).await
+        self.write(&self.slot(key, None)?, &Change::Add(n)).await
     }
 }
 
@@ -261,22 +265,31 @@ impl IntoFuture for Set {
     type IntoFuture = Pin<Box<dyn Future<Output = Self::Output> + Send>>;
 
     fn into_future(self) -> Self::IntoFuture {
-        const KEEP: Operation = Operation::new("set", Idempotency::Safe);
-        Box::pin(async move {
-            let (client, slot, value, ttl) = self.what.checked()?;
-            if !self.keep {
-                return client.write(slot, Change::Put { value, ttl }).await.map(drop);
-            }
-            if ttl.is_some() {
-                return Err(Error::invalid("redis: set with both ttl and keep_ttl; use one"));
-            }
-            let args = vec![slot.key.clone(), value, word("KEEPTTL")];
-            let command = Command::Raw(Raw::keyed("SET", args));
-            // Apart, so that a usual SET need not have room for it.
-            let keep = client.direct_one(&KEEP, slot, OnKeys::MayChange, command);
-            Box::pin(keep).await.map(drop)
-        })
+        let (client, slot, value, ttl) = match self.what.checked() {
+            Ok(parts) => parts,
+            Err(error) => return Box::pin(ready(Err(error))),
+        };
+        if self.keep {
+            return Box::pin(keep_ttl(client, slot, value, ttl));
+        }
+        let change = Change::Put { value, ttl };
+        boxed(move || async move { client.write(&slot, &change).await.map(drop) })
     }
+}
+
+async fn keep_ttl(
+    client: RedisClient,
+    slot: Slot,
+    value: Bytes,
+    ttl: Option<Duration>,
+) -> Result<(), Error> {
+    const KEEP: Operation = Operation::new("set", Idempotency::Safe);
+    if ttl.is_some() {
+        return Err(Error::invalid("redis: set with both ttl and keep_ttl; use one"));
+    }
+    let args = vec![slot.key.clone(), value, word("KEEPTTL")];
+    let command = Command::Raw(Raw::keyed("SET", args));
+    client.direct_one(&KEEP, slot, OnKeys::MayChange, command).await.map(drop)
 }
 
 /// A conditional SET that has not been sent yet: await it.

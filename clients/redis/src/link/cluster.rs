@@ -95,7 +95,7 @@ impl Cluster {
     }
 
     /// The policy, and with it the breaker, of the node that a command is for.
-    pub(super) fn policy(&self, command: &Command) -> Option<Policy> {
+    pub(super) fn policy(&self, command: &Command<'_>) -> Option<Policy> {
         self.owner(command).and_then(|node| node.policy.clone())
     }
 
@@ -105,7 +105,7 @@ impl Cluster {
     }
 
     /// The node that a command is for, as far as is known.
-    fn owner(&self, command: &Command) -> Option<Arc<Node>> {
+    fn owner(&self, command: &Command<'_>) -> Option<Arc<Node>> {
         let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
         match command.key() {
             Some(key) => table.owner(redis_keyslot(key)),
@@ -123,7 +123,7 @@ impl Cluster {
 
     pub(super) async fn send(
         &self,
-        command: &Command,
+        command: &Command<'_>,
         away: IfAway,
         timeout: Option<Duration>,
     ) -> Result<Value, RedisFailure> {

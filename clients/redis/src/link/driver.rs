@@ -2,6 +2,7 @@
 
 use super::PATIENCE;
 use crate::{
+    boxed::boxed,
     command::{Command, Raw, Slot},
     value::Value,
 };
@@ -61,85 +62,81 @@ pub(super) fn build(config: Config, usual: Duration) -> Result<Client, Driver> {
     builder.build()
 }
 
-/// One command, once. `limit` is fred's own timeout, which takes the command back if it was not
-/// sent yet: `None` is the usual one, zero is none.
-pub(super) async fn call(
-    client: &Client,
-    command: &Command,
-    limit: Option<Duration>,
-) -> Result<Value, Driver> {
-    let answer = match limit {
-        None => dispatch(client, command).await?,
+/// One command on its way, once; it owns its client. fred's futures take 5 KB each, so they stay where
+/// they were made.
+pub(super) type Answer = Pin<Box<dyn Future<Output = Result<Driven, Driver>> + Send>>;
+
+/// Sends a command when it is polled. `limit` is fred's own timeout, which takes the command back if
+/// it was not sent yet: `None` is the usual one, zero is none.
+pub(super) fn call(client: &Client, command: &Command<'_>, limit: Option<Duration>) -> Answer {
+    match limit {
+        None => dispatch(client.clone(), command),
         limit => {
             let options = Options { timeout: limit, ..Options::default() };
-            dispatch(&client.with_options(&options), command).await?
+            dispatch(client.with_options(&options), command)
         }
-    };
-    Ok(value(answer))
-}
-
-type Answer<'a> = Pin<Box<dyn Future<Output = Result<Driven, Driver>> + Send + 'a>>;
-
-/// fred's futures take 5 KB each, which every layer above would copy. Made by a call that cannot panic
-/// and is not inlined, so that the compiler has it write where they stay.
-fn boxed<'a, F>(make: impl FnOnce() -> F) -> Answer<'a>
-where
-    F: Future<Output = Result<Driven, Driver>> + Send + 'a,
-{
-    let call: Box<F> = Box::write(Box::new_uninit(), made(make));
-    Box::into_pin(call)
-}
-
-#[inline(never)]
-fn made<F>(make: impl FnOnce() -> F) -> F {
-    make()
+    }
 }
 
 /// The only place where a command meets fred.
-fn dispatch<'a, C>(client: &'a C, command: &Command) -> Answer<'a>
+fn dispatch<C>(client: C, command: &Command<'_>) -> Answer
 where
-    C: ClientLike + KeysInterface + HashesInterface,
+    C: ClientLike + KeysInterface + HashesInterface + 'static,
 {
-    match command {
+    match *command {
         Command::Read(Slot { key, field: None }) => {
             let key = key.clone();
-            boxed(move || client.get(key))
+            boxed(move || async move { client.get(key).await })
         }
         Command::Read(Slot { key, field: Some(field) }) => {
-            Box::pin(client.hget(key.clone(), field.clone()))
+            let (key, field) = (key.clone(), field.clone());
+            Box::pin(async move { client.hget(key, field).await })
         }
         Command::Put { slot: Slot { key, field: None }, value, ttl } => {
             let expire = ttl.map(|ttl| Expiration::PX(milliseconds(ttl)));
             let (key, value) = (key.clone(), value.clone());
-            boxed(move || client.set(key, value, expire, None, false))
+            boxed(move || async move { client.set(key, value, expire, None, false).await })
         }
         Command::Put { slot: Slot { key, field: Some(field) }, value, .. } => {
-            Box::pin(client.hset(key.clone(), (field.clone(), value.clone())))
+            let (key, field) = (key.clone(), (field.clone(), value.clone()));
+            Box::pin(async move { client.hset(key, field).await })
         }
-        Command::Remove(Slot { key, field: None }) => Box::pin(client.del(key.clone())),
+        Command::Remove(Slot { key, field: None }) => {
+            let key = key.clone();
+            Box::pin(async move { client.del(key).await })
+        }
         Command::Remove(Slot { key, field: Some(field) }) => {
-            Box::pin(client.hdel(key.clone(), field.clone()))
+            let (key, field) = (key.clone(), field.clone());
+            Box::pin(async move { client.hdel(key, field).await })
         }
-        Command::Expire(key, Some(ttl)) => {
-            Box::pin(client.pexpire(key.clone(), milliseconds(*ttl), None))
+        Command::Expire(key, ttl) => {
+            let key = key.clone();
+            match ttl.map(milliseconds) {
+                Some(ttl) => Box::pin(async move { client.pexpire(key, ttl, None).await }),
+                None => Box::pin(async move { client.persist(key).await }),
+            }
         }
-        Command::Expire(key, None) => Box::pin(client.persist(key.clone())),
-        Command::Add(Slot { key, field: None }, n) => Box::pin(client.incr_by(key.clone(), *n)),
+        Command::Add(Slot { key, field: None }, n) => {
+            let key = key.clone();
+            Box::pin(async move { client.incr_by(key, n).await })
+        }
         Command::Add(Slot { key, field: Some(field) }, n) => {
-            Box::pin(client.hincrby(key.clone(), field.clone(), *n))
+            let (key, field) = (key.clone(), field.clone());
+            Box::pin(async move { client.hincrby(key, field, n).await })
         }
-        Command::Raw(Raw { name, args, .. }) => {
+        Command::Raw(Raw { ref name, ref args, .. }) => {
             // Which server it is for was decided before: fred knows one only.
             let name = match name {
                 Cow::Borrowed(name) => CustomCommand::new_static(name, ClusterHash::Random, false),
                 Cow::Owned(name) => CustomCommand::new(name.as_str(), ClusterHash::Random, false),
             };
-            Box::pin(client.custom(name, args.clone()))
+            let args = args.clone();
+            Box::pin(async move { client.custom(name, args).await })
         }
     }
 }
 
-fn value(answer: Driven) -> Value {
+pub(super) fn value(answer: Driven) -> Value {
     match answer {
         Driven::Null => Value::Nil,
         Driven::Integer(n) => Value::Integer(n),

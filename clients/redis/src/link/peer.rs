@@ -5,11 +5,12 @@
 //! answered for [`PATIENCE`] or when the server says that it serves nobody, and opens after a round
 //! trip.
 
+mod sending;
+
 use super::{CONNECT_PATIENCE, Gate, MARGIN, PATIENCE, driver, words};
 use crate::{
     classify::{self, RedisFailure},
     command::{Command, IfAway, Raw},
-    value::Value,
 };
 use arc_swap::ArcSwap;
 use fred::{
@@ -21,6 +22,7 @@ use fred::{
         config::{Config, Server},
     },
 };
+pub(crate) use sending::Sending;
 use std::{
     future::Future,
     sync::{
@@ -86,7 +88,8 @@ struct Core {
     up: AtomicBool,
     state: watch::Sender<State>,
     started: Instant,
-    answers: AtomicU64,
+    /// Another number with each answer, none of which comes twice.
+    answered: AtomicU64,
     connection: Mutex<Connection>,
 }
 
@@ -108,7 +111,7 @@ impl Peer {
             up: AtomicBool::new(false),
             state: watch::Sender::new(State::Connecting),
             started: Instant::now(),
-            answers: AtomicU64::new(0),
+            answered: AtomicU64::new(0),
             connection: Mutex::new(connection),
         });
         let watcher = tokio::spawn(keep(Arc::clone(&core), events)).abort_handle();
@@ -156,9 +159,7 @@ impl Peer {
 
     /// Waits for the first connection, for no other.
     pub(super) async fn until_tried(&self, limit: Duration) {
-        let mut state = self.core.state.subscribe();
-        let tried = state.wait_for(|state| !matches!(state, State::Connecting));
-        let _ = tokio::time::timeout(limit, tried).await;
+        self.core.until_tried(limit).await;
     }
 
     /// One command, once. `asking`: a cluster's node is moving the key here.
@@ -168,61 +169,18 @@ impl Peer {
     ///
     /// # Cancel safety
     /// A write whose future is dropped may still be sent; a timeout takes it back.
-    pub(super) async fn send(
-        &self,
-        command: &Command,
+    pub(super) fn send<'a>(
+        &'a self,
+        command: &'a Command<'a>,
         asking: bool,
         away: IfAway,
         timeout: Option<Duration>,
-    ) -> Result<Value, RedisFailure> {
-        let core = &*self.core;
-        let mut left = timeout;
-        if !core.up.load(Ordering::Acquire) {
-            left = Box::pin(self.admit(away, timeout)).await?;
-        }
-        let allowed = left.map(within);
-        let limit = match away {
-            IfAway::FallBack => Some(allowed.map_or(PATIENCE, |allowed| allowed.min(PATIENCE))),
-            IfAway::Fail => Some(allowed.unwrap_or(Duration::ZERO)),
-        };
-        // What fred knows by itself it need not be told.
-        let told = limit.filter(|limit| *limit != core.limits.usual);
-        let before = core.answers.load(Ordering::Relaxed);
-        let client = core.client.load_full();
-        let answer = if asking {
-            Box::pin(after_asking(&client, command, told)).await
-        } else {
-            driver::call(&client, command, told).await
-        };
-        let error = match answer {
-            Ok(value) => {
-                core.answers.fetch_add(1, Ordering::Relaxed);
-                return Ok(value);
-            }
-            Err(error) => error,
-        };
-        if *error.kind() != ErrorKind::Timeout {
-            core.answers.fetch_add(1, Ordering::Relaxed);
-            if classify::closes_gate(&error) {
-                core.down(error.clone());
-            }
-            return Err(RedisFailure::driver(error));
-        }
-        // fred has taken the command back.
-        if limit.is_some_and(|limit| limit >= PATIENCE) {
-            core.silent_since(before);
-        }
-        if limit == allowed {
-            // Whose time is up, the attempt's or the caller's, the policy knows, and it ends this
-            // in a moment.
-            std::future::pending().await
-        } else {
-            // If it was sent it may still arrive: before the PING that opens the gate or, on a new
-            // connection, before the recovery, which waits a little for that.
-            Err(RedisFailure::silent())
-        }
+    ) -> Sending<'a> {
+        Sending::new(&self.core, command, asking, away, timeout)
     }
+}
 
+impl Core {
     /// Waits for the first connection if that is what is going on. Gives the time left.
     async fn admit(
         &self,
@@ -230,38 +188,27 @@ impl Peer {
         timeout: Option<Duration>,
     ) -> Result<Option<Duration>, RedisFailure> {
         let began = Instant::now();
-        let connecting = matches!(*self.core.state.borrow(), State::Connecting);
+        let connecting = matches!(*self.state.borrow(), State::Connecting);
         if connecting {
             let half = timeout.map_or(CONNECT_PATIENCE, |timeout| timeout / 2);
             self.until_tried(half.min(CONNECT_PATIENCE)).await;
         }
-        match &*self.core.state.borrow() {
+        match &*self.state.borrow() {
             State::Up => Ok(timeout.map(|timeout| timeout.saturating_sub(began.elapsed()))),
-            State::Connecting if self.core.started.elapsed() < CONNECT_PATIENCE => {
+            State::Connecting if self.started.elapsed() < CONNECT_PATIENCE => {
                 Err(RedisFailure::connecting(away))
             }
             State::Connecting => Err(RedisFailure::closed(None, away)),
             State::Down(cause) => Err(RedisFailure::closed(cause.clone(), away)),
         }
     }
-}
 
-/// The two go out one after the other. Another command between them takes the permission, and this
-/// one is told to ask again.
-async fn after_asking(
-    client: &Client,
-    command: &Command,
-    limit: Option<Duration>,
-) -> Result<Value, Driver> {
-    let asking = Command::Raw(Raw::asking());
-    let both = futures_util::future::join(
-        driver::call(client, &asking, limit),
-        driver::call(client, command, limit),
-    );
-    both.await.1
-}
+    async fn until_tried(&self, limit: Duration) {
+        let mut state = self.state.subscribe();
+        let tried = state.wait_for(|state| !matches!(state, State::Connecting));
+        let _ = tokio::time::timeout(limit, tried).await;
+    }
 
-impl Core {
     fn connection(&self) -> MutexGuard<'_, Connection> {
         self.connection.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -275,9 +222,14 @@ impl Core {
         old
     }
 
+    fn note_answer(&self) {
+        // Chance, since to count would cost every call a locked instruction.
+        self.answered.store(fastrand::u64(..), Ordering::Relaxed);
+    }
+
     /// Closes the gate if nothing at all was answered since then.
-    fn silent_since(&self, answers: u64) {
-        if self.answers.load(Ordering::Relaxed) == answers {
+    fn silent_since(&self, answered: u64) {
+        if self.answered.load(Ordering::Relaxed) == answered {
             self.down(Driver::new(ErrorKind::Timeout, "silent"));
         }
     }
@@ -314,8 +266,7 @@ impl Core {
     /// A round trip; any answer that a working server gives will do.
     async fn ping(&self) -> Result<(), Driver> {
         let ping = Command::Raw(Raw::ping());
-        let client = self.client.load_full();
-        let call = driver::call(&client, &ping, Some(PATIENCE - MARGIN));
+        let call = driver::call(&self.client.load(), &ping, Some(PATIENCE - MARGIN));
         match tokio::time::timeout(PATIENCE, call).await {
             Ok(Ok(_)) => Ok(()),
             Ok(Err(error)) if classify::is_answer(&error) => Ok(()),

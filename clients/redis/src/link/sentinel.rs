@@ -61,7 +61,7 @@ impl Sentinel {
 
     pub(super) async fn send(
         &self,
-        command: &Command,
+        command: &Command<'_>,
         away: IfAway,
         timeout: Option<Duration>,
     ) -> Result<Value, RedisFailure> {
