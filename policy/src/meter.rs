@@ -466,4 +466,20 @@ mod tests {
         assert_eq!(meter.shards().filter(|shard| shard.owner.is(thread::number())).count(), 1);
         assert_eq!(meter.blocked_total(), 3);
     }
+
+    /// As the main thread of a service, which made one call when it started.
+    #[test]
+    fn who_counts_often_beside_an_owner_that_counts_no_more_makes_a_second_shard() {
+        let meter = Meter::default();
+        meter.blocked();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                (1..OFTEN).for_each(|_| meter.blocked());
+                assert_eq!(meter.mask.load(Relaxed), 0);
+                meter.blocked();
+                assert_eq!(meter.mask.load(Relaxed), 1);
+            });
+        });
+        assert_eq!(meter.blocked_total(), 1 + OFTEN);
+    }
 }

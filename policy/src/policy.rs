@@ -9,14 +9,16 @@
 //! no place; the breaker comes before them, so that an open one spends nothing.
 
 mod builder;
+mod limits;
 
 pub use builder::{BreakGrowth, Mode, PolicyBuilder};
 pub(crate) use builder::{defaults, resolve};
+use limits::LimitCells;
+pub(crate) use limits::{Limits, Tuning};
 
 use crate::{
     attempt::Attempt,
-    backoff::Backoff,
-    breaker::{Breaker, BreakerConfig},
+    breaker::Breaker,
     budget::Budget,
     bulkhead::{Bulkhead, Place},
     call::{self, Call},
@@ -79,119 +81,6 @@ impl Kind {
     }
 }
 
-/// Everything a policy was told, resolved; replaced as a whole by a reload.
-#[derive(Clone, Debug)]
-pub(crate) struct Tuning {
-    /// `None` when switched off.
-    pub(crate) timeout: Option<Duration>,
-    pub(crate) deadline: Option<Duration>,
-    /// It was set, not derived from the timeout.
-    pub(crate) own_deadline: bool,
-    pub(crate) max_attempts: u32,
-    pub(crate) enable_retry: bool,
-    pub(crate) enable_circuit_breaker: bool,
-    pub(crate) observe: bool,
-    pub(crate) backoff: Backoff,
-    pub(crate) budget: bool,
-    pub(crate) hedge: Option<Hedge>,
-    pub(crate) breaker: BreakerConfig,
-}
-
-/// What every call reads first, copied so that a reload does not change a running call.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Limits {
-    /// In nanoseconds; the largest value stands for "none".
-    pub(crate) timeout: u64,
-    rest: u64,
-}
-
-/// [`Limits`] and the deadline in atomics: three plain loads for each call.
-#[derive(Debug)]
-struct LimitCells {
-    timeout: AtomicU64,
-    deadline: AtomicU64,
-    rest: AtomicU64,
-}
-
-const GUARDED: u64 = 1 << 32;
-const OBSERVE: u64 = 1 << 33;
-const HEDGED: u64 = 1 << 34;
-const PLACED: u64 = 1 << 35;
-
-impl LimitCells {
-    fn new(tuning: &Tuning, placed: bool) -> Self {
-        let cells = Self {
-            timeout: AtomicU64::new(0),
-            deadline: AtomicU64::new(0),
-            rest: AtomicU64::new(0),
-        };
-        cells.store(tuning, placed);
-        cells
-    }
-
-    fn store(&self, tuning: &Tuning, placed: bool) {
-        let nanos = |limit: Option<Duration>| match limit {
-            Some(limit) if !tuning.observe => clock::nanos(limit),
-            _ => u64::MAX,
-        };
-        let repeats = tuning.enable_retry && !tuning.observe;
-        let attempts = if repeats { tuning.max_attempts } else { 1 };
-        let flag = |on: bool, flag: u64| if on { flag } else { 0 };
-        let flags = flag(tuning.enable_circuit_breaker, GUARDED)
-            | flag(tuning.observe, OBSERVE)
-            | flag(tuning.hedge.is_some() && !tuning.observe, HEDGED)
-            | flag(placed && !tuning.observe, PLACED);
-        self.timeout.store(nanos(tuning.timeout), Relaxed);
-        self.deadline.store(nanos(tuning.deadline), Relaxed);
-        self.rest.store(flags | u64::from(attempts), Relaxed);
-    }
-
-    #[inline]
-    fn load(&self) -> Limits {
-        Limits { timeout: self.timeout.load(Relaxed), rest: self.rest.load(Relaxed) }
-    }
-}
-
-impl Limits {
-    pub(crate) const NONE: Self = Self { timeout: u64::MAX, rest: 0 };
-
-    #[allow(clippy::cast_possible_truncation)] // The lower half.
-    pub(crate) const fn attempts(self) -> u32 {
-        self.rest as u32
-    }
-
-    /// More than one attempt is allowed, whatever this call's state of the breaker says.
-    pub(crate) const fn owns_retries(self) -> bool {
-        self.attempts() > 1
-    }
-
-    #[inline]
-    pub(crate) const fn guarded(self) -> bool {
-        self.rest & GUARDED != 0
-    }
-
-    #[inline]
-    pub(crate) const fn observe(self) -> bool {
-        self.rest & OBSERVE != 0
-    }
-
-    /// An open breaker refuses calls, and does not only count what it would have refused.
-    #[inline]
-    pub(crate) const fn refuses(self) -> bool {
-        self.rest & (GUARDED | OBSERVE) == GUARDED
-    }
-
-    pub(crate) const fn placed(self) -> bool {
-        self.rest & PLACED != 0
-    }
-
-    /// Attempts are just made: none has to wait for a place, is raced or only observed.
-    #[inline]
-    pub(crate) const fn is_plain(self) -> bool {
-        self.rest & (PLACED | HEDGED | OBSERVE) == 0
-    }
-}
-
 #[derive(Debug)]
 pub(crate) struct Inner {
     limits: LimitCells,
@@ -215,7 +104,7 @@ impl Inner {
 
     #[inline]
     pub(crate) fn deadline(&self) -> u64 {
-        self.limits.deadline.load(Relaxed)
+        self.limits.deadline()
     }
 
     pub(crate) fn tuning(&self) -> Arc<Tuning> {
@@ -247,7 +136,7 @@ impl Inner {
     /// When a second copy of this operation follows.
     pub(crate) fn hedge_after(&self, limits: Limits, operation: &Operation) -> Option<Duration> {
         const ENOUGH: u64 = 20;
-        if limits.rest & HEDGED == 0 {
+        if !limits.hedged() {
             return None;
         }
         if matches!(operation.idempotency(), Idempotency::Unsafe) {
@@ -264,7 +153,7 @@ impl Inner {
 
     /// A place without a wait; `None` if there is none, or a second copy may follow.
     pub(crate) fn place_now(&self, limits: Limits) -> Option<Place<'_>> {
-        if limits.rest & HEDGED != 0 {
+        if limits.hedged() {
             return None;
         }
         // The rate comes last here, since what it has let pass cannot be given back.
