@@ -40,6 +40,20 @@ impl Spans {
         self.0.as_deref_mut()
     }
 
+    /// That of the first attempt begins.
+    #[inline(always)]
+    pub(crate) fn begin_attempt(&mut self, number: u32) {
+        // Apart, so that the call keeps no registers for it.
+        #[cold]
+        #[inline(never)]
+        fn begin((call, attempt): &mut (Span, Span), number: u32) {
+            *attempt = call.in_scope(|| attempt_span(number));
+        }
+        if let Some(spans) = self.get() {
+            begin(spans, number);
+        }
+    }
+
     #[inline(always)]
     pub(crate) fn are_wanted(&self) -> bool {
         self.0.is_some()

@@ -147,9 +147,7 @@ where
         let now = this.run.started;
         let (number, limit) = this.run.next_attempt(now);
         let blow = chaos::blow(this.run.policy.breaker.name());
-        if let Some(spans) = this.spans.get() {
-            spans.1 = spans.0.in_scope(|| telemetry::attempt_span(number.number()));
-        }
+        this.spans.begin_attempt(number.number());
         let work = Bounded::new(this.run.operation, attempt(number), limit, now, blow);
         this.phase.set(Phase::First { work, place });
     }
