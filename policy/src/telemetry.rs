@@ -4,7 +4,11 @@
 #[cfg(feature = "metrics")]
 pub(crate) mod numbers;
 
-use crate::{breaker::BreakerState, event::Event};
+use crate::{
+    breaker::{Breaker, BreakerState},
+    classify::Operation,
+    event::Event,
+};
 use pin_project_lite::pin_project;
 use std::{
     future::Future,
@@ -77,20 +81,20 @@ impl Drop for Spans {
 /// The span of one call; that of its first attempt comes later. Where no subscriber wants any, this
 /// is one load of what `tracing` keeps for that, and nothing where it is compiled out.
 #[inline(always)]
-pub(crate) fn spans(dependency: &str, operation: &str) -> Spans {
+pub(crate) fn spans(breaker: &Breaker, operation: &Operation) -> Spans {
     if STATIC_MAX_LEVEL < LevelFilter::INFO || LevelFilter::current() < LevelFilter::INFO {
         return Spans::default();
     }
-    wanted_spans(dependency, operation)
+    wanted_spans(breaker, operation)
 }
 
 #[cold]
 #[inline(never)]
-fn wanted_spans(dependency: &str, operation: &str) -> Spans {
+fn wanted_spans(breaker: &Breaker, operation: &Operation) -> Spans {
     if !tracing::span_enabled!(tracing::Level::INFO) {
         return Spans::default();
     }
-    let spans = (call_span(dependency, operation), Span::none());
+    let spans = (call_span(breaker.name(), operation.name()), Span::none());
     Spans(ManuallyDrop::new(Some(Box::new(spans))))
 }
 

@@ -36,7 +36,7 @@ where
     J: Judge<T, E>,
 {
     let (run, parts) = (Run::new(policy, operation), Some((attempt, judge, go_on)));
-    let spans = telemetry::spans(policy.breaker.name(), operation.name());
+    let spans = telemetry::spans(&policy.breaker, operation);
     Drive { phase: Phase::New, run, parts, spans }
 }
 
