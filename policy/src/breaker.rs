@@ -452,3 +452,5 @@ impl Trip {
 
 #[cfg(all(test, mainstay_loom))]
 mod loom_proofs;
+#[cfg(all(test, not(mainstay_loom)))]
+mod tests;
