@@ -21,6 +21,7 @@ use mainstay_policy::{
 use std::{
     fmt,
     future::Future,
+    ops::Deref,
     sync::{Arc, OnceLock, Weak},
     time::{Duration, Instant},
 };
@@ -40,9 +41,10 @@ pub(crate) struct Inner {
     limits: Limits,
     fallback: Option<Arc<Fallback>>,
     links: PerRuntime<Option<Arc<Link>>>,
-    /// The line that was used first, as most programs have one runtime, and the one that was used last
-    /// of all others: to ask `links` costs ten times as much.
-    first: OnceLock<(Id, Weak<Line>)>,
+    /// The line that was used first, since most programs have one runtime: calls need not count
+    /// themselves among its users.
+    first: OnceLock<(Id, Arc<Line>)>,
+    /// Of all others the one that was used last: to ask `links` costs ten times as much.
     last: ArcSwapOption<(Id, Weak<Line>)>,
     pub(crate) loads: crate::load::Loads,
     pub(crate) numbers: Numbers,
@@ -152,29 +154,33 @@ impl RedisClient {
     }
 
     /// The connection of the current runtime, started on first use.
-    pub(crate) fn line(&self) -> Option<Arc<Line>> {
+    pub(crate) fn line(&self) -> Option<LineRef<'_>> {
         let inner = &self.0;
         let target = inner.target.as_ref()?;
         let runtime = Handle::try_current().ok()?.id();
         // A line dies with its runtime, whose number may then be another's.
-        let live =
-            |(id, line): &(Id, Weak<Line>)| (*id == runtime).then(|| line.upgrade()).flatten();
-        if let Some(line) = inner.first.get().and_then(live) {
-            return Some(line);
+        if let Some((of, line)) = inner.first.get()
+            && *of == runtime
+            && !line.is_gone()
+        {
+            return Some(LineRef::First(line));
         }
-        if let Some(line) = inner.last.load().as_deref().and_then(live) {
-            return Some(line);
+        if let Some((of, line)) = inner.last.load().as_deref()
+            && *of == runtime
+            && let Some(line) = line.upgrade()
+            && !line.is_gone()
+        {
+            return Some(LineRef::Other(line));
         }
         let link = inner.links.get_or_init(|| {
             let link = Link::start(target.clone(), &inner.policy, inner.fallback.clone());
             link.ok().map(Arc::new)
         });
         let line = Arc::clone(link.flatten()?.line());
-        let known = (runtime, Arc::downgrade(&line));
-        if let Err(known) = inner.first.set(known) {
-            inner.last.store(Some(Arc::new(known)));
+        if inner.first.set((runtime, Arc::clone(&line))).is_err() {
+            inner.last.store(Some(Arc::new((runtime, Arc::downgrade(&line)))));
         }
-        Some(line)
+        Some(LineRef::Other(line))
     }
 
     /// Ends the connection of the current runtime with QUIT, waited for no longer than this. What
@@ -185,7 +191,7 @@ impl RedisClient {
         }
     }
 
-    pub(crate) fn reachable_line(&self) -> Result<Arc<Line>, Error> {
+    pub(crate) fn reachable_line(&self) -> Result<LineRef<'_>, Error> {
         self.line().ok_or_else(|| {
             Error::invalid(match Handle::try_current() {
                 Ok(_) => "redis: the driver cannot use this Redis URL",
@@ -257,8 +263,9 @@ impl RedisClient {
         let takes = fallback.takes(change);
         let mut patience = Patience::new(self, fallback);
         let (sent, ticket, before) = loop {
-            match fallback.begin_write(slot) {
-                BeginWrite::Ask(ticket, before) => break (Instant::now(), ticket, before),
+            let now = Instant::now();
+            match fallback.begin_write(slot, now) {
+                BeginWrite::Ask(ticket, before) => break (now, ticket, before),
                 BeginWrite::Local if takes => return local(),
                 BeginWrite::Draining if takes && patience.waited => return local(),
                 _ if Box::pin(patience.wait()).await => {}
@@ -337,7 +344,7 @@ impl RedisClient {
     }
 
     /// The way of one command.
-    fn way(&self, command: &Command<'_>) -> Result<Way, Error> {
+    fn way(&self, command: &Command<'_>) -> Result<Way<'_>, Error> {
         let line = self.reachable_line()?;
         let own = line.policy(command);
         Ok(Way { line, own })
@@ -350,8 +357,7 @@ impl RedisClient {
         commands: &[Command<'_>],
         away: IfAway,
     ) -> Result<Outcome<Vec<Result<Value, RedisFailure>>>, Error> {
-        let line = self.reachable_line()?;
-        let line = &line;
+        let line = &*self.reachable_line()?;
         let attempt = |attempt: Attempt| async move {
             let sent = commands.iter().map(|c| line.send(c, away, attempt.timeout()));
             whole(join_all(sent).await)
@@ -418,14 +424,31 @@ impl RedisClient {
     }
 }
 
+/// The line of a runtime, kept by the client or by who has this.
+pub(crate) enum LineRef<'a> {
+    First(&'a Line),
+    Other(Arc<Line>),
+}
+
+impl Deref for LineRef<'_> {
+    type Target = Line;
+
+    fn deref(&self) -> &Line {
+        match self {
+            Self::First(line) => line,
+            Self::Other(line) => line,
+        }
+    }
+}
+
 /// How a command gets to its server.
-struct Way {
-    line: Arc<Line>,
+struct Way<'a> {
+    line: LineRef<'a>,
     /// Of a node of a cluster, which may be down while the others are not.
     own: Option<Policy>,
 }
 
-impl Way {
+impl Way<'_> {
     /// One command through the policy. Not an `async fn`, whose future would be one more that the
     /// answer is copied out of.
     fn ask<'a>(

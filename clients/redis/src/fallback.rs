@@ -188,13 +188,13 @@ impl Fallback {
     }
 
     /// Before a write is sent: what was seen of this slot is no longer true.
-    pub(crate) fn begin_write(&self, slot: &Slot) -> BeginWrite {
+    pub(crate) fn begin_write(&self, slot: &Slot, now: Instant) -> BeginWrite {
         let mut generation = self.stripe(&slot.key);
         if self.dirty_keys() > 0 && self.dirty().owns(slot) {
             return if *self.draining.borrow() { BeginWrite::Draining } else { BeginWrite::Local };
         }
         *generation += 1;
-        let before = self.shadow.take(slot, Instant::now());
+        let before = self.shadow.take(slot, now);
         BeginWrite::Ask(Ticket(*generation), before)
     }
 

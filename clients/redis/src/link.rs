@@ -24,7 +24,13 @@ use mainstay_policy::Policy;
 use peer::{Limits, Peer, Sending};
 use sentinel::Sentinel;
 pub(crate) use slots::Address;
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 use tokio::task::AbortHandle;
 
 /// Without an answer for this long a server counts as silent, and calls go to the fallback.
@@ -46,7 +52,11 @@ pub(crate) enum Gate {
 }
 
 /// What the client and the link's own tasks share.
-pub(crate) struct Line(Servers);
+pub(crate) struct Line {
+    servers: Servers,
+    /// Its runtime has ended, or its client.
+    is_gone: AtomicBool,
+}
 
 enum Servers {
     One(Peer),
@@ -62,6 +72,7 @@ pub(crate) struct Link {
 
 impl Drop for Link {
     fn drop(&mut self) {
+        self.line.is_gone.store(true, Ordering::Release);
         for task in &self.tasks {
             task.abort();
         }
@@ -81,9 +92,9 @@ impl Link {
             Topology::Sentinel => Servers::Sentinel(Sentinel::new(target, limits)),
             Topology::One => Servers::One(Peer::start(target.config(), limits)?),
         };
-        let line = Arc::new(Line(servers));
+        let line = Arc::new(Line { servers, is_gone: AtomicBool::new(false) });
         let mut tasks = Vec::new();
-        if !matches!(line.0, Servers::One(_)) {
+        if !matches!(line.servers, Servers::One(_)) {
             let line = Arc::clone(&line);
             tasks.push(tokio::spawn(async move { line.keep().await }).abort_handle());
         }
@@ -103,7 +114,7 @@ impl Link {
         for task in &self.tasks {
             task.abort();
         }
-        match &self.line.0 {
+        match &self.line.servers {
             Servers::One(peer) => peer.close(within).await,
             Servers::Cluster(cluster) => cluster.close(within).await,
             Servers::Sentinel(sentinel) => sentinel.close(within).await,
@@ -112,8 +123,12 @@ impl Link {
 }
 
 impl Line {
+    pub(crate) fn is_gone(&self) -> bool {
+        self.is_gone.load(Ordering::Acquire)
+    }
+
     pub(crate) fn gate(&self) -> Gate {
-        match &self.0 {
+        match &self.servers {
             Servers::One(peer) => peer.gate(),
             Servers::Cluster(cluster) => cluster.gate(),
             Servers::Sentinel(sentinel) => sentinel.gate(),
@@ -122,7 +137,7 @@ impl Line {
 
     /// Resolves once calls reach the server; of a cluster, any node.
     pub(crate) async fn until_up(&self) {
-        match &self.0 {
+        match &self.servers {
             Servers::One(peer) => peer.until_up().await,
             Servers::Cluster(cluster) => cluster.until_up().await,
             Servers::Sentinel(sentinel) => sentinel.until_up().await,
@@ -131,7 +146,7 @@ impl Line {
 
     /// Whether the node of a cluster that has this key is up; of others only one is, or none.
     pub(crate) fn reaches(&self, key: &[u8]) -> bool {
-        match &self.0 {
+        match &self.servers {
             Servers::Cluster(cluster) => cluster.reaches(key),
             Servers::One(_) | Servers::Sentinel(_) => true,
         }
@@ -139,7 +154,7 @@ impl Line {
 
     /// Waits for the first connection, for no other.
     pub(crate) async fn until_tried(&self, limit: Duration) {
-        match &self.0 {
+        match &self.servers {
             Servers::One(peer) => peer.until_tried(limit).await,
             Servers::Cluster(cluster) => cluster.until_tried(limit).await,
             Servers::Sentinel(sentinel) => sentinel.until_tried(limit).await,
@@ -149,7 +164,7 @@ impl Line {
     /// The policy, and with it the breaker, of the node of a cluster that a command is for. `None`:
     /// that of the client.
     pub(crate) fn policy(&self, command: &Command<'_>) -> Option<Policy> {
-        match &self.0 {
+        match &self.servers {
             Servers::Cluster(cluster) => cluster.policy(command),
             Servers::One(_) | Servers::Sentinel(_) => None,
         }
@@ -165,7 +180,7 @@ impl Line {
         away: IfAway,
         timeout: Option<Duration>,
     ) -> Sending<'a> {
-        match &self.0 {
+        match &self.servers {
             Servers::One(peer) => peer.send(command, false, away, timeout),
             Servers::Cluster(cluster) => {
                 Sending::apart(Box::pin(cluster.send(command, away, timeout)))
@@ -178,7 +193,7 @@ impl Line {
 
     /// The servers that hold keys, to be asked one by one; a single one needs no name.
     pub(crate) fn nodes(&self) -> Vec<Node> {
-        match &self.0 {
+        match &self.servers {
             Servers::Cluster(cluster) => {
                 cluster.addresses().into_iter().map(|address| Node(Some(address))).collect()
             }
@@ -188,7 +203,7 @@ impl Line {
 
     /// What commands on several keys can be sent together: the same number is the same place.
     pub(crate) fn place(&self, key: &[u8]) -> u16 {
-        match &self.0 {
+        match &self.servers {
             Servers::Cluster(_) => Cluster::slot(key),
             Servers::One(_) | Servers::Sentinel(_) => 0,
         }
@@ -196,7 +211,7 @@ impl Line {
 
     /// What a topology does in the background.
     async fn keep(&self) {
-        match &self.0 {
+        match &self.servers {
             Servers::One(_) => {}
             Servers::Cluster(cluster) => cluster.keep().await,
             Servers::Sentinel(sentinel) => sentinel.keep().await,

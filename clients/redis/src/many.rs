@@ -142,7 +142,11 @@ impl RedisClient {
         let refused = |refusal| self.refused(&MSET, refusal);
         let (mut asked, sent) = (Vec::new(), Instant::now());
         for (n, (slot, _)) in writes.iter().enumerate() {
-            match self.fallback().filter(|_| self.is_configured()).map(|f| f.begin_write(slot)) {
+            match self
+                .fallback()
+                .filter(|_| self.is_configured())
+                .map(|f| f.begin_write(slot, sent))
+            {
                 Some(BeginWrite::Ask(ticket, _)) => asked.push((n, Some(ticket))),
                 // What is dirty stays so; a recovery under way comes back for it.
                 Some(_) => keep(n).map_err(refused)?,

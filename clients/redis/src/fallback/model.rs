@@ -222,7 +222,7 @@ impl Model {
             }
             return;
         }
-        match self.fallback.begin_write(&slot) {
+        match self.fallback.begin_write(&slot, self.now) {
             BeginWrite::Ask(ticket, _) => {
                 call.ticket = Some(ticket);
                 self.begun.push(call);

@@ -30,7 +30,7 @@ fn ask_read(fallback: &Fallback, slot: &Slot) -> Ticket {
 }
 
 fn ask_write(fallback: &Fallback, slot: &Slot) -> Ticket {
-    match fallback.begin_write(slot) {
+    match fallback.begin_write(slot, Instant::now()) {
         BeginWrite::Ask(ticket, _) => ticket,
         _ => panic!("kept here"),
     }
@@ -116,10 +116,10 @@ fn dirty_keys_are_answered_here_until_acknowledged() {
     assert!(is_local());
     let drain = fallback.drain(9);
     assert!(is_local());
-    assert!(matches!(fallback.begin_write(&k), BeginWrite::Draining));
+    assert!(matches!(fallback.begin_write(&k, Instant::now()), BeginWrite::Draining));
     drop(drain);
     assert!(is_local(), "not acknowledged");
-    assert!(matches!(fallback.begin_write(&k), BeginWrite::Local));
+    assert!(matches!(fallback.begin_write(&k, Instant::now()), BeginWrite::Local));
     assert!(!fallback.drain(9).acknowledge(&[true; 9]));
     assert!(!is_local());
     assert_eq!(fallback.dirty_keys(), 0);

@@ -20,7 +20,7 @@ use fred::{
         },
     },
 };
-use std::{borrow::Cow, future::Future, pin::Pin, time::Duration};
+use std::{borrow::Cow, future::Future, ops::Deref, pin::Pin, time::Duration};
 
 /// Longer lifetimes would overflow the server's clock.
 const MAX_TTL: Duration = Duration::from_secs(100 * 365 * 86_400);
@@ -62,26 +62,29 @@ pub(super) fn build(config: Config, usual: Duration) -> Result<Client, Driver> {
     builder.build()
 }
 
-/// One command on its way, once; it owns its client. fred's futures take 5 KB each, so they stay where
-/// they were made.
-pub(super) type Answer = Pin<Box<dyn Future<Output = Result<Driven, Driver>> + Send>>;
+/// One command on its way, once. fred's futures take 5 KB each, so they stay where they were made.
+pub(super) type Answer<'a> = Pin<Box<dyn Future<Output = Result<Driven, Driver>> + Send + 'a>>;
 
-/// Sends a command when it is polled. `limit` is fred's own timeout, which takes the command back if
-/// it was not sent yet: `None` is the usual one, zero is none.
-pub(super) fn call(client: &Client, command: &Command<'_>, limit: Option<Duration>) -> Answer {
-    match limit {
-        None => dispatch(client.clone(), command),
-        limit => {
-            let options = Options { timeout: limit, ..Options::default() };
-            dispatch(client.with_options(&options), command)
-        }
-    }
+/// Sends a command when it is polled. fred's own timeout, the client's usual one, takes the command
+/// back if it was not sent yet.
+pub(super) fn call<'a>(client: &'a Client, command: &Command<'_>) -> Answer<'a> {
+    dispatch(client, command)
+}
+
+/// The same with another timeout; zero is none.
+pub(super) fn call_within(
+    client: &Client,
+    command: &Command<'_>,
+    limit: Duration,
+) -> Answer<'static> {
+    let options = Options { timeout: Some(limit), ..Options::default() };
+    dispatch(Box::new(client.with_options(&options)), command)
 }
 
 /// The only place where a command meets fred.
-fn dispatch<C>(client: C, command: &Command<'_>) -> Answer
+fn dispatch<'a, C>(client: impl Deref<Target = C> + Send + 'a, command: &Command<'_>) -> Answer<'a>
 where
-    C: ClientLike + KeysInterface + HashesInterface + 'static,
+    C: ClientLike + KeysInterface + HashesInterface + 'a,
 {
     match *command {
         Command::Read(Slot { key, field: None }) => {

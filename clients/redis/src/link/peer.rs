@@ -7,12 +7,16 @@
 
 mod sending;
 
-use super::{CONNECT_PATIENCE, Gate, MARGIN, PATIENCE, driver, words};
+use super::{
+    CONNECT_PATIENCE, Gate, MARGIN, PATIENCE,
+    driver::{self, Answer},
+    words,
+};
 use crate::{
     classify::{self, RedisFailure},
     command::{Command, IfAway, Raw},
 };
-use arc_swap::ArcSwap;
+use arc_swap::ArcSwapOption;
 use fred::{
     clients::Client,
     error::{Error as Driver, ErrorKind},
@@ -81,9 +85,12 @@ pub(super) struct Peer {
 struct Core {
     config: Config,
     limits: Limits,
+    /// The first, which is most often the only one, so that calls need not ask for another.
+    client: Client,
+    is_renewed: AtomicBool,
     /// Replaced with its connection: what was queued for the old one still counts in fred, which
     /// sends nothing at once while it believes that more is coming.
-    client: ArcSwap<Client>,
+    renewed: ArcSwapOption<Client>,
     /// `state` is `Up`: changes with it, and is read by every call.
     up: AtomicBool,
     state: watch::Sender<State>,
@@ -107,7 +114,9 @@ impl Peer {
         let core = Arc::new(Core {
             config,
             limits,
-            client: ArcSwap::from_pointee(client),
+            client,
+            is_renewed: AtomicBool::new(false),
+            renewed: ArcSwapOption::empty(),
             up: AtomicBool::new(false),
             state: watch::Sender::new(State::Connecting),
             started: Instant::now(),
@@ -141,7 +150,7 @@ impl Peer {
         self.watcher.abort();
         let closed = Driver::new(ErrorKind::Canceled, "closed by this program");
         self.core.set(State::Down(Some(closed)));
-        let _ = tokio::time::timeout(within, self.core.client.load_full().quit()).await;
+        let _ = tokio::time::timeout(within, self.core.client().quit()).await;
     }
 
     /// Resolves once calls reach the server.
@@ -209,6 +218,26 @@ impl Core {
         let _ = tokio::time::timeout(limit, tried).await;
     }
 
+    fn client(&self) -> Client {
+        let renewed = self.is_renewed.load(Ordering::Acquire);
+        match renewed.then(|| self.renewed.load_full()).flatten() {
+            Some(client) => (*client).clone(),
+            None => self.client.clone(),
+        }
+    }
+
+    /// `limit` is fred's own timeout, which takes the command back if it was not sent yet: `None` is
+    /// the usual one, zero is none.
+    fn call(&self, command: &Command<'_>, limit: Option<Duration>) -> Answer<'_> {
+        match limit {
+            None if !self.is_renewed.load(Ordering::Acquire) => driver::call(&self.client, command),
+            limit => {
+                let limit = limit.unwrap_or(self.limits.usual);
+                driver::call_within(&self.client(), command, limit)
+            }
+        }
+    }
+
     fn connection(&self) -> MutexGuard<'_, Connection> {
         self.connection.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -253,7 +282,8 @@ impl Core {
     fn renew(&self, events: &mut Events) {
         // The settings are those that did before.
         let Ok((client, new, fresh)) = connect(self.config.clone(), self.limits) else { return };
-        self.client.store(Arc::new(client));
+        self.renewed.store(Some(Arc::new(client)));
+        self.is_renewed.store(true, Ordering::Release);
         std::mem::replace(&mut *self.connection(), new).abort();
         *events = fresh;
     }
@@ -266,7 +296,7 @@ impl Core {
     /// A round trip; any answer that a working server gives will do.
     async fn ping(&self) -> Result<(), Driver> {
         let ping = Command::Raw(Raw::ping());
-        let call = driver::call(&self.client.load(), &ping, Some(PATIENCE - MARGIN));
+        let call = self.call(&ping, Some(PATIENCE - MARGIN));
         match tokio::time::timeout(PATIENCE, call).await {
             Ok(Ok(_)) => Ok(()),
             Ok(Err(error)) if classify::is_answer(&error) => Ok(()),
@@ -329,7 +359,7 @@ async fn keep(core: Arc<Core>, mut events: Events) {
             core.renew(&mut events);
         }
         // Otherwise a PING would wait in fred's queue, one more with each tick.
-        if !connected && core.client.load().state() != ClientState::Connected {
+        if !connected && core.client().state() != ClientState::Connected {
             continue;
         }
         // What was said of the connection before.

@@ -10,10 +10,7 @@ use crate::{
     },
     value::Value,
 };
-use fred::{
-    clients::Client,
-    error::{Error as Driver, ErrorKind},
-};
+use fred::error::{Error as Driver, ErrorKind};
 use std::{
     future::Future,
     pin::Pin,
@@ -44,7 +41,7 @@ enum Stage<'a> {
 
 struct Sent<'a> {
     core: &'a Core,
-    answer: Answer,
+    answer: Answer<'a>,
     /// The last answer of this server until then.
     before: u64,
     /// A server that says nothing for so long is silent.
@@ -125,11 +122,9 @@ impl<'a> Call<'a> {
         // What fred knows by itself it need not be told.
         let told = limit.filter(|limit| *limit != core.limits.usual);
         let before = core.answered.load(Ordering::Relaxed);
-        let client = core.client.load();
-        let answer = if self.asking {
-            after_asking(&client, self.command, told)
-        } else {
-            driver::call(&client, self.command, told)
+        let answer = match self.asking {
+            false => core.call(self.command, told),
+            true => after_asking(core, self.command, told),
         };
         let patient = limit.is_some_and(|limit| limit >= PATIENCE);
         Sent { core, answer, before, patient, in_full: limit == allowed }
@@ -160,8 +155,8 @@ impl Sent<'_> {
 
 /// The two go out one after the other. Another command between them takes the permission, and this
 /// one is told to ask again.
-fn after_asking(client: &Client, command: &Command<'_>, limit: Option<Duration>) -> Answer {
-    let asking = driver::call(client, &Command::Raw(Raw::asking()), limit);
-    let both = futures_util::future::join(asking, driver::call(client, command, limit));
+fn after_asking<'a>(core: &'a Core, command: &Command<'_>, limit: Option<Duration>) -> Answer<'a> {
+    let asking = core.call(&Command::Raw(Raw::asking()), limit);
+    let both = futures_util::future::join(asking, core.call(command, limit));
     Box::pin(async { both.await.1 })
 }
