@@ -1,7 +1,7 @@
 //! One connection, out of the pool, and what becomes of it when it is given back.
 
 use super::{Link, Pool};
-use crate::{backend::Backend, classify::DatabaseFailure};
+use crate::{backend::Backend, classify::DatabaseFailure, statement::Statement};
 use sqlx_core::transaction::TransactionManager;
 use std::{
     sync::atomic::Ordering::{Relaxed, SeqCst},
@@ -179,24 +179,31 @@ impl<DB: Backend> Drop for Lease<DB> {
             link.close();
             return;
         }
-        if !self.marks.open {
+        let Marks { open, rest, .. } = self.marks;
+        if !open && !rest {
             self.permit.pool().put(link);
             return;
         }
-        // Not left to the next caller: until then it would hold its locks. The permit goes along.
+        // Not left to the next caller: until then it would hold its locks, or be read away on the
+        // next one's time. The permit goes along.
         const ROLLBACK: Duration = Duration::from_secs(2);
+        /// A few rows are read by then; of many, the server is told to stop.
+        const REST: Duration = Duration::from_millis(100);
         let Ok(runtime) = Handle::try_current() else { return link.cut() };
         let permit = self.permit.hand_over();
         runtime.spawn(async move {
             let rolled_back = async {
                 let connection = link.connection();
+                if !open {
+                    DB::execute(connection, Statement::text("select 1")).await?;
+                }
                 // A savepoint that was forgotten comes off first.
                 while DB::TransactionManager::get_transaction_depth(connection) > 0 {
                     DB::TransactionManager::rollback(connection).await?;
                 }
                 Ok::<_, sqlx::Error>(())
             };
-            match tokio::time::timeout(ROLLBACK, rolled_back).await {
+            match tokio::time::timeout(if open { ROLLBACK } else { REST }, rolled_back).await {
                 Ok(Ok(())) => permit.pool().put(link),
                 Ok(Err(_)) => link.cut(),
                 Err(_) => permit.pool().cancel(link),

@@ -168,3 +168,29 @@ async fn sqlite_ends_a_write_that_was_dropped() {
     assert!(dropped.elapsed() < ms(1_000), "{:?}", dropped.elapsed());
     until_at_rest(&db).await;
 }
+
+/// Of a result that nobody read to its end, MariaDB goes on sending: the driver would read it away before
+/// the next caller's statement. A few rows are read at once; of a gigabyte the server is told to stop.
+#[tokio::test]
+async fn rows_that_one_caller_left_are_not_read_on_the_next_ones_time() {
+    let db: MySqlDatabase = DatabaseClient::builder()
+        .name("left-rows")
+        .url(MARIADB.url())
+        .max_connections(1)
+        .build()
+        .unwrap();
+    let connection =
+        || async { sqlx::query_scalar::<_, u64>("select connection_id()").fetch_one(&db).await };
+    let first = connection().await.unwrap();
+    let few = "select seq from seq_1_to_10";
+    assert_eq!(sqlx::query_scalar::<_, u64>(few).fetch_one(&db).await.unwrap(), 1);
+    assert_eq!(connection().await.unwrap(), first, "it was read to its end");
+
+    let many = "select repeat('x', 1000) from seq_1_to_1000000";
+    sqlx::query(many).fetch_one(&db).await.unwrap();
+    let asked = Instant::now();
+    let next = connection().await.unwrap();
+    println!("the next caller waited {:?}", asked.elapsed());
+    assert_ne!(next, first, "nobody reads a gigabyte away");
+    assert!(asked.elapsed() < ms(3_000), "{:?}", asked.elapsed());
+}
