@@ -76,7 +76,7 @@ impl Query for Get {
 
     fn keep(&self, shadow: &Shadow, found: &Option<Bytes>, at: Instant) {
         match found {
-            Some(value) => shadow.seen(&self.0, value.clone(), at),
+            Some(value) => shadow.seen(&self.0, value, at),
             None => shadow.seen_absent(&self.0),
         }
     }

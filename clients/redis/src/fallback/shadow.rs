@@ -209,11 +209,11 @@ impl Shadow {
 
     /// Keeps an answer of the server. Of a text that has not changed only the age may have: it is
     /// written down again once it matters, as a look is half the price of a write.
-    pub(crate) fn seen(&self, slot: &Slot, value: Bytes, at: Instant) {
+    pub(crate) fn seen(&self, slot: &Slot, value: &Bytes, at: Instant) {
         let mut life = Life::Unknown;
         if slot.field.is_none()
             && let Some(Shadowed::Text(old)) = self.get(&slot.key)
-            && old.value == value
+            && old.value == *value
             && self.fresh(&old, at)
         {
             let age = at.saturating_duration_since(old.at);
@@ -223,7 +223,7 @@ impl Shadow {
             life = old.life;
         }
         // Too large to keep is a miss later.
-        let _ = self.store(slot, Held { value, at, life });
+        let _ = self.store(slot, Held { value: value.clone(), at, life });
     }
 
     /// The server has no value for this slot.
@@ -403,11 +403,11 @@ mod tests {
         let k = Slot::key("k");
         let at = |seconds| now + Duration::from_secs(seconds);
         shadow.store(&k, held("1", now, Life::Until(at(50)))).unwrap();
-        shadow.seen(&k, value("1"), at(40));
+        shadow.seen(&k, &value("1"), at(40));
         assert_eq!(read(&shadow, &k, at(49)), Some(value("1")));
         assert_eq!(read(&shadow, &k, at(50)), None);
         // Another value is somebody else's, of whose life nothing is known.
-        shadow.seen(&k, value("2"), at(45));
+        shadow.seen(&k, &value("2"), at(45));
         assert_eq!(read(&shadow, &k, at(100)), Some(value("2")));
     }
 
@@ -416,7 +416,7 @@ mod tests {
         let (shadow, now) = (shadow(Some(Duration::from_secs(60))), Instant::now());
         let k = Slot::key("k");
         for seconds in (0..200).step_by(5) {
-            shadow.seen(&k, value("1"), now + Duration::from_secs(seconds));
+            shadow.seen(&k, &value("1"), now + Duration::from_secs(seconds));
         }
         assert_eq!(read(&shadow, &k, now + Duration::from_secs(240)), Some(value("1")));
         assert_eq!(read(&shadow, &k, now + Duration::from_secs(260)), None);
@@ -442,7 +442,7 @@ mod tests {
         let (shadow, now) = (shadow(Some(Duration::from_secs(60))), Instant::now());
         let (key, f) = (Bytes::from("k"), Slot::field("k", "f"));
         assert_eq!(shadow.read_all(&key, now), Ok(Known::Unknown));
-        shadow.seen(&f, value("1"), now);
+        shadow.seen(&f, &value("1"), now);
         assert_eq!(shadow.read_all(&key, now), Err(Refusal::Unavailable), "there may be others");
         let pairs = vec![(value("f"), value("1"))];
         shadow.seen_all(&key, &pairs, now);
