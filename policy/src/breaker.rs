@@ -269,9 +269,7 @@ impl Breaker {
         let config = &machine.config;
         let (calls, least) = (counts.attempts() + counts.cut, u64::from(config.minimum_calls));
         let half = |rate: Option<f64>, seen: f64| rate.is_some_and(|rate| seen >= rate / 2.0);
-        let in_a_row = machine.failures() > 0
-            && machine.failures().saturating_mul(2) >= config.failure_threshold
-            && config.failure_threshold > 1;
+        let in_a_row = machine.failures().saturating_mul(2) >= config.failure_threshold;
         in_a_row
             || calls >= least
                 && (half(config.failure_rate, counts.failure_rate())

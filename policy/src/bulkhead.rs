@@ -1,14 +1,17 @@
 //! A cap on attempts in flight, with a bounded wait for a place.
 
-use crate::clock::{self, Instant};
-use std::{sync::Arc, time::Duration};
+use crate::{
+    breaker::Breaker,
+    clock::{self, Instant},
+};
+use std::time::Duration;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 #[derive(Debug)]
 pub(crate) struct Bulkhead {
-    /// The dependency's.
+    /// The dependency's, which has the handles of its metrics.
     #[cfg_attr(not(feature = "metrics"), allow(dead_code))]
-    name: Arc<str>,
+    breaker: Breaker,
     #[cfg_attr(not(feature = "metrics"), allow(dead_code))]
     limit: usize,
     places: Semaphore,
@@ -42,10 +45,10 @@ impl Drop for Place<'_> {
 }
 
 impl Bulkhead {
-    pub(crate) fn new(name: Arc<str>, max_concurrent: u32, max_wait: Duration) -> Self {
+    pub(crate) fn new(breaker: Breaker, max_concurrent: u32, max_wait: Duration) -> Self {
         let limit = usize::try_from(max_concurrent).unwrap_or(usize::MAX);
         let limit = limit.min(Semaphore::MAX_PERMITS);
-        Self { name, limit, places: Semaphore::new(limit), max_wait }
+        Self { breaker, limit, places: Semaphore::new(limit), max_wait }
     }
 
     /// To those who count places.
@@ -55,7 +58,8 @@ impl Bulkhead {
         {
             let taken = self.limit.saturating_sub(self.places.available_permits());
             let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
-            crate::telemetry::numbers::places(&self.name, count(taken), count(self.limit));
+            let (taken, limit) = (count(taken), count(self.limit));
+            self.breaker.numbers(|numbers| numbers.places(self.breaker.name(), taken, limit));
         }
     }
 
@@ -101,7 +105,8 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn waits_no_longer_than_it_may_and_a_dropped_wait_takes_no_place() {
-        let bulkhead = Bulkhead::new("b".into(), 1, S);
+        let policy = crate::Policy::builder(crate::Kind::Custom, "b").build().unwrap();
+        let bulkhead = Bulkhead::new(policy.breaker().clone(), 1, S);
         let held = bulkhead.enter(Instant::NEVER).await.unwrap();
         let start = clock::now();
         assert!(bulkhead.enter(Instant::NEVER).await.is_none());

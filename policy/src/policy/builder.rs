@@ -206,8 +206,7 @@ impl PolicyBuilder {
         let (breaker, budget) = registry::dependency(&self.name, tuning.breaker.clone());
         let wait = overrides.max_wait.unwrap_or_default();
         let bulkhead = overrides.max_concurrent.filter(|_| enabled);
-        let bulkhead =
-            bulkhead.map(|most| Arc::new(Bulkhead::new(breaker.shared_name(), most, wait)));
+        let bulkhead = bulkhead.map(|most| Arc::new(Bulkhead::new(breaker.clone(), most, wait)));
         let calls = overrides.rate_limit.filter(|_| enabled).and_then(NonZeroU32::new);
         let rate_limit = calls.and_then(|n| RateLimit::new(n, Duration::from_secs(1), wait));
         let rate_limit = rate_limit.map(Arc::new);

@@ -13,8 +13,12 @@
 //! second while the dependency answers, and at every transition; the others each time.
 
 use crate::{breaker::BreakerState, classify::Outcome, error::Decider, event::Event};
-use metrics::{Counter, Histogram, Unit};
-use std::{fmt, sync::Arc, time::Duration};
+use metrics::{Counter, Gauge, Histogram, Unit};
+use std::{
+    fmt,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 const NAME: &str = "mainstay.policy.name";
 const CALL: &str = "mainstay.call.duration";
@@ -41,6 +45,8 @@ pub(crate) struct Numbers {
     attempts: [Histogram; 2],
     /// By the breaker, and by those who isolated it.
     refused: [Counter; 2],
+    /// Taken and there, of a dependency that has a bulkhead.
+    places: OnceLock<[Gauge; 2]>,
 }
 
 impl fmt::Debug for Numbers {
@@ -61,6 +67,7 @@ impl Numbers {
             attempts: ["success", "failure"].map(|outcome| histogram(ATTEMPT, outcome)),
             refused: [Decider::Breaker, Decider::Isolation]
                 .map(|by| decision(name, "reject", by.name())),
+            places: OnceLock::new(),
         }
     }
 
@@ -82,6 +89,16 @@ impl Numbers {
         self.calls[place].record(took.as_secs_f64());
     }
 
+    /// After a place was taken or given back.
+    pub(crate) fn places(&self, name: &str, taken: u32, limit: u32) {
+        let [usage, most] = self.places.get_or_init(|| {
+            let labels = [(NAME, name.to_owned())];
+            [metrics::gauge!(USAGE, &labels), metrics::gauge!(LIMIT, &labels)]
+        });
+        usage.set(taken);
+        most.set(limit);
+    }
+
     pub(crate) fn refused(&self, by: Decider) {
         self.refused[usize::from(by == Decider::Isolation)].increment(1);
     }
@@ -91,13 +108,6 @@ fn decision(name: &str, kind: &'static str, decider: &'static str) -> Counter {
     let labels =
         [(NAME, name.to_owned()), ("kind", kind.to_owned()), ("decider", decider.to_owned())];
     metrics::counter!(DECISIONS, &labels)
-}
-
-/// Places of a bulkhead, after one was taken or given back.
-pub(crate) fn places(name: &str, taken: u32, limit: u32) {
-    let labels = [(NAME, name.to_owned())];
-    metrics::gauge!(USAGE, &labels).set(taken);
-    metrics::gauge!(LIMIT, &labels).set(limit);
 }
 
 pub(crate) fn tell(event: &Event) {
