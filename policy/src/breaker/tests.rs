@@ -169,9 +169,13 @@ async fn observers_are_told_how_long_it_is_open_and_by_what() {
 /// Not by what had opened it before.
 #[tokio::test(start_paused = true)]
 async fn who_isolates_a_dependency_is_named_in_place_of_an_earlier_failure() {
+    let opened_by = |one: &Breaker| one.refuses().unwrap().opened_by.unwrap();
+    let fresh = breaker("by-hand-fresh", config());
+    fresh.isolate();
+    assert_eq!(&*opened_by(&fresh).dependency().unwrap(), "by-hand-fresh");
+
     let one = breaker("by-hand", BreakerConfig { failure_threshold: 1, ..config() });
     fail(&one);
-    let opened_by = |one: &Breaker| one.refuses().unwrap().opened_by.unwrap();
     let cause = opened_by(&one).cause().unwrap();
     assert_eq!(cause.reason, "failures in a row");
     one.reset();
