@@ -137,7 +137,8 @@ impl HttpClientBuilder {
     }
 
     /// Follows redirects to other origins too, though never from https to http, and without the
-    /// default headers, Authorization and Cookie. Default: such a redirect is the response.
+    /// default headers, Authorization and Cookie. What fails there does not count against the server that
+    /// sent us there. Default: such a redirect is the response.
     pub const fn follow_redirects_elsewhere(mut self) -> Self {
         self.options.redirects_elsewhere = true;
         self

@@ -134,6 +134,12 @@ impl HttpFailure {
         self
     }
 
+    /// A redirect led there: it says nothing of the server whose breaker this is.
+    pub(crate) const fn of_another_server(mut self) -> Self {
+        self.verdict = self.verdict.with_outcome(Outcome::Neutral);
+        self
+    }
+
     /// Whether a status is a failure; the rest are answers.
     pub(crate) const fn is_failing(status: StatusCode) -> bool {
         matches!(status.as_u16(), 408 | 425 | 429 | 500 | 502 | 503 | 504)

@@ -285,6 +285,7 @@ impl Call {
     /// A failing status, with what is worth having of its body.
     async fn failure(&self, mut answer: reqwest::Response, seen: Seen) -> HttpFailure {
         let status = answer.status();
+        let elsewhere = answer.extensions().get::<Elsewhere>().is_some();
         let body = incoming::of_failure(&mut answer, self.max_body).await;
         let response = Response { status, headers: std::mem::take(answer.headers_mut()), body };
         let again = status == StatusCode::TOO_EARLY && self.early.swap(true, Relaxed);
@@ -292,13 +293,16 @@ impl Call {
         let refused = status == StatusCode::TOO_MANY_REQUESTS
             || status == StatusCode::SERVICE_UNAVAILABLE && hint.is_some();
         let mut turn = None;
-        if refused && self.slows_down() {
+        if refused && !elsewhere && self.slows_down() {
             if let Some(stop) = self.pace().refused(seen, hint) {
                 self.policy().tell_slowed(Some(stop));
             }
             turn = self.next_turn().map(|turn| turn.saturating_duration_since(Instant::now()));
         }
-        let failure = HttpFailure::status(response, self.idempotency, again, turn);
+        let mut failure = HttpFailure::status(response, self.idempotency, again, turn);
+        if elsewhere {
+            failure = failure.of_another_server();
+        }
         if self.body.is_spent() { failure.of_a_spent_body() } else { failure }
     }
 
@@ -350,7 +354,15 @@ impl Call {
             let Some(next) = from.next(&answer, elsewhere) else { return Ok(answer) };
             // To its end, so that the connection can be used again.
             incoming::of_failure(&mut answer, usize::MAX).await;
-            answer = driver.execute(self.request(next.clone(), attempt, watch)?).await?;
+            let stays = next.url.origin() == self.target.url.origin();
+            let sent = driver.execute(self.request(next.clone(), attempt, watch)?).await;
+            answer = match sent {
+                Err(failure) if !stays => return Err(failure.of_another_server()),
+                sent => sent?,
+            };
+            if !stays {
+                answer.extensions_mut().insert(Elsewhere);
+            }
             from = next;
         }
         match from.next(&answer, elsewhere) {
@@ -394,6 +406,10 @@ impl Call {
         Ok(request)
     }
 }
+
+/// Marks an answer to which a redirect led, of another server than the call is for.
+#[derive(Clone, Copy)]
+struct Elsewhere;
 
 /// Of a health check's answer, so much is read and waited for; a longer one ends with its connection.
 const WORTH_A_CONNECTION: usize = 64 * 1024;

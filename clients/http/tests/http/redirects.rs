@@ -1,7 +1,7 @@
 //! Redirects: where they are followed, and what goes along.
 
 use mainstay_http::{HttpClient, HttpClientBuilder, HttpDouble, Reply, RequestBody};
-use mainstay_policy::report;
+use mainstay_policy::{BreakerState, report};
 
 fn builder(double: &HttpDouble) -> HttpClientBuilder {
     HttpClient::builder("https://own.example/v1")
@@ -114,4 +114,27 @@ async fn a_body_that_is_there_once_is_not_redirected() {
     let body = futures_util::stream::iter([Ok("x".into())]);
     let response = client.put("x").body(RequestBody::streamed_once(body)).await.unwrap();
     assert_eq!((response.status().as_u16(), double.requests().len()), (307, 1));
+}
+
+/// Whoever a redirect leads to has another breaker, and another pace.
+#[tokio::test]
+async fn what_fails_elsewhere_is_no_fault_of_the_server_that_sent_us_there() {
+    for status in [503, 429] {
+        let double = HttpDouble::new(move |r| match r.url.contains("other.example") {
+            true => Reply::status(status).with_header("retry-after", "20"),
+            false => Reply::status(302).with_header("location", "https://other.example/"),
+        });
+        let client = builder(&double)
+            .follow_redirects_elsewhere()
+            .name(format!("elsewhere-{status}"))
+            .policy(|p| p.failure_threshold(1).max_attempts(1))
+            .build()
+            .unwrap();
+        let error = client.get("x").await.unwrap_err();
+        assert_eq!(error.attempts(), 1, "{}", report(&error));
+        assert_eq!(client.policy().breaker().state(), BreakerState::Closed, "{status}");
+        assert_eq!(client.slowed_for(), None, "{status}");
+        client.get("x").await.unwrap_err();
+        assert_eq!(double.requests().len(), 4, "nobody was held back");
+    }
 }
