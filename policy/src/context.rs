@@ -154,3 +154,78 @@ impl ContextBuilder {
         Ok(ResilientContext { policy, deadline: self.deadline.map(Deadline::within) })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{clock, error::Decider};
+
+    const S: Duration = Duration::from_secs(1);
+
+    fn context(name: &str) -> ContextBuilder {
+        ResilientContext::custom(name).timeout(20 * S).max_attempts(1)
+    }
+
+    async fn took(seconds: u32) -> Result<u32, &'static str> {
+        tokio::time::sleep(seconds * S).await;
+        Ok(seconds)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn its_calls_have_one_deadline_together_from_the_start() {
+        let ctx = context("t-ctx").deadline(10 * S).build().unwrap();
+        assert_eq!((ctx.policy().name(), ctx.left()), ("custom:t-ctx", Some(10 * S)));
+        let start = clock::now();
+        assert_eq!(ctx.call(|| took(6)).await.unwrap(), 6);
+        assert_eq!(ctx.left(), Some(4 * S));
+        let cut = ctx.call(|| took(6)).await.unwrap_err();
+        assert_eq!((cut.decider(), cut.attempts()), (Some(Decider::Deadline), 1));
+        assert_eq!(clock::now().since(start), 10 * S);
+        assert_eq!(ctx.left(), Some(Duration::ZERO));
+        // Over: nothing is tried any more, by a clone neither.
+        let mut tried = 0;
+        let late = ctx.clone().call_blocking(|| {
+            tried += 1;
+            Ok::<_, &str>(())
+        });
+        assert_eq!((late.unwrap_err().decider(), tried), (Some(Decider::Deadline), 0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_shorter_deadline_around_it_holds_and_a_longer_one_does_not() {
+        for (around, ends_after) in [(2 * S, 2 * S), (20 * S, 5 * S)] {
+            let ctx = context("t-ctx-around").deadline(5 * S).build().unwrap();
+            let start = clock::now();
+            let cut = Deadline::within(around).scope(ctx.call(|| took(9))).await.unwrap_err();
+            assert_eq!(cut.decider(), Some(Decider::Deadline));
+            assert_eq!(clock::now().since(start), ends_after);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn without_a_deadline_each_call_has_its_own_time_and_the_breaker_is_shared() {
+        let ctx = context("t-ctx-shared").policy(|p| p.failure_threshold(2)).build().unwrap();
+        assert_eq!(ctx.left(), None);
+        assert_eq!(ctx.call(|| took(15)).await.unwrap(), 15);
+        assert_eq!(ctx.call(|| took(15)).await.unwrap(), 15);
+        assert!(ctx.call(|| async { Err::<(), _>("down") }).await.is_err());
+        assert!(ctx.call_blocking(|| Err::<(), _>("down")).is_err());
+        assert!(ctx.call(|| took(1)).await.unwrap_err().is_rejected());
+    }
+
+    #[test]
+    fn each_kind_has_its_name_and_bad_settings_are_refused() {
+        for (ctx, name) in [
+            (ResilientContext::database("x"), "database:x"),
+            (ResilientContext::cache("x"), "cache:x"),
+            (ResilientContext::api("x"), "api:x"),
+            (ResilientContext::file("x"), "file:x"),
+            (ResilientContext::ml("x"), "ml:x"),
+            (ResilientContext::custom("x"), "custom:x"),
+        ] {
+            assert_eq!(ctx.build().unwrap().policy().name(), name);
+        }
+        let error = ResilientContext::api("x").max_attempts(0).build().unwrap_err();
+        assert!(error.to_string().contains("max_attempts"), "{error}");
+    }
+}

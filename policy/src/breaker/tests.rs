@@ -191,3 +191,21 @@ async fn who_isolates_a_dependency_is_named_in_place_of_an_earlier_failure() {
     one.isolate();
     assert_eq!(opened_by(&one).cause().unwrap().reason, "failures in a row");
 }
+
+/// What the registry may forget: nobody holds it, and there is nothing to remember.
+#[tokio::test(start_paused = true)]
+async fn it_is_idle_when_nobody_holds_it_and_nothing_failed() {
+    let one = breaker("idle", BreakerConfig { failure_threshold: 2, ..config() });
+    assert!(one.is_idle());
+    let held = one.clone();
+    assert!(!one.is_idle());
+    drop(held);
+    fail(&one);
+    assert!(!one.is_idle(), "it has a failure to forget");
+    answer(&one, MS);
+    assert!(one.is_idle());
+    (0..2).for_each(|_| fail(&one));
+    assert!(!one.is_idle(), "it is open");
+    one.reset();
+    assert!(one.is_idle());
+}
