@@ -8,21 +8,28 @@ use tokio::{
 };
 
 /// A process has one runtime or a few: quicker to look through than to hash. No id is in it twice.
-type Values<T> = Mutex<Vec<(Id, T)>>;
+type Values<T> = Mutex<Vec<Kept<T>>>;
+
+#[derive(Debug)]
+struct Kept<T> {
+    of: Id,
+    value: T,
+    /// The task that sees the runtime end; it ends with this too. Not longer: its handle holds what
+    /// the runtime has open.
+    watcher: Option<AbortHandle>,
+}
 
 /// One value per live tokio runtime.
 #[derive(Debug)]
 pub struct PerRuntime<T> {
     values: Arc<Values<T>>,
-    /// The tasks that see their runtime end; they end with this too.
-    watchers: Mutex<Vec<AbortHandle>>,
 }
 
 impl<T: Clone + Send + Sync + 'static> PerRuntime<T> {
     /// No values yet.
     #[must_use]
     pub fn new() -> Self {
-        Self { values: Arc::default(), watchers: Mutex::default() }
+        Self { values: Arc::default() }
     }
 
     /// The value of the current runtime, made on first use; `None` outside any runtime.
@@ -37,7 +44,7 @@ impl<T: Clone + Send + Sync + 'static> PerRuntime<T> {
         if let Some(found) = find(&values, id) {
             return Some(found);
         }
-        values.push((id, made.clone()));
+        values.push(Kept { of: id, value: made.clone(), watcher: None });
         drop(values);
         // The task dies with the runtime and takes the entry along, before the id is used again.
         // Not under the lock: a runtime that is closing drops the task at once.
@@ -46,9 +53,9 @@ impl<T: Clone + Send + Sync + 'static> PerRuntime<T> {
             let _entry = entry;
             std::future::pending::<()>().await;
         });
-        let mut watchers = self.watchers.lock().unwrap_or_else(PoisonError::into_inner);
-        watchers.retain(|watcher| !watcher.is_finished());
-        watchers.push(watcher.abort_handle());
+        if let Some(kept) = lock(&self.values).iter_mut().find(|kept| kept.of == id) {
+            kept.watcher = Some(watcher.abort_handle());
+        }
         Some(made)
     }
 }
@@ -69,8 +76,9 @@ impl<T: Clone + Send + Sync + 'static> Default for PerRuntime<T> {
 
 impl<T> Drop for PerRuntime<T> {
     fn drop(&mut self) {
-        let watchers = self.watchers.get_mut().unwrap_or_else(PoisonError::into_inner);
-        watchers.iter().for_each(AbortHandle::abort);
+        // Not under the lock, which the task's end takes.
+        let values = std::mem::take(&mut *lock(&self.values));
+        values.iter().filter_map(|kept| kept.watcher.as_ref()).for_each(AbortHandle::abort);
     }
 }
 
@@ -83,7 +91,7 @@ impl<T> Drop for Entry<T> {
     fn drop(&mut self) {
         if let Some(values) = self.values.upgrade() {
             let mut values = lock(&values);
-            let at = values.iter().position(|(id, _)| *id == self.id);
+            let at = values.iter().position(|kept| kept.of == self.id);
             let gone = at.map(|at| values.swap_remove(at));
             drop(values);
             drop(gone);
@@ -91,11 +99,11 @@ impl<T> Drop for Entry<T> {
     }
 }
 
-fn find<T: Clone>(values: &[(Id, T)], id: Id) -> Option<T> {
-    values.iter().find(|(of, _)| *of == id).map(|(_, value)| value.clone())
+fn find<T: Clone>(values: &[Kept<T>], id: Id) -> Option<T> {
+    values.iter().find(|kept| kept.of == id).map(|kept| kept.value.clone())
 }
 
-fn lock<T>(values: &Values<T>) -> MutexGuard<'_, Vec<(Id, T)>> {
+fn lock<T>(values: &Values<T>) -> MutexGuard<'_, Vec<Kept<T>>> {
     values.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

@@ -70,6 +70,31 @@ pub(crate) fn until(mut holds: impl FnMut() -> bool, told: impl Fn() -> String) 
     }
 }
 
+each_alone!(a_client_that_outlives_its_runtimes_holds_nothing_of_them: database mariadb sqlite redis http s3);
+
+fn a_client_that_outlives_its_runtimes_holds_nothing_of_them<S: Subject>() {
+    let own = runtime();
+    let server = own.block_on(S::start());
+    // What a process opens once is open after the first.
+    work_and_go(&server, true);
+    let before = descriptors();
+    let client = server.client(2, |policy| policy);
+    for _ in 0..3 {
+        let runtime = runtime();
+        runtime.block_on(async {
+            ready(&client).await;
+            for door in S::Client::DOORS {
+                client.call(door).await.unwrap();
+            }
+        });
+        drop(runtime);
+        until(
+            || descriptors().len() <= before.len(),
+            || format!("{:?} were open, now {:?}", before, descriptors()),
+        );
+    }
+}
+
 each!(a_dropped_client_leaves_its_runtime_as_it_was: database mariadb redis http s3);
 
 async fn a_dropped_client_leaves_its_runtime_as_it_was<S: Remote>() {

@@ -41,8 +41,8 @@ pub(crate) struct Inner {
     limits: Limits,
     fallback: Option<Arc<Fallback>>,
     links: PerRuntime<Option<Arc<Link>>>,
-    /// The line that was used first, since most programs have one runtime: calls need not count
-    /// themselves among its users.
+    /// The line that was used first, to a single server, since most programs have one runtime: calls
+    /// need not count themselves among its users.
     first: OnceLock<(Id, Arc<Line>)>,
     /// Of all others the one that was used last: to ask `links` costs ten times as much.
     last: ArcSwapOption<(Id, Weak<Line>)>,
@@ -177,7 +177,7 @@ impl RedisClient {
             link.ok().map(Arc::new)
         });
         let line = Arc::clone(link.flatten()?.line());
-        if inner.first.set((runtime, Arc::clone(&line))).is_err() {
+        if !line.is_one() || inner.first.set((runtime, Arc::clone(&line))).is_err() {
             inner.last.store(Some(Arc::new((runtime, Arc::downgrade(&line)))));
         }
         Some(LineRef::Other(line))

@@ -73,6 +73,10 @@ pub(crate) struct Link {
 impl Drop for Link {
     fn drop(&mut self) {
         self.line.is_gone.store(true, Ordering::Release);
+        // A client may hold the line longer than this, but nothing of a runtime.
+        if let Servers::One(peer) = &self.line.servers {
+            peer.end();
+        }
         for task in &self.tasks {
             task.abort();
         }
@@ -123,6 +127,11 @@ impl Link {
 }
 
 impl Line {
+    /// Nothing but one connection, which [`Link`] ends.
+    pub(crate) const fn is_one(&self) -> bool {
+        matches!(self.servers, Servers::One(_))
+    }
+
     pub(crate) fn is_gone(&self) -> bool {
         self.is_gone.load(Ordering::Acquire)
     }

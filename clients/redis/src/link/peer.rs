@@ -79,7 +79,7 @@ fn within(timeout: Duration) -> Duration {
 /// A connection; dropping it ends its tasks.
 pub(super) struct Peer {
     core: Arc<Core>,
-    watcher: AbortHandle,
+    watcher: Mutex<Option<AbortHandle>>,
 }
 
 struct Core {
@@ -97,13 +97,13 @@ struct Core {
     started: Instant,
     /// Another number with each answer, none of which comes twice.
     answered: AtomicU64,
-    connection: Mutex<Connection>,
+    /// `None` once this has ended.
+    connection: Mutex<Option<Connection>>,
 }
 
 impl Drop for Peer {
     fn drop(&mut self) {
-        self.watcher.abort();
-        self.core.connection().abort();
+        self.end();
     }
 }
 
@@ -121,10 +121,25 @@ impl Peer {
             state: watch::Sender::new(State::Connecting),
             started: Instant::now(),
             answered: AtomicU64::new(0),
-            connection: Mutex::new(connection),
+            connection: Mutex::new(Some(connection)),
         });
         let watcher = tokio::spawn(keep(Arc::clone(&core), events)).abort_handle();
-        Ok(Self { core, watcher })
+        Ok(Self { core, watcher: Mutex::new(Some(watcher)) })
+    }
+
+    /// Ends its tasks, and keeps no handle of them: that would hold what their runtime has open.
+    pub(super) fn end(&self) {
+        self.end_watcher();
+        if let Some(connection) = self.core.connection().take() {
+            connection.abort();
+        }
+    }
+
+    fn end_watcher(&self) {
+        let watcher = self.watcher.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(watcher) = watcher {
+            watcher.abort();
+        }
     }
 
     pub(super) fn gate(&self) -> Gate {
@@ -147,7 +162,7 @@ impl Peer {
     /// Says QUIT, and connects no more.
     pub(super) async fn close(&self, within: Duration) {
         // It would take this for an outage and connect again.
-        self.watcher.abort();
+        self.end_watcher();
         let closed = Driver::new(ErrorKind::Canceled, "closed by this program");
         self.core.set(State::Down(Some(closed)));
         let _ = tokio::time::timeout(within, self.core.client().quit()).await;
@@ -238,7 +253,7 @@ impl Core {
         }
     }
 
-    fn connection(&self) -> MutexGuard<'_, Connection> {
+    fn connection(&self) -> MutexGuard<'_, Option<Connection>> {
         self.connection.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -284,13 +299,18 @@ impl Core {
         let Ok((client, new, fresh)) = connect(self.config.clone(), self.limits) else { return };
         self.renewed.store(Some(Arc::new(client)));
         self.is_renewed.store(true, Ordering::Release);
-        std::mem::replace(&mut *self.connection(), new).abort();
+        let mut connection = self.connection();
+        let old = if connection.is_some() { connection.replace(new) } else { Some(new) };
+        drop(connection);
+        if let Some(old) = old {
+            old.abort();
+        }
         *events = fresh;
     }
 
     /// fred ends its loop on errors that it holds for final, such as a wrong kind of server.
     fn has_ended(&self) -> bool {
-        self.connection().is_finished()
+        self.connection().as_ref().is_some_and(JoinHandle::is_finished)
     }
 
     /// A round trip; any answer that a working server gives will do.
