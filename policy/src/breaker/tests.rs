@@ -4,13 +4,13 @@ use super::*;
 use crate::{breaker::permit::Ended, classify::Outcome, event::observe};
 use std::{collections::VecDeque, time::Duration};
 
-const MS: u64 = 1_000_000;
+pub(super) const MS: u64 = 1_000_000;
 const S: Duration = Duration::from_secs(1);
 /// Slow from here on.
-const SLOW: u64 = 800 * MS;
+pub(super) const SLOW: u64 = 800 * MS;
 
 /// Opens after four failures in a row, and by no rate.
-fn config() -> BreakerConfig {
+pub(super) fn config() -> BreakerConfig {
     BreakerConfig {
         failure_threshold: 4,
         failure_rate: None,
@@ -31,14 +31,14 @@ fn breaker(name: &str, config: BreakerConfig) -> Breaker {
     Breaker::new(name.into(), config)
 }
 
-fn begun(breaker: &Breaker) -> Permit<'_> {
+pub(super) fn begun(breaker: &Breaker) -> Permit<'_> {
     let (mut permit, now) = (breaker.unasked(), clock::now());
     permit.ask(now).unwrap();
     permit.begin_attempt(now);
     permit
 }
 
-fn answer(breaker: &Breaker, took: u64) {
+pub(super) fn answer(breaker: &Breaker, took: u64) {
     let mut permit = begun(breaker);
     let now = permit.attempt_since().after_nanos(took);
     permit.succeed(now, Cause::of_a_cut);

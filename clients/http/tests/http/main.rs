@@ -18,19 +18,11 @@ use mainstay_http::{
 };
 use mainstay_policy::{BreakerState, Error, HealthStatus, PolicyBuilder, report};
 use mainstay_test_support::Port;
-use server::{Server, quick};
+use server::{Server, Step, answer, quick};
 use std::{
     future::IntoFuture,
     net::SocketAddr,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering::SeqCst},
-    },
     time::{Duration, Instant},
-};
-use tokio::{
-    io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
-    net::TcpListener,
 };
 
 const OK: &str = "HTTP/1.1 200 OK\r\ncontent-length: 6\r\nconnection: close\r\n\r\n[\"Jo\"]";
@@ -264,36 +256,15 @@ async fn health_is_measured_where_it_is_asked_for_and_feeds_nothing() {
     assert!(client.health_check_at("//evil").await.detail.contains("another host"));
 }
 
-/// Its body comes after its head, as from most services: what is not read costs the connection.
+/// What is not read of a body, of which only the beginning comes along with the head, costs the connection.
 #[tokio::test]
 async fn probes_share_one_connection() {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let client = client(listener.local_addr().unwrap(), quick);
-    let connections = Arc::new(AtomicUsize::new(0));
-    let counted = Arc::clone(&connections);
-    tokio::spawn(async move {
-        while let Ok((stream, _)) = listener.accept().await {
-            counted.fetch_add(1, SeqCst);
-            tokio::spawn(async move {
-                let mut stream = BufReader::new(stream);
-                let mut line = String::new();
-                while matches!(stream.read_line(&mut line).await, Ok(1..)) {
-                    if line == "\r\n" {
-                        let head = b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\n";
-                        stream.write_all(head).await.unwrap();
-                        // A service that thinks between head and body.
-                        tokio::time::sleep(Duration::from_millis(5)).await;
-                        let _ = stream.write_all(b"fine").await;
-                    }
-                    line.clear();
-                }
-            });
-        }
-    });
+    let server = Server::always(Step::Keep(answer("200 OK", "", [b'x'; 48 * 1024]))).await;
+    let client = server.client();
     for _ in 0..5 {
         assert_eq!(client.health_check_at("health").await.status, HealthStatus::Healthy);
     }
-    assert_eq!(connections.load(SeqCst), 1);
+    assert_eq!((server.seen(), server.accepted()), (5, 1));
 }
 
 #[test]

@@ -1,42 +1,20 @@
 //! What a busy breaker is told, beyond the first answers, after which most are counted in passing.
 
 use super::*;
-use crate::{breaker::BreakerConfig, meter::Counts};
+use crate::{
+    breaker::{
+        BreakerConfig,
+        tests::{MS, SLOW, answer, begun, config},
+    },
+    meter::Counts,
+};
 use std::{cell::Cell, time::Duration};
 
-const MS: u64 = 1_000_000;
-/// Slow from here on.
-const SLOW: u64 = 800 * MS;
-
 fn breaker(slow_after: Option<Duration>) -> Breaker {
-    let config = BreakerConfig {
-        failure_threshold: 2,
-        failure_rate: None,
-        slow_rate: None,
-        slow_after,
-        minimum_calls: 20,
-        window: 10,
-        recovery_timeout: Duration::from_secs(1),
-        grow_breaks: false,
-        probes: 1,
-        probe_lease: Duration::MAX,
-        ramp: false,
-        attempt_timeout: None,
-    };
+    let (failure_threshold, minimum_calls, probe_lease) = (2, 20, Duration::MAX);
+    let config =
+        BreakerConfig { failure_threshold, minimum_calls, probe_lease, slow_after, ..config() };
     Breaker::new("permit".into(), config)
-}
-
-fn begun(breaker: &Breaker) -> Permit<'_> {
-    let (mut permit, now) = (breaker.unasked(), clock::now());
-    permit.ask(now).unwrap();
-    permit.begin_attempt(now);
-    permit
-}
-
-fn answer(breaker: &Breaker, took: u64) {
-    let mut permit = begun(breaker);
-    let now = permit.attempt_since().after_nanos(took);
-    permit.succeed(now, Cause::of_a_cut);
 }
 
 fn fail(breaker: &Breaker) {
