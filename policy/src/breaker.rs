@@ -134,7 +134,13 @@ pub struct Breaker(Arc<Inner>);
 
 impl fmt::Debug for Breaker {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Breaker").field("name", &self.0.name).field("state", &self.state()).finish()
+        self.0.fmt(f)
+    }
+}
+
+impl fmt::Debug for Inner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Breaker").field("name", &self.name).field("state", &self.state()).finish()
     }
 }
 
@@ -207,22 +213,22 @@ impl Breaker {
     /// Where it stands now.
     #[must_use]
     pub fn state(&self) -> BreakerState {
-        self.machine().state(clock::now())
+        self.0.state()
     }
 
     /// Closes it and forgets its failures; calls in flight no longer count.
     pub fn reset(&self) {
-        self.change(None, |machine, _| machine.reset());
+        self.0.change(None, |machine, _| machine.reset());
     }
 
     /// Refuses every call until [`Breaker::reset`] or [`Breaker::force_closed`].
     pub fn isolate(&self) {
-        self.change(None, |machine, _| machine.isolate());
+        self.0.change(None, |machine, _| machine.isolate());
     }
 
     /// Lets every call pass, whatever fails, until [`Breaker::reset`] or [`Breaker::isolate`].
     pub fn force_closed(&self) {
-        self.change(None, |machine, _| machine.force_closed());
+        self.0.change(None, |machine, _| machine.force_closed());
     }
 
     /// A streamed operation has ended well: it has been counted when it began, and now forgets
@@ -239,9 +245,9 @@ impl Breaker {
 
     pub(crate) fn configure(&self, config: BreakerConfig) {
         self.0.slow_after.store(config.slow_after(self.0.meter.median()), Relaxed);
-        let mut machine = self.machine();
+        let mut machine = self.0.machine();
         machine.config = config;
-        self.publish(&machine, self.cause());
+        self.0.publish(&machine, self.cause());
     }
 
     /// Closed, and of no policy any more.
@@ -257,15 +263,10 @@ impl Breaker {
         &self.0.meter
     }
 
-    pub(crate) fn counts(&self, now: Instant) -> Counts {
-        let window = self.0.snapshot.read(|snapshot| snapshot.config.window);
-        self.0.meter.counts(now, window)
-    }
-
     /// At half the failures in a row, or half the rates, that would open it.
     pub(crate) fn is_near_its_trip(&self, now: Instant) -> bool {
         let counts = self.counts(now);
-        let machine = self.machine();
+        let machine = self.0.machine();
         let config = &machine.config;
         let (calls, least) = (counts.attempts() + counts.cut, u64::from(config.minimum_calls));
         let half = |rate: Option<f64>, seen: f64| rate.is_some_and(|rate| seen >= rate / 2.0);
@@ -283,21 +284,11 @@ impl Breaker {
         }
     }
 
-    pub(crate) fn cause(&self) -> Option<Arc<Cause>> {
-        self.0.snapshot.read(|snapshot| snapshot.cause.clone())
-    }
-
     /// Admits one call, or says why not.
     #[cfg(all(test, mainstay_loom))]
     pub(crate) fn admit(&self, now: Instant) -> Result<Permit<'_>, Refusal> {
         let mut permit = self.unasked();
         permit.ask(now).map(|()| permit)
-    }
-
-    /// What opened it, without a wait.
-    #[inline]
-    fn opened_by(&self) -> Option<OpenedBy> {
-        OpenedBy::numbered(self.0.opened_by.load(Relaxed))
     }
 
     /// Not plainly closed.
@@ -317,20 +308,54 @@ impl Breaker {
         let until = Instant::of_nanos(until);
         let now = if until.is_never() { Instant::NEVER } else { clock::about_now() };
         let surely = until.is_never() || until.nanos_since(now) > clock::ABOUT;
-        surely.then(|| Refusal::new(until, now, self.opened_by()))
+        surely.then(|| Refusal::new(until, now, self.0.opened_by()))
     }
 
     /// A permit for nothing yet.
     #[inline]
-    pub(crate) const fn unasked(&self) -> Permit<'_> {
-        Permit::unasked(self)
+    pub(crate) fn unasked(&self) -> Permit<'_> {
+        Permit::unasked(&self.0)
     }
 
     /// A permit whose attempt begins now, if it is plainly closed.
     #[cfg(feature = "__bench")]
     #[inline]
     pub(crate) fn begun_if_closed(&self, now: Instant) -> Option<Permit<'_>> {
-        Permit::begun_if_closed(self, now)
+        Permit::begun_if_closed(&self.0, now)
+    }
+
+    pub(crate) fn counts(&self, now: Instant) -> Counts {
+        self.0.counts(now)
+    }
+
+    pub(crate) fn cause(&self) -> Option<Arc<Cause>> {
+        self.0.cause()
+    }
+
+    #[cfg(feature = "metrics")]
+    pub(crate) fn numbers(&self, record: impl FnOnce(&Numbers)) {
+        self.0.numbers.read(record);
+    }
+}
+
+impl Inner {
+    fn state(&self) -> BreakerState {
+        self.machine().state(clock::now())
+    }
+
+    fn counts(&self, now: Instant) -> Counts {
+        let window = self.snapshot.read(|snapshot| snapshot.config.window);
+        self.meter.counts(now, window)
+    }
+
+    fn cause(&self) -> Option<Arc<Cause>> {
+        self.snapshot.read(|snapshot| snapshot.cause.clone())
+    }
+
+    /// What opened it, without a wait.
+    #[inline]
+    fn opened_by(&self) -> Option<OpenedBy> {
+        OpenedBy::numbered(self.opened_by.load(Relaxed))
     }
 
     /// Runs `event` on the machine, publishes what it made of it and tells the observers.
@@ -354,7 +379,7 @@ impl Breaker {
             told = None;
         }
         if machine.generation() != generation {
-            self.0.meter.clear();
+            self.meter.clear();
         }
         if machine.gate() != gate || machine.generation() != generation {
             self.publish(&machine, told.clone());
@@ -371,7 +396,7 @@ impl Breaker {
                 _ => None,
             };
             event::emit(|| Event::Changed {
-                dependency: self.shared_name(),
+                dependency: Arc::clone(&self.name),
                 from,
                 to,
                 cause: told,
@@ -382,8 +407,8 @@ impl Breaker {
     }
 
     fn remember(&self, cause: Option<Arc<Cause>>) {
-        let number = OpenedBy::remember(self.shared_name(), cause).map_or(0, OpenedBy::number);
-        self.0.opened_by.store(number, Relaxed);
+        let number = OpenedBy::remember(Arc::clone(&self.name), cause).map_or(0, OpenedBy::number);
+        self.opened_by.store(number, Relaxed);
     }
 
     fn publish(&self, machine: &Machine, cause: Option<Arc<Cause>>) {
@@ -396,8 +421,8 @@ impl Breaker {
         if gate == Gate::Isolated && cause.is_none() {
             self.remember(None);
         }
-        self.0.snapshot.store(Snapshot { gate, cause, config });
-        self.0.shut_until.store(until, Release);
+        self.snapshot.store(Snapshot { gate, cause, config });
+        self.shut_until.store(until, Release);
         self.write_word(machine);
     }
 
@@ -406,21 +431,21 @@ impl Breaker {
         let failing = if machine.failures() > 0 { FAILING } else { 0 };
         let generation = machine.generation() & NO_GENERATION;
         // Released after the snapshot: who sees the word sees what it speaks of.
-        self.0.word.store(generation << GENERATION_SHIFT | guarded | failing, Release);
+        self.word.store(generation << GENERATION_SHIFT | guarded | failing, Release);
     }
 
     fn machine(&self) -> MutexGuard<'_, Machine> {
         // No user code runs under this lock, so a poisoned one still holds a whole state.
-        self.0.machine.lock().unwrap_or_else(PoisonError::into_inner)
+        self.machine.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     #[cold]
     fn follow_median(&self, #[cfg_attr(not(feature = "metrics"), allow(unused))] now: Instant) {
-        let median = self.0.meter.median();
-        let nanos = self.0.snapshot.read(|snapshot| snapshot.config.slow_after(median));
-        self.0.slow_after.store(nanos, Relaxed);
+        let median = self.meter.median();
+        let nanos = self.snapshot.read(|snapshot| snapshot.config.slow_after(median));
+        self.slow_after.store(nanos, Relaxed);
         #[cfg(feature = "metrics")]
-        if self.0.numbered.swap(now.second().into(), Relaxed) != u64::from(now.second()) {
+        if self.numbered.swap(now.second().into(), Relaxed) != u64::from(now.second()) {
             self.renumber();
         }
     }
@@ -428,12 +453,7 @@ impl Breaker {
     /// A recorder may have been installed meanwhile.
     #[cfg(feature = "metrics")]
     fn renumber(&self) {
-        self.0.numbers.store(Numbers::of(&self.0.name));
-    }
-
-    #[cfg(feature = "metrics")]
-    pub(crate) fn numbers(&self, record: impl FnOnce(&Numbers)) {
-        self.0.numbers.read(record);
+        self.numbers.store(Numbers::of(&self.name));
     }
 }
 

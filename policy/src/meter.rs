@@ -10,7 +10,7 @@ mod tally;
 mod thread;
 mod window;
 
-use crate::clock::Instant;
+use crate::{clock::Instant, telemetry};
 use latency::Latencies;
 use std::{
     sync::{
@@ -67,14 +67,12 @@ pub(crate) fn share(part: u64, whole: u64) -> f64 {
 #[derive(Debug, Default)]
 #[repr(align(128))] // Two lines: processors fetch them in pairs.
 struct Shard {
-    /// The number of the thread that owns it, or [`NOBODY`].
-    owner: Owner,
     blocked: Tally,
     answered: Total,
     /// Answers that belong to no window.
     late: Tally,
     /// Answers that were ready at once until one is timed, itself included; 0 when all are, since the
-    /// last one was not quick.
+    /// last one was not quick. Where metrics count each answer only the owner writes it.
     untimed: AtomicU32,
     latencies: Latencies,
 }
@@ -82,6 +80,7 @@ struct Shard {
 /// No thread has this number.
 const NOBODY: usize = usize::MAX;
 
+/// The number of the thread that owns a shard, or [`NOBODY`].
 #[derive(Debug)]
 struct Owner(AtomicUsize);
 
@@ -109,8 +108,11 @@ impl Owner {
 }
 
 #[derive(Debug, Default)]
+#[repr(C)] // The first where the meter is: two instructions of each call.
 pub(crate) struct Meter {
     first: Shard,
+    /// Of each shard. Beside what hardly anybody writes, since everybody reads it.
+    owners: [Owner; MOST_SHARDS],
     more: [OnceLock<Box<Shard>>; MOST_SHARDS - 1],
     /// One less than the shards in use, a power of two.
     mask: AtomicUsize,
@@ -146,16 +148,16 @@ impl Meter {
         let ((shard, owned), second) = (self.taken_shard(), now.second());
         let begins = !shard.answered.is_in(now) && shard.begin(second);
         shard.latencies.add(took, like);
-        if !in_window {
-            self.count(&shard.late, owned);
+        let seen = shard.answered.count().all() + shard.late.all();
+        self.count(shard.tally(in_window), owned);
+        if !begins && seen >= ENOUGH {
             return Noted::Nothing;
         }
-        let before = shard.answered.count().all();
-        self.count(shard.answered.count(), owned);
-        if begins || before < ENOUGH {
-            return self.take_median();
+        // Others may be counted in passing from here on.
+        if seen + 1 >= ENOUGH {
+            shard.answered.open(second);
         }
-        Noted::Nothing
+        self.take_median()
     }
 
     /// As [`Self::answered`] in the window, where there is nothing else to do; else false, and nothing
@@ -163,7 +165,7 @@ impl Meter {
     #[inline(always)]
     pub(crate) fn answered_in_passing(&self, now: Instant, took: u64, like: u32) -> bool {
         let (shard, owned) = self.shard();
-        if !owned || !shard.answered.is_in(now) || shard.answered.count().own() < ENOUGH {
+        if !owned || !shard.answered.is_in(now) {
             return false;
         }
         shard.latencies.add(took, like);
@@ -172,20 +174,19 @@ impl Meter {
     }
 
     /// One answer that was ready at once, in the second in which it began. It is counted here unless it
-    /// is to be timed: when it is no calm moment, or its turn.
+    /// is to be timed: when it is no calm moment, or its turn. `in_window`: as for [`Self::answered`].
     #[inline(always)]
-    pub(crate) fn answered_at_once(&self, began: Instant, calm: bool) -> Timed {
+    pub(crate) fn answered_at_once(&self, began: Instant, calm: bool, in_window: bool) -> Timed {
         let (shard, owned) = self.shard();
         let left = shard.untimed.load(Relaxed);
-        if !calm || left == 0 || !shard.answered.is_in(began) {
+        if left == 0 || !may_leave_untimed(owned) {
             return Timed::OneOf(1);
         }
-        if left == 1 {
-            return Timed::OneOf(TIMED_ONE_IN);
+        if !calm || left == 1 || !shard.answered.is_in(began) {
+            return Timed::OneOf(TIMED_ONE_IN + 1 - left);
         }
-        // Where two threads meet one is timed a little later.
         shard.untimed.store(left - 1, Relaxed);
-        self.count(shard.answered.count(), owned);
+        self.count(shard.tally(in_window), owned);
         Timed::No
     }
 
@@ -211,9 +212,11 @@ impl Meter {
     /// Whether what was ready at once took so little time that others like it need not be timed.
     #[inline]
     pub(crate) fn tell_quick(&self, quick: bool) {
-        let (shard, _) = self.shard();
-        let enough = quick && shard.answered.count().all() >= ENOUGH;
-        shard.untimed.store(if enough { TIMED_ONE_IN } else { 0 }, Relaxed);
+        let (shard, owned) = self.shard();
+        if may_leave_untimed(owned) {
+            let enough = shard.answered.count().all() + shard.late.all() >= ENOUGH;
+            shard.untimed.store(if quick && enough { TIMED_ONE_IN } else { 0 }, Relaxed);
+        }
     }
 
     pub(crate) fn failed(&self, now: Instant) {
@@ -300,37 +303,41 @@ impl Meter {
     /// The shard of this thread, and whether it owns that.
     #[inline(always)]
     fn shard(&self) -> (&Shard, bool) {
-        let (thread, mask) = (thread::number(), self.mask.load(Relaxed));
-        let shard = if mask == 0 { &self.first } else { self.numbered(thread & mask) };
-        (shard, shard.owner.is(thread))
+        let thread = thread::number();
+        let [first, ..] = &self.owners;
+        if first.is(thread) { (&self.first, true) } else { self.numbered(thread) }
     }
 
+    /// As [`Self::shard`], of a thread that does not own the first.
     #[inline]
-    fn numbered(&self, number: usize) -> &Shard {
-        match number {
-            0 => &self.first,
-            n => self.more.get(n - 1).map_or(&self.first, |slot| slot.get_or_init(Box::default)),
-        }
+    fn numbered(&self, thread: usize) -> (&Shard, bool) {
+        let number = thread & self.mask.load(Relaxed);
+        let more = number.checked_sub(1).and_then(|n| self.more.get(n));
+        let shard = more.map_or(&self.first, |slot| slot.get_or_init(Box::default));
+        (shard, self.owners.get(number).is_some_and(|owner| owner.is(thread)))
     }
 
-    /// As [`Self::shard`], after an attempt to own it, in the place of the one that this thread had.
+    /// As [`Self::shard`], after an attempt to own the one that belongs to its number, in the place of
+    /// the one that it had.
     #[inline]
     fn taken_shard(&self) -> (&Shard, bool) {
-        let (shard, owned) = self.shard();
-        if owned { (shard, owned) } else { self.take_shard() }
+        let thread = thread::number();
+        match self.owners.get(thread & self.mask.load(Relaxed)) {
+            Some(owner) if owner.is(thread) => self.shard(),
+            _ => self.take_shard(),
+        }
     }
 
     #[cold]
     #[inline(never)]
     fn take_shard(&self) -> (&Shard, bool) {
         let thread = thread::take_number();
-        let (shard, mut owned) = self.shard();
-        if !owned && shard.owner.take(thread) {
-            owned = true;
-            let others = self.shards().filter(|other| !std::ptr::eq(*other, shard));
-            others.for_each(|other| other.owner.give_back(thread));
+        let number = thread & self.mask.load(Relaxed);
+        if self.owners.get(number).is_some_and(|owner| owner.take(thread)) {
+            let others = self.owners.iter().enumerate().filter(|(n, _)| *n != number);
+            others.for_each(|(_, other)| other.give_back(thread));
         }
-        (shard, owned)
+        self.shard()
     }
 
     /// Uses twice as many shards, if there are threads enough for them.
@@ -348,7 +355,18 @@ impl Meter {
     }
 }
 
+/// Two threads that meet at one shard may time one a little later, or count it as one more or less that
+/// was not timed, which matters only to metrics.
+const fn may_leave_untimed(owned: bool) -> bool {
+    owned || !telemetry::counts()
+}
+
 impl Shard {
+    #[inline(always)]
+    const fn tally(&self, in_window: bool) -> &Tally {
+        if in_window { self.answered.count() } else { &self.late }
+    }
+
     /// The first answer of a second.
     #[cold]
     fn begin(&self, second: u32) -> bool {
@@ -389,7 +407,7 @@ mod tests {
     fn of_quick_answers_one_in_eight_is_timed_and_speaks_for_the_rest() {
         let meter = Meter::default();
         let mut timed = 0;
-        let answer = |took: u64| match meter.answered_at_once(at(1), true) {
+        let answer = |took: u64| match meter.answered_at_once(at(1), true, true) {
             Timed::No => false,
             Timed::OneOf(like) => {
                 meter.answered(at(1), took, like, true);
@@ -463,7 +481,7 @@ mod tests {
         assert_eq!(meter.blocked_total(), 2);
         meter.mask.store(MOST_SHARDS - 1, Relaxed);
         meter.blocked();
-        assert_eq!(meter.shards().filter(|shard| shard.owner.is(thread::number())).count(), 1);
+        assert_eq!(meter.owners.iter().filter(|owner| owner.is(thread::number())).count(), 1);
         assert_eq!(meter.blocked_total(), 3);
     }
 

@@ -130,6 +130,16 @@ impl Inner {
         }
     }
 
+    /// Tells metrics of a success now, and of so many that were like it.
+    #[inline(always)]
+    #[cfg_attr(not(feature = "metrics"), allow(unused))]
+    fn count_success(&self, attempt: Instant, call: Instant, now: Instant, like: u32) {
+        #[cfg(feature = "metrics")]
+        self.breaker.numbers(|numbers| {
+            numbers.succeeded(now.nanos_since(attempt), now.nanos_since(call), like);
+        });
+    }
+
     #[cold]
     fn tell_refusal(&self, operation: &Operation, by: Decider, observed: bool) {
         let (dependency, operation) = (&self.breaker, operation.name());
@@ -143,7 +153,7 @@ impl Inner {
 impl<'p> Run<'p> {
     /// A call that has not begun.
     #[inline]
-    const fn new(policy: &'p Inner, operation: &'p Operation) -> Self {
+    fn new(policy: &'p Inner, operation: &'p Operation) -> Self {
         Self {
             policy,
             operation,
@@ -158,7 +168,7 @@ impl<'p> Run<'p> {
     }
 
     /// The run, where another takes its place that will do nothing.
-    const fn take(&mut self) -> Self {
+    fn take(&mut self) -> Self {
         mem::replace(self, Self::new(self.policy, self.operation))
     }
 
@@ -185,6 +195,19 @@ impl<'p> Run<'p> {
         self.started = clock::now();
         let around = Scope::current().deadline;
         self.end = self.started.after_nanos(self.policy.deadline()).min(around);
+    }
+
+    /// All of the questions.
+    fn ask<E>(&mut self) -> Result<(), CallError<E>> {
+        if self.is_barred()
+            && let Some(refusal) = self.policy.refuses(self.operation)
+        {
+            return Err(refusal.into());
+        }
+        if !self.begin() {
+            self.admit()?;
+        }
+        Ok(())
     }
 
     /// Admission, where a look at the word did not do: the breaker is not open, and the deadline has
@@ -228,10 +251,7 @@ impl<'p> Run<'p> {
     #[inline(always)]
     fn succeed(&mut self, now: Instant) {
         let operation = self.operation;
-        #[cfg(feature = "metrics")]
-        self.policy.breaker.numbers(|numbers| {
-            numbers.succeeded(now.since(self.permit.attempt_since()), now.since(self.started));
-        });
+        self.policy.count_success(self.permit.attempt_since(), self.started, now, 1);
         let cause = |trip| cause(operation, trip, Effect::Transient, None);
         if operation.is_streamed() {
             self.permit.begun(now, cause);
@@ -243,13 +263,19 @@ impl<'p> Run<'p> {
     /// As [`Self::succeed`], for work that did not have to wait.
     #[inline(always)]
     fn succeed_at_once(&mut self) {
-        // Who counts durations counts every one; what is streamed has only begun.
-        if cfg!(feature = "metrics") || self.operation.is_streamed() {
+        // What is streamed has only begun.
+        if self.operation.is_streamed() {
             return self.succeed(clock::now());
         }
-        let operation = self.operation;
+        let Self { policy, operation, started, .. } = *self;
+        let began = self.permit.attempt_since();
+        let timed = |answers| {
+            let now = clock::now();
+            policy.count_success(began, started, now, answers);
+            now
+        };
         let cause = |trip| cause(operation, trip, Effect::Transient, None);
-        self.permit.succeed_at_once(clock::now, cause);
+        self.permit.succeed_at_once(timed, cause);
     }
 
     /// Takes in how an attempt ended; `last` and `waited` are of the one before it.

@@ -4,15 +4,10 @@
 #[cfg(feature = "metrics")]
 pub(crate) mod numbers;
 
-use crate::{
-    breaker::{Breaker, BreakerState},
-    classify::Operation,
-    event::Event,
-};
+use crate::{breaker::BreakerState, event::Event};
 use pin_project_lite::pin_project;
 use std::{
     future::Future,
-    mem::ManuallyDrop,
     pin::Pin,
     task::{Context, Poll},
 };
@@ -33,71 +28,19 @@ pub(crate) const fn counts() -> bool {
     cfg!(feature = "metrics")
 }
 
-/// The spans of a call and of its first attempt, if anybody wants them. Most do not, so they are one
-/// word in its future, and what drops them is not even called.
-#[derive(Default)]
-pub(crate) struct Spans(ManuallyDrop<Option<Box<(Span, Span)>>>);
-
-impl Spans {
-    #[inline(always)]
-    pub(crate) fn get(&mut self) -> Option<&mut (Span, Span)> {
-        self.0.as_deref_mut()
-    }
-
-    /// That of the first attempt begins.
-    #[inline(always)]
-    pub(crate) fn begin_attempt(&mut self, number: u32) {
-        // Apart, so that the call keeps no registers for it.
-        #[cold]
-        #[inline(never)]
-        fn begin((call, attempt): &mut (Span, Span), number: u32) {
-            *attempt = call.in_scope(|| attempt_span(number));
-        }
-        if let Some(spans) = self.get() {
-            begin(spans, number);
-        }
-    }
-
-    #[inline(always)]
-    pub(crate) fn are_wanted(&self) -> bool {
-        self.0.is_some()
-    }
-}
-
-impl Drop for Spans {
-    #[inline(always)]
-    fn drop(&mut self) {
-        #[cold]
-        #[inline(never)]
-        fn end(spans: Box<(Span, Span)>) {
-            drop(spans);
-        }
-        if let Some(spans) = self.0.take() {
-            end(spans);
-        }
-    }
-}
-
-/// The span of one call; that of its first attempt comes later. Where no subscriber wants any, this
-/// is one load of what `tracing` keeps for that, and nothing where it is compiled out.
+/// Whether a subscriber wants the span of a call. Where there is none, this is one load of what
+/// `tracing` keeps for that, and nothing where it is compiled out.
 #[inline(always)]
-pub(crate) fn spans(breaker: &Breaker, operation: &Operation) -> Spans {
-    if STATIC_MAX_LEVEL < LevelFilter::INFO || LevelFilter::current() < LevelFilter::INFO {
-        return Spans::default();
+pub(crate) fn wants_spans() -> bool {
+    #[cold]
+    #[inline(never)]
+    fn ask() -> bool {
+        tracing::span_enabled!(tracing::Level::INFO)
     }
-    wanted_spans(breaker, operation)
+    STATIC_MAX_LEVEL >= LevelFilter::INFO && LevelFilter::current() >= LevelFilter::INFO && ask()
 }
 
-#[cold]
-#[inline(never)]
-fn wanted_spans(breaker: &Breaker, operation: &Operation) -> Spans {
-    if !tracing::span_enabled!(tracing::Level::INFO) {
-        return Spans::default();
-    }
-    let spans = (call_span(breaker.name(), operation.name()), Span::none());
-    Spans(ManuallyDrop::new(Some(Box::new(spans))))
-}
-
+/// The span of one call.
 pub(crate) fn call_span(dependency: &str, operation: &str) -> Span {
     tracing::info_span!("call", mainstay.policy.name = dependency, mainstay.operation = operation)
 }
@@ -108,7 +51,7 @@ pub(crate) fn attempt_span(number: u32) -> Span {
 }
 
 pin_project! {
-    /// An attempt after the first, in its span.
+    /// A call or an attempt in its span.
     pub(crate) struct InSpan<F> {
         #[pin]
         work: F,

@@ -5,6 +5,7 @@ use mainstay_policy::{Kind, Policy};
 use std::{
     fmt::Write as _,
     sync::{Arc, Mutex},
+    time::Duration,
 };
 use tracing::{
     Event, Metadata, Subscriber,
@@ -140,16 +141,28 @@ fn durations_decisions_and_states_are_recorded() {
     let _alone = ONE_AT_A_TIME.lock();
     let recorder = DebuggingRecorder::new();
     let snapshotter = recorder.snapshotter();
+    let before = Policy::builder(Kind::Custom, "measured-before").enable_circuit_breaker(false);
+    let before = before.build().unwrap();
     metrics::with_local_recorder(&recorder, || {
         mainstay_policy::describe_metrics();
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        let mut runtime = tokio::runtime::Builder::new_current_thread();
+        let runtime = runtime.enable_time().start_paused(true).build().unwrap();
         runtime.block_on(async {
+            // The first one asks for the recorder's handles.
+            for _ in 0..5 {
+                before.call(|| async { Ok::<_, &str>(()) }).await.unwrap();
+                tokio::time::advance(Duration::from_secs(1)).await;
+            }
             let policy = policy("measured");
             work(&policy).await;
             policy.breaker().isolate();
             let one =
                 Policy::builder(Kind::Custom, "measured-places").max_concurrent(3).build().unwrap();
             one.call(|| async { Ok::<_, &str>(()) }).await.unwrap();
+            let quick = Policy::builder(Kind::Custom, "measured-quick").build().unwrap();
+            for _ in 0..1_000 {
+                quick.call(|| async { Ok::<_, &str>(()) }).await.unwrap();
+            }
         });
     });
     let mut seen: Vec<String> = Vec::new();
@@ -169,6 +182,7 @@ fn durations_decisions_and_states_are_recorded() {
     }
     for part in [
         "mainstay.call.duration success 1 times",
+        "mainstay.call.duration success 4 times",
         "mainstay.call.duration failure 2 times",
         "mainstay.attempt.duration success 1 times",
         "mainstay.attempt.duration failure 3 times",
@@ -179,5 +193,14 @@ fn durations_decisions_and_states_are_recorded() {
         "mainstay.bulkhead.permit.limit  3",
     ] {
         assert!(seen.iter().any(|line| line == part), "{part} is not in\n{}", seen.join("\n"));
+    }
+    // Those since the last one that was timed are still to be told.
+    for metric in ["call", "attempt"] {
+        let told = seen.iter().filter_map(|line| {
+            let told = line.strip_prefix(&format!("mainstay.{metric}.duration success "))?;
+            told.strip_suffix(" times")?.parse::<u32>().ok()
+        });
+        let most = told.max();
+        assert!(most.is_some_and(|told| (993..=1_000).contains(&told)), "{most:?}");
     }
 }

@@ -25,7 +25,7 @@ fn breaker(threshold: u32, probes: u32) -> Breaker {
 
 fn long_break(threshold: u32) -> Breaker {
     let breaker = breaker(threshold, 1);
-    breaker.machine().config.recovery_timeout = Duration::from_secs(3_600);
+    breaker.0.machine().config.recovery_timeout = Duration::from_secs(3_600);
     breaker
 }
 
@@ -72,7 +72,7 @@ fn the_word_says_what_the_machine_holds() {
         permit.succeed(now, &Cause::of_a_cut);
         other.join().unwrap();
         let failing = one.0.word.load(Acquire) & FAILING != 0;
-        assert_eq!(failing, one.machine().failures() > 0);
+        assert_eq!(failing, one.0.machine().failures() > 0);
     });
 }
 

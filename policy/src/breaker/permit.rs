@@ -1,7 +1,7 @@
 //! The right to run one operation, and what is told of it.
 
 use super::{
-    Breaker, Counters, FAILING, GENERATION_SHIFT, GUARDED, NO_GENERATION, Refusal, Trip,
+    Counters, FAILING, GENERATION_SHIFT, GUARDED, Inner, NO_GENERATION, Refusal, Trip,
     state::{Admitted, Gate},
 };
 use crate::{
@@ -17,7 +17,7 @@ use std::sync::atomic::Ordering::{Acquire, Relaxed};
 /// sits in every call's future.
 #[derive(Debug)]
 pub(crate) struct Permit<'a> {
-    breaker: &'a Breaker,
+    breaker: &'a Inner,
     /// The breaker's word while it is plainly closed, without failures in a row, and still of the
     /// generation of this permit.
     calm: u64,
@@ -26,8 +26,11 @@ pub(crate) struct Permit<'a> {
     attempt_since: Instant,
 }
 
-/// What takes less than this part of what is slow is quick.
-const QUICK: u64 = 8;
+/// What takes less, in nanoseconds, is quick, as long as it is far from being slow: to time it costs a
+/// noticeable part of it.
+const QUICK: u64 = 10_000;
+/// What takes less than this part of what is slow is far from that.
+const FAR_FROM_SLOW: u64 = 8;
 /// The lease of a call that is no probe.
 const NO_LEASE: u64 = u64::MAX;
 /// The lease of a call that has told how it ended.
@@ -35,15 +38,15 @@ const TOLD: u64 = u64::MAX - 1;
 
 impl<'a> Permit<'a> {
     #[inline]
-    pub(super) const fn unasked(breaker: &'a Breaker) -> Self {
+    pub(super) const fn unasked(breaker: &'a Inner) -> Self {
         let attempt_since = Instant::NEVER;
         Self { breaker, calm: calm(NO_GENERATION), lease: TOLD, attempt_since }
     }
 
     #[cfg(feature = "__bench")]
     #[inline]
-    pub(super) fn begun_if_closed(breaker: &'a Breaker, now: Instant) -> Option<Self> {
-        let calm = breaker.0.word.load(Acquire) & !FAILING;
+    pub(super) fn begun_if_closed(breaker: &'a Inner, now: Instant) -> Option<Self> {
+        let calm = breaker.word.load(Acquire) & !FAILING;
         let permit = || Self { breaker, calm, lease: NO_LEASE, attempt_since: now };
         (calm & GUARDED == 0).then(permit)
     }
@@ -51,7 +54,7 @@ impl<'a> Permit<'a> {
     /// The right to pass, if the breaker is plainly closed.
     #[inline]
     pub(crate) fn if_closed(&mut self) -> bool {
-        let word = self.breaker.0.word.load(Acquire);
+        let word = self.breaker.word.load(Acquire);
         let closed = word & GUARDED == 0;
         if closed {
             (self.calm, self.lease) = (word & !FAILING, NO_LEASE);
@@ -65,9 +68,9 @@ impl<'a> Permit<'a> {
             return Ok(());
         }
         let breaker = self.breaker;
-        let generation = breaker.0.word.load(Acquire) >> GENERATION_SHIFT;
+        let generation = breaker.word.load(Acquire) >> GENERATION_SHIFT;
         // `Some` decides; `None` asks the machine.
-        let decided = breaker.0.snapshot.read(|snapshot| {
+        let decided = breaker.snapshot.read(|snapshot| {
             let passes = match snapshot.gate {
                 Gate::ForcedClosed => Ok(true),
                 Gate::Isolated => Err(Instant::NEVER),
@@ -106,11 +109,11 @@ impl<'a> Permit<'a> {
 
     /// Whether calls in flight should stop: the breaker has opened since this permit was given.
     pub(crate) fn gate(&self, now: Instant) -> Result<(), Refusal> {
-        let word = self.breaker.0.word.load(Acquire);
+        let word = self.breaker.word.load(Acquire);
         if word >> GENERATION_SHIFT == self.generation() || self.generation() == NO_GENERATION {
             return Ok(());
         }
-        self.breaker.0.snapshot.read(|snapshot| {
+        self.breaker.snapshot.read(|snapshot| {
             let until = match snapshot.gate {
                 Gate::Closed | Gate::Ramp(_) | Gate::ForcedClosed => return Ok(()),
                 Gate::Shut(until) => until,
@@ -141,7 +144,7 @@ impl<'a> Permit<'a> {
         now: Instant,
         cause: &dyn Fn(Trip) -> Cause,
     ) {
-        let inner = &*self.breaker.0;
+        let inner = self.breaker;
         let took = now.nanos_since(self.attempt_since);
         self.attempt_since = Instant::NEVER;
         if !self.is_current() {
@@ -163,7 +166,7 @@ impl<'a> Permit<'a> {
 
     /// Whether nothing has happened to the breaker since this permit was given.
     fn is_current(&self) -> bool {
-        self.breaker.0.word.load(Relaxed) >> GENERATION_SHIFT == self.generation()
+        self.breaker.word.load(Relaxed) >> GENERATION_SHIFT == self.generation()
     }
 
     /// Asks the machine whether the windows are over a rate.
@@ -182,30 +185,32 @@ impl<'a> Permit<'a> {
     }
 
     /// As [`Self::succeed`], for an attempt that was ready at once: while such attempts are quick, most
-    /// are counted without a look at the clock, and one speaks for them all.
+    /// are counted without a look at the clock, and one speaks for them all. `timed` reads it, and hears
+    /// for how many.
     #[inline(always)]
     pub(crate) fn succeed_at_once(
         &mut self,
-        clock: impl FnOnce() -> Instant,
+        timed: impl FnOnce(u32) -> Instant,
         cause: impl Fn(Trip) -> Cause,
     ) {
-        let inner = &*self.breaker.0;
-        let calm = inner.word.load(Relaxed) == self.calm;
+        let inner = self.breaker;
+        let is_unguarded = self.calm == calm(NO_GENERATION);
+        let calm = is_unguarded || inner.word.load(Relaxed) == self.calm;
         let began = self.attempt_since;
-        match inner.meter.answered_at_once(began, calm) {
+        match inner.meter.answered_at_once(began, calm, !is_unguarded) {
             Timed::No => self.lease = TOLD,
             Timed::OneOf(answers) => {
-                let now = clock();
+                let now = timed(answers);
                 self.succeed_for(answers, now, cause);
-                let slow_after = inner.slow_after.load(Relaxed);
-                inner.meter.tell_quick(now.nanos_since(began) < slow_after / QUICK);
+                let far = inner.slow_after.load(Relaxed) / FAR_FROM_SLOW;
+                inner.meter.tell_quick(now.nanos_since(began) < far.min(QUICK));
             }
         }
     }
 
     #[inline(always)]
     fn succeed_for(&mut self, answers: u32, now: Instant, cause: impl Fn(Trip) -> Cause) {
-        let inner = &*self.breaker.0;
+        let inner = self.breaker;
         // Where another processor's counter is behind this is very long: not in passing, then.
         let took = now.as_nanos().wrapping_sub(self.attempt_since.as_nanos());
         let calm = inner.word.load(Relaxed) == self.calm && took < inner.slow_after.load(Relaxed);
@@ -218,7 +223,7 @@ impl<'a> Permit<'a> {
     /// A streamed operation has begun to be answered: as [`Self::succeed`], but failures in a row
     /// stay, since its end is still to come. A probe has shown what was asked of it.
     pub(crate) fn begun(&mut self, now: Instant, cause: impl Fn(Trip) -> Cause) {
-        let word = self.breaker.0.word.load(Relaxed);
+        let word = self.breaker.word.load(Relaxed);
         if self.is_probe() || word & FAILING == 0 || word & GUARDED != 0 {
             return self.succeed(now, cause);
         }
@@ -235,7 +240,7 @@ impl<'a> Permit<'a> {
         now: Instant,
         cause: &dyn Fn(Trip) -> Cause,
     ) {
-        let inner = &*self.breaker.0;
+        let inner = self.breaker;
         let word = inner.word.load(Relaxed);
         let current = word >> GENERATION_SHIFT == self.generation();
         let took = now.nanos_since(self.attempt_since);
@@ -261,7 +266,7 @@ impl<'a> Permit<'a> {
 
     /// The operation ended without success; its attempts have been told already.
     pub(crate) fn finish(&mut self, outcome: Outcome, now: Instant, cause: &dyn Fn(Trip) -> Cause) {
-        let counters = &self.breaker.0.counters;
+        let counters = &self.breaker.counters;
         match outcome {
             Outcome::Success => return self.succeed(now, cause),
             Outcome::Failure => Counters::add(&counters.failed),
@@ -315,12 +320,12 @@ impl Permit<'_> {
         if !self.attempt_since.is_never() {
             let took = now.nanos_since(self.attempt_since);
             // A probe that hung until its caller gave up has shown what there was to see.
-            if took >= self.breaker.0.slow_after.load(Relaxed) && self.is_probe() {
+            if took >= self.breaker.slow_after.load(Relaxed) && self.is_probe() {
                 outcome = Outcome::Failure;
             }
             self.end_attempt(Ended::Cut, now, &cause);
         }
-        Counters::add(&self.breaker.0.counters.neutral);
+        Counters::add(&self.breaker.counters.neutral);
         if self.is_probe() {
             self.report(outcome, now, &cause);
         }

@@ -9,27 +9,27 @@ use std::{
 const BUCKETS: usize = 112;
 /// Seconds that one histogram is written.
 const TURN: u32 = 64;
+/// Places of one histogram, some of them unused, so that this bit of a place says whose it is.
+const PLACES: usize = 128;
 
 #[derive(Debug)]
 pub(super) struct Latencies {
+    /// The number of the turn, times [`PLACES`].
     turn: AtomicU32,
-    /// Of each bucket the two histograms side by side.
-    counts: [[AtomicU32; 2]; BUCKETS],
+    counts: [AtomicU32; 2 * PLACES],
 }
 
 impl Default for Latencies {
     fn default() -> Self {
-        let counts = [const { [const { AtomicU32::new(0) }; 2] }; BUCKETS];
-        Self { turn: AtomicU32::new(0), counts }
+        Self { turn: AtomicU32::new(0), counts: [const { AtomicU32::new(0) }; 2 * PLACES] }
     }
 }
 
 impl Latencies {
     #[inline]
     pub(super) fn add(&self, nanos: u64, answers: u32) {
-        let turn = self.turn.load(Relaxed) as usize % 2;
-        if let Some(bucket) = self.counts.get(bucket(nanos)) {
-            let count = &bucket[turn];
+        let place = self.turn.load(Relaxed) as usize & PLACES | bucket(nanos);
+        if let Some(count) = self.counts.get(place) {
             // Where two threads meet one may be lost, which no quantile notices.
             count.store(count.load(Relaxed).wrapping_add(answers), Relaxed);
         }
@@ -37,12 +37,12 @@ impl Latencies {
 
     /// To be called when a second begins: forgets what is two turns old.
     pub(super) fn begin(&self, second: u32) {
-        let (turn, before) = (second / TURN, self.turn.load(Relaxed));
+        let turn = (second / TURN).wrapping_mul(PLACES as u32);
+        let before = self.turn.load(Relaxed);
         // Late threads of the turn before leave it as it is.
         if before < turn && self.turn.compare_exchange(before, turn, Relaxed, Relaxed).is_ok() {
-            for bucket in &self.counts {
-                bucket[turn as usize % 2].store(0, Relaxed);
-            }
+            let own = self.counts.iter().skip(turn as usize & PLACES).take(PLACES);
+            own.for_each(|count| count.store(0, Relaxed));
         }
     }
 
@@ -52,8 +52,10 @@ impl Latencies {
     ) -> Option<Duration> {
         let mut sums = [0_u64; BUCKETS];
         for latencies in shards {
-            for (sum, [one, two]) in sums.iter_mut().zip(&latencies.counts) {
-                *sum += u64::from(one.load(Relaxed)) + u64::from(two.load(Relaxed));
+            for counts in latencies.counts.chunks(PLACES) {
+                for (sum, count) in sums.iter_mut().zip(counts) {
+                    *sum += u64::from(count.load(Relaxed));
+                }
             }
         }
         let total: u64 = sums.iter().sum();

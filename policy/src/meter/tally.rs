@@ -25,12 +25,6 @@ impl Tally {
         self.beside.fetch_add(1, Relaxed).wrapping_add(1)
     }
 
-    /// What its owner has added.
-    #[inline]
-    pub(super) fn own(&self) -> u64 {
-        self.own.load(Relaxed)
-    }
-
     /// All that were ever added.
     #[inline]
     pub(super) fn all(&self) -> u64 {

@@ -77,7 +77,7 @@ impl Ring {
 #[derive(Debug)]
 pub(super) struct Total {
     count: Tally,
-    /// When the second began, in nanoseconds, that has begun last; [`NONE`] when none has.
+    /// When the second began, in nanoseconds, that was opened last; [`NONE`] when none was.
     second: AtomicU64,
     starts: Buckets,
 }
@@ -93,7 +93,7 @@ impl Default for Total {
 }
 
 impl Total {
-    /// Whether this is in the second that was begun last.
+    /// Whether this is in the second that was opened last.
     #[inline]
     pub(super) fn is_in(&self, now: Instant) -> bool {
         // Acquired: who adds in a second adds after its start was noted.
@@ -106,11 +106,12 @@ impl Total {
         let (seen, stamp) = (start.load(Acquire), stamp(second));
         let value = stamp | self.count.all() & COUNT;
         // A thread that read its clock long ago adds to the second that is there now.
-        if seen >= stamp || start.compare_exchange(seen, value, AcqRel, Acquire).is_err() {
-            return false;
-        }
+        seen < stamp && start.compare_exchange(seen, value, AcqRel, Acquire).is_ok()
+    }
+
+    /// From now on [`Self::is_in`] knows this second, which has begun.
+    pub(super) fn open(&self, second: u32) {
         self.second.store(u64::from(second) * SECOND, Release);
-        true
     }
 
     /// What was added, second or not.
@@ -150,6 +151,8 @@ mod tests {
         let total = Total::default();
         assert!(!total.is_in(at(0)) && !total.is_in(Instant::NEVER));
         total.begin(7);
+        assert!(!total.is_in(at(7)), "nobody has opened it");
+        total.open(7);
         let around =
             [at(7), at(7).after_nanos(SECOND - 1), at(8), Instant::of_nanos(7 * SECOND - 1)];
         assert_eq!(around.map(|now| total.is_in(now)), [true, true, false, false]);
@@ -169,6 +172,7 @@ mod tests {
                     ring.add(second);
                     if !total.is_in(at(second)) {
                         total.begin(second);
+                        total.open(second);
                     }
                     total.count.add();
                     log.push(second);
@@ -185,6 +189,7 @@ mod tests {
     fn what_was_cleared_counts_no_more_and_what_follows_does() {
         let total = Total::default();
         total.begin(7);
+        total.open(7);
         total.count.add();
         total.clear();
         assert_eq!((total.sum(7, 10), total.is_in(at(7))), (0, false));

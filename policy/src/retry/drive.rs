@@ -10,7 +10,7 @@ use crate::{
     deadline::Scope,
     hedge,
     policy::Inner,
-    telemetry::{self, InSpan, Spans},
+    telemetry::{self, InSpan},
     timeout::{Bounded, End},
 };
 use pin_project_lite::pin_project;
@@ -36,13 +36,13 @@ where
     J: Judge<T, E>,
 {
     let (run, parts) = (Run::new(policy, operation), Some((attempt, judge, go_on)));
-    let spans = telemetry::spans(&policy.breaker, operation);
-    Drive { phase: Phase::New, run, parts, spans }
+    Drive { phase: Phase::New, run, parts }
 }
 
 pin_project! {
     /// One call: its first attempt. What most calls never need lives on the heap, so that every
-    /// call's future stays small: retries, races of two copies and the wait for a place.
+    /// call's future stays small: retries, races of two copies, the wait for a place, and all of a
+    /// call whose span somebody wants.
     ///
     /// Written by hand, since an `async` block has room for each argument twice, and copies what it
     /// returns, which took a tenth of a call that is ready at once.
@@ -52,7 +52,6 @@ pin_project! {
         run: Run<'p>,
         // The third makes the rest of the call from the other two.
         parts: Option<(F, J, G)>,
-        spans: Spans,
     }
 }
 
@@ -61,7 +60,7 @@ pin_project! {
     enum Phase<'p, Fut, R> {
         New,
         First { #[pin] work: Bounded<Fut>, place: Place<'p> },
-        Rest { rest: Pin<Box<R>> },
+        Rest { rest: Pin<Box<InSpan<R>>> },
         Done,
     }
 }
@@ -79,15 +78,18 @@ where
     #[inline]
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.as_mut().project();
-        // Before all else: who is refused pays for nothing else.
-        if matches!(*this.phase, Phase::New)
-            && this.run.is_barred()
-            && !this.spans.are_wanted()
-            && let Some(refusal) = this.run.policy.refuses(this.run.operation)
-        {
-            return Poll::Ready(Err(refusal.into()));
+        if matches!(*this.phase, Phase::New) {
+            if telemetry::wants_spans() {
+                return self.begin_in_span(cx);
+            }
+            // Before all else: who is refused pays for nothing else.
+            if this.run.is_barred()
+                && let Some(refusal) = this.run.policy.refuses(this.run.operation)
+            {
+                return Poll::Ready(Err(refusal.into()));
+            }
         }
-        if this.spans.are_wanted() { self.poll_in_spans(cx) } else { self.poll_call(cx) }
+        self.poll_call(cx)
     }
 }
 
@@ -101,9 +103,14 @@ where
 {
     #[cold]
     #[inline(never)]
-    fn poll_in_spans(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Answer<T, E>> {
-        let call = self.as_mut().project().spans.get().map(|spans| spans.0.clone());
-        call.unwrap_or_else(Span::none).in_scope(|| self.poll_call(cx))
+    fn begin_in_span(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Answer<T, E>> {
+        let mut this = self.as_mut().project();
+        let span = telemetry::call_span(this.run.policy.breaker.name(), this.run.operation.name());
+        if let Err(refused) = span.in_scope(|| this.run.ask()) {
+            this.phase.set(Phase::Done);
+            return Poll::Ready(Err(refused));
+        }
+        self.go_on(None, span, cx)
     }
 
     #[inline(never)]
@@ -119,11 +126,7 @@ where
         let InPhase::First { work, .. } = this.phase.as_mut().project() else {
             return self.poll_rest(cx);
         };
-        let polled = match this.spans.get() {
-            None => work.poll(cx),
-            Some(spans) => spans.1.in_scope(|| work.poll(cx)),
-        };
-        let Poll::Ready(end) = polled else { return Poll::Pending };
+        let Poll::Ready(end) = work.poll(cx) else { return Poll::Pending };
         this.phase.set(Phase::Done);
         match (end, &this.parts) {
             (End { output: Some(Ok(value)), .. }, Some((_, judge, _)))
@@ -147,7 +150,6 @@ where
         let now = this.run.started;
         let (number, limit) = this.run.next_attempt(now);
         let blow = chaos::blow(this.run.policy.breaker.name());
-        this.spans.begin_attempt(number.number());
         let work = Bounded::new(this.run.operation, attempt(number), limit, now, blow);
         this.phase.set(Phase::First { work, place });
     }
@@ -168,7 +170,7 @@ where
                 self.as_mut().first(place);
                 self.poll(cx)
             }
-            None => self.go_on(None, cx),
+            None => self.go_on(None, Span::none(), cx),
         }
     }
 
@@ -185,7 +187,7 @@ where
             Step::End(end) => Poll::Ready(end),
             Step::Again(run, retry) => {
                 *this.run = run;
-                self.go_on(Some(retry), cx)
+                self.go_on(Some(retry), Span::none(), cx)
             }
         }
     }
@@ -193,11 +195,12 @@ where
     fn go_on(
         mut self: Pin<&mut Self>,
         retry: Option<Retry<'p, T, E>>,
+        span: Span,
         cx: &mut Context<'_>,
     ) -> Poll<Answer<T, E>> {
         let mut this = self.as_mut().project();
         let Some((attempt, judge, go_on)) = this.parts.take() else { return Poll::Pending };
-        let rest = Box::pin(go_on(this.run.take(), retry, attempt, judge));
+        let rest = Box::pin(InSpan::new(go_on(this.run.take(), retry, attempt, judge), span));
         this.phase.set(Phase::Rest { rest });
         self.poll_rest(cx)
     }
@@ -283,14 +286,7 @@ where
 {
     let _span = telemetry::call_span(policy.breaker.name(), operation.name()).entered();
     let mut run = Run::new(policy, operation);
-    if run.is_barred()
-        && let Some(refusal) = policy.refuses(operation)
-    {
-        return Err(refusal.into());
-    }
-    if !run.begin() {
-        run.admit()?;
-    }
+    run.ask()?;
     let mut now = run.started;
     let mut retry: Option<Retry<'_, T, E>> = None;
     loop {

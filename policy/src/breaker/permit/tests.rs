@@ -3,12 +3,12 @@
 use super::*;
 use crate::{
     breaker::{
-        BreakerConfig,
+        Breaker, BreakerConfig,
         tests::{MS, SLOW, answer, begun, config},
     },
     meter::Counts,
 };
-use std::{cell::Cell, time::Duration};
+use std::time::Duration;
 
 fn breaker(slow_after: Option<Duration>) -> Breaker {
     let (failure_threshold, minimum_calls, probe_lease) = (2, 20, Duration::MAX);
@@ -41,37 +41,65 @@ async fn a_busy_breaker_sees_slow_answers_and_forgets_failures() {
     assert_eq!(counts(&breaker).answered, 103);
     fail(&breaker);
     answer(&breaker, MS);
-    assert_eq!(breaker.machine().failures(), 0, "an answer came between");
+    assert_eq!(breaker.0.machine().failures(), 0, "an answer came between");
     fail(&breaker);
     assert!(!breaker.is_guarded());
     fail(&breaker);
     assert!(breaker.is_guarded(), "two in a row");
 }
 
+/// Of 801 answers how many were timed beside the first, which is in any case; and for how many these
+/// speak, that one included.
+fn answer_at_once(
+    breaker: &Breaker,
+    took: u64,
+    begun: impl Fn(&Breaker) -> Permit<'_>,
+) -> (u32, u32) {
+    let (mut timed, mut like) = (0, 0);
+    let answers = breaker.meter().answers();
+    for _ in 0..801 {
+        let mut permit = begun(breaker);
+        let now = permit.attempt_since().after_nanos(took);
+        let look = |answers| {
+            (timed, like) = (timed + 1, like + answers);
+            now
+        };
+        permit.succeed_at_once(look, Cause::of_a_cut);
+    }
+    assert_eq!(breaker.meter().answers() - answers, 801);
+    (timed - 1, like)
+}
+
 #[tokio::test(start_paused = true)]
 async fn what_is_ready_at_once_is_timed_seldom_while_it_is_quick() {
-    for (took, timed) in [(SLOW / 8 - 1, 100), (SLOW / 8, 800), (SLOW / 8 + 1, 800)] {
-        let (breaker, looks) = (busy(), Cell::new(0));
-        let answers = breaker.meter().answers();
-        for _ in 0..801 {
-            let mut permit = begun(&breaker);
-            let now = permit.attempt_since().after_nanos(took);
-            let look = || {
-                looks.set(looks.get() + 1);
-                now
-            };
-            permit.succeed_at_once(look, Cause::of_a_cut);
+    let soon_slow = || {
+        let breaker = breaker(Some(Duration::from_micros(8)));
+        (0..100).for_each(|_| answer(&breaker, 1));
+        breaker
+    };
+    for (busy, quick) in [(busy as fn() -> Breaker, QUICK), (soon_slow, 1_000)] {
+        for (took, timed) in [(quick - 1, 100), (quick, 800), (quick + 1, 800)] {
+            let breaker = busy();
+            assert_eq!(answer_at_once(&breaker, took, begun), (timed, 801), "{took}");
+            assert_eq!(counts(&breaker).answered, 901);
         }
-        // The first is timed in any case.
-        assert_eq!(looks.get() - 1, timed, "{took}");
-        assert_eq!(breaker.meter().answers() - answers, 801);
     }
+    // Without a breaker, too; the first ones are all timed.
+    fn unguarded(breaker: &Breaker) -> Permit<'_> {
+        let mut permit = breaker.unasked();
+        permit.unguarded();
+        permit.begin_attempt(clock::now());
+        permit
+    }
+    let breaker = breaker(None);
+    assert_eq!(answer_at_once(&breaker, 1, unguarded), (63 + 92, 800));
+    assert_eq!((counts(&breaker).answered, breaker.meter().answers()), (0, 801));
     // Not while there are failures to be forgotten.
     let breaker = busy();
-    begun(&breaker).succeed_at_once(clock::now, Cause::of_a_cut);
+    begun(&breaker).succeed_at_once(|_| clock::now(), Cause::of_a_cut);
     fail(&breaker);
-    begun(&breaker).succeed_at_once(clock::now, Cause::of_a_cut);
-    assert_eq!(breaker.machine().failures(), 0);
+    begun(&breaker).succeed_at_once(|_| clock::now(), Cause::of_a_cut);
+    assert_eq!(breaker.0.machine().failures(), 0);
 }
 
 #[tokio::test(start_paused = true)]
@@ -116,7 +144,7 @@ async fn a_probe_may_go_on_and_a_stream_that_begins_is_one_answer() {
     let breaker = busy();
     fail(&breaker);
     begun(&breaker).begun(clock::now(), Cause::of_a_cut);
-    assert_eq!((counts(&breaker).answered, breaker.machine().failures()), (101, 1));
+    assert_eq!((counts(&breaker).answered, breaker.0.machine().failures()), (101, 1));
     fail(&breaker);
     tokio::time::advance(Duration::from_secs(2)).await;
     let mut probe = begun(&breaker);
