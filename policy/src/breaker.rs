@@ -14,7 +14,7 @@ pub(crate) use config::BreakerConfig;
 pub(crate) use permit::{Ended, Permit};
 
 #[cfg(feature = "metrics")]
-use crate::telemetry::numbers::Numbers;
+use crate::telemetry::{handles::Handles, numbers::Numbers};
 use crate::{
     clock::{self, Instant},
     error::{Cause, Decider, OpenedBy},
@@ -114,7 +114,7 @@ struct Inner {
     meter: Meter,
     counters: Counters,
     #[cfg(feature = "metrics")]
-    numbers: Swap<Numbers>,
+    numbers: Handles,
     /// The second in which `numbers` were asked for.
     #[cfg(feature = "metrics")]
     numbered: Counter,
@@ -182,7 +182,7 @@ impl Breaker {
         let slow_after = Counter::new(config.slow_after(None));
         let snapshot = Snapshot { gate: Gate::Closed, cause: None, config: config.clone() };
         #[cfg(feature = "metrics")]
-        let numbers = Swap::new(Numbers::of(&name));
+        let numbers = Handles::of(&name);
         Self(Arc::new(Inner {
             name,
             word: AtomicU64::new(0),
@@ -333,7 +333,7 @@ impl Breaker {
     }
 
     #[cfg(feature = "metrics")]
-    pub(crate) fn numbers(&self, record: impl FnOnce(&Numbers)) {
+    pub(crate) fn numbers(&self, record: impl Fn(&Numbers)) {
         self.0.numbers.read(record);
     }
 }
@@ -450,10 +450,9 @@ impl Inner {
         }
     }
 
-    /// A recorder may have been installed meanwhile.
     #[cfg(feature = "metrics")]
     fn renumber(&self) {
-        self.numbers.store(Numbers::of(&self.name));
+        self.numbers.renew(&self.name);
     }
 }
 

@@ -2,6 +2,8 @@
 //! the rest is for debugging. Object keys, statements and URLs are not in them.
 
 #[cfg(feature = "metrics")]
+pub(crate) mod handles;
+#[cfg(feature = "metrics")]
 pub(crate) mod numbers;
 
 use crate::{breaker::BreakerState, event::Event};

@@ -77,8 +77,12 @@ impl Numbers {
 
     /// In nanoseconds; so many of them.
     pub(crate) fn succeeded(&self, attempt: u64, call: u64, like: u32) {
-        self.attempts[0].record_many(seconds(attempt), like as usize);
-        self.calls[0].record_many(seconds(call), like as usize);
+        for (histogram, nanos) in [(&self.attempts[0], attempt), (&self.calls[0], call)] {
+            match like {
+                1 => histogram.record(seconds(nanos)),
+                _ => histogram.record_many(seconds(nanos), like as usize),
+            }
+        }
     }
 
     pub(crate) fn attempt_failed(&self, took: Duration) {
