@@ -27,7 +27,7 @@ use std::{
     hash::BuildHasher,
     sync::{
         Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::Instant,
 };
@@ -49,7 +49,11 @@ pub(crate) enum Refusal {
 
 /// The state of this client's writes at a key when a command was sent.
 #[derive(Clone, Copy)]
-pub(crate) struct Ticket(u64);
+pub(crate) struct Ticket {
+    generation: u64,
+    /// Where its key belongs, which is not to be asked twice.
+    stripe: usize,
+}
 
 pub(crate) enum BeginRead<T> {
     /// Written here: the server does not know yet.
@@ -71,12 +75,51 @@ pub(crate) enum BeginWrite {
 /// What memory knew of a slot before a write was sent.
 pub(crate) type Before = Result<Known<Held>, Refusal>;
 
+/// What orders the calls on its keys.
+#[derive(Default)]
+struct Stripe {
+    /// Changed under the lock, looked at without.
+    generation: AtomicU64,
+    lock: Mutex<()>,
+}
+
+impl Stripe {
+    fn lock(&self) -> Locked<'_> {
+        let guard = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
+        Locked { generation: &self.generation, _guard: guard }
+    }
+
+    /// Before the look at what is dirty: that is written first.
+    fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Acquire)
+    }
+}
+
+/// A stripe while nobody else may touch its keys.
+struct Locked<'a> {
+    generation: &'a AtomicU64,
+    _guard: MutexGuard<'a, ()>,
+}
+
+impl Locked<'_> {
+    fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Relaxed)
+    }
+
+    /// A write of this client begins or ends.
+    fn next(&self) -> u64 {
+        let next = self.generation() + 1;
+        self.generation.store(next, Ordering::Release);
+        next
+    }
+}
+
 pub(crate) struct Fallback {
     /// Without a server the shadow is all there is: nothing is dirty and nothing gets stale.
     server: bool,
     writes: bool,
     counters: bool,
-    stripes: [Mutex<u64>; STRIPES],
+    stripes: [Stripe; STRIPES],
     /// Quick, and seeded anew in each process.
     hasher: DefaultHasher,
     shadow: Shadow,
@@ -95,7 +138,7 @@ impl Fallback {
             server,
             writes: config.mode == Mode::On,
             counters: config.counters,
-            stripes: std::array::from_fn(|_| Mutex::new(0)),
+            stripes: std::array::from_fn(|_| Stripe::default()),
             hasher: DefaultHasher::default(),
             shadow: Shadow::new(config.max_entries, config.max_bytes, max_stale),
             dirty: Mutex::new(Dirty::new(config.max_dirty_entries, config.max_dirty_bytes)),
@@ -129,10 +172,13 @@ impl Fallback {
         }
     }
 
-    fn stripe(&self, key: &Bytes) -> MutexGuard<'_, u64> {
+    fn stripe_of(&self, key: &Bytes) -> usize {
         let hash = self.hasher.hash_one(key);
-        let index = usize::try_from(hash % STRIPES as u64).unwrap_or_default();
-        self.stripes[index].lock().unwrap_or_else(PoisonError::into_inner)
+        usize::try_from(hash % STRIPES as u64).unwrap_or_default()
+    }
+
+    fn stripe(&self, key: &Bytes) -> Locked<'_> {
+        self.stripes[self.stripe_of(key)].lock()
     }
 
     fn dirty(&self) -> MutexGuard<'_, Dirty> {
@@ -141,15 +187,18 @@ impl Fallback {
 
     /// Before a question is sent.
     pub(crate) fn begin_read<Q: Query>(&self, query: &Q, now: Instant) -> BeginRead<Q::Found> {
-        let generation = self.stripe(query.key());
+        let stripe = self.stripe_of(query.key());
+        let mut generation = self.stripes[stripe].generation();
         if self.dirty_keys() > 0 {
+            let locked = self.stripes[stripe].lock();
+            generation = locked.generation();
             match query.dirty(&self.dirty(), now) {
                 Standing::Dirty(known) => return BeginRead::Local(known),
                 Standing::Mixed => return BeginRead::Mixed,
                 Standing::Clean => {}
             }
         }
-        BeginRead::Ask(Ticket(*generation))
+        BeginRead::Ask(Ticket { generation, stripe })
     }
 
     /// The server answered a question that was sent at `sent`. Gives what memory knows better: a
@@ -161,7 +210,7 @@ impl Fallback {
         found: &Q::Found,
         sent: Instant,
     ) -> Option<Result<Known<Q::Found>, Refusal>> {
-        let generation = self.stripe(query.key());
+        let stripe = self.stripes[ticket.stripe].lock();
         if self.dirty_keys() > 0 {
             let now = Instant::now();
             let dirty = self.dirty();
@@ -171,7 +220,7 @@ impl Fallback {
                 Standing::Mixed => return Some(query.memory(&dirty, &self.shadow, now)),
             }
         }
-        if *generation == ticket.0 {
+        if stripe.generation() == ticket.generation {
             query.keep(&self.shadow, found, sent);
         }
         None
@@ -189,22 +238,23 @@ impl Fallback {
 
     /// Before a write is sent: what was seen of this slot is no longer true.
     pub(crate) fn begin_write(&self, slot: &Slot, now: Instant) -> BeginWrite {
-        let mut generation = self.stripe(&slot.key);
+        let stripe = self.stripe_of(&slot.key);
+        let locked = self.stripes[stripe].lock();
         if self.dirty_keys() > 0 && self.dirty().owns(slot) {
             return if *self.draining.borrow() { BeginWrite::Draining } else { BeginWrite::Local };
         }
-        *generation += 1;
+        let generation = locked.next();
         let before = self.shadow.take(slot, now);
-        BeginWrite::Ask(Ticket(*generation), before)
+        BeginWrite::Ask(Ticket { generation, stripe }, before)
     }
 
     /// The server acknowledged a write that was sent at `sent`. With another write of this client
     /// since, nobody knows whose value the server holds, so nothing is kept.
     pub(crate) fn landed(&self, slot: &Slot, change: &Change, ticket: Ticket, sent: Instant) {
-        let mut generation = self.stripe(&slot.key);
-        let alone = *generation == ticket.0;
+        let stripe = self.stripes[ticket.stripe].lock();
+        let alone = stripe.generation() == ticket.generation;
         // Answers to what was asked before this write reached the server may still come.
-        *generation += 1;
+        stripe.next();
         match change {
             Change::Put { value, ttl } if alone => {
                 let held = Held { value: value.clone(), at: sent, life: Life::of(*ttl, sent) };
@@ -233,8 +283,8 @@ impl Fallback {
             return;
         }
         for key in keys {
-            let mut generation = self.stripe(key);
-            *generation += 1;
+            let stripe = self.stripe(key);
+            stripe.next();
             self.shadow.forget(&Slot { key: key.clone(), field: None });
         }
     }
@@ -242,7 +292,7 @@ impl Fallback {
     /// Nothing that was seen is true any more.
     pub(crate) fn forget_all(&self) {
         for stripe in &self.stripes {
-            *stripe.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+            stripe.lock().next();
         }
         self.shadow.clear();
     }
@@ -265,14 +315,18 @@ impl Fallback {
         if !self.takes(change) {
             return Err(Refusal::Unavailable);
         }
-        let mut generation = self.stripe(&slot.key);
+        let stripe = self.stripe(&slot.key);
         let mut dirty = self.dirty();
         let known = match dirty.read(slot, now) {
             Standing::Dirty(known) => known,
             // Fields were written here, so that it is a hash.
             Standing::Mixed => Err(Refusal::WrongType),
             Standing::Clean => match (self.shadow.read(slot, now), before) {
-                (Ok(Known::Unknown), Some((ticket, before))) if ticket.0 == *generation => before,
+                (Ok(Known::Unknown), Some((ticket, before)))
+                    if ticket.generation == stripe.generation() =>
+                {
+                    before
+                }
                 (known, _) => known,
             },
         };
@@ -288,9 +342,10 @@ impl Fallback {
         dirty.write(slot, held.map(Held::alone), now)?;
         self.dirty_keys.store(dirty.len(), Ordering::Release);
         drop(dirty);
-        *generation += 1;
+        // After the count, by which the next call sees that it is dirty.
+        stripe.next();
         self.shadow.forget(slot);
-        drop(generation);
+        drop(stripe);
         self.any_dirty.send_if_modified(|any| !std::mem::replace(any, true));
         Ok(answer)
     }

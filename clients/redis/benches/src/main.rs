@@ -6,7 +6,7 @@
 //! noise.
 //!
 //! ```sh
-//! cargo run --release --manifest-path clients/redis/benches/Cargo.toml [rounds]
+//! cargo run --release --manifest-path clients/redis/benches/Cargo.toml [rounds] [get or set] [tasks]
 //! ```
 //!
 //! With the start of a peer's name, an operation, tasks and calls, as in `mainstay get 64 10000`, it
@@ -181,7 +181,10 @@ fn main() {
         return runtime.block_on(peer.many(verb, calls, tasks));
     }
     for (name, verb) in [("GET", Verb::Get), ("SET", Verb::Set)] {
-        for tasks in [1, 64] {
+        if arguments.get(1).is_some_and(|verb| !name.eq_ignore_ascii_case(verb)) {
+            continue;
+        }
+        for tasks in [1, 64].into_iter().filter(|tasks| number(2).is_none_or(|n| n == *tasks)) {
             println!("{name}, {tasks} task{}", if tasks == 1 { "" } else { "s" });
             measure(&runtime, &peers, verb, 2_048, tasks, rounds);
         }

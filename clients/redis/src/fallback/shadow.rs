@@ -24,6 +24,10 @@ const FIELD_OVERHEAD: u64 = 224 + 2 * 32;
 /// The same of a hash, beside its fields.
 const HASH_OVERHEAD: u64 = 112;
 
+/// A text that is compared while others wait for the lock, since that is quicker than to be counted
+/// among its owners.
+const SHORT: usize = 4096;
+
 /// What the allocator takes for so many bytes.
 fn allocated(bytes: usize) -> u64 {
     match bytes as u64 {
@@ -139,7 +143,31 @@ impl Shadow {
     }
 
     fn fresh(&self, held: &Held, now: Instant) -> bool {
-        !held.life.is_over(now) && self.recent(held.at, now)
+        self.is_fresh(held.at, held.life, now)
+    }
+
+    fn is_fresh(&self, at: Instant, life: Life, now: Instant) -> bool {
+        !life.is_over(now) && self.recent(at, now)
+    }
+
+    /// Since when this text is known to be at a key, and for how long.
+    fn known(&self, key: &Bytes, text: &Bytes) -> Option<(Instant, Life)> {
+        let mut entries = self.entries();
+        let Some(Shadowed::Text(held)) = &entries.by_key.get(&key[..])?.shadowed else {
+            return None;
+        };
+        if held.value.len() != text.len() {
+            return None;
+        }
+        let (at, life) = (held.at, held.life);
+        let same = if text.len() <= SHORT {
+            held.value == *text
+        } else {
+            let value = held.value.clone();
+            drop(entries);
+            value == *text
+        };
+        same.then_some((at, life))
     }
 
     pub(crate) fn read(&self, slot: &Slot, now: Instant) -> Result<Known<Held>, Refusal> {
@@ -212,15 +240,14 @@ impl Shadow {
     pub(crate) fn seen(&self, slot: &Slot, value: &Bytes, at: Instant) {
         let mut life = Life::Unknown;
         if slot.field.is_none()
-            && let Some(Shadowed::Text(old)) = self.get(&slot.key)
-            && old.value == *value
-            && self.fresh(&old, at)
+            && let Some((old, its_life)) = self.known(&slot.key, value)
+            && self.is_fresh(old, its_life, at)
         {
-            let age = at.saturating_duration_since(old.at);
+            let age = at.saturating_duration_since(old);
             if self.max_stale.is_none_or(|max| age <= max / 8) {
                 return;
             }
-            life = old.life;
+            life = its_life;
         }
         // Too large to keep is a miss later.
         let _ = self.store(slot, Held { value: value.clone(), at, life });
