@@ -154,17 +154,24 @@ impl RedisClient {
     }
 
     /// The connection of the current runtime, started on first use.
+    #[inline]
     pub(crate) fn line(&self) -> Option<LineRef<'_>> {
-        let inner = &self.0;
-        let target = inner.target.as_ref()?;
         let runtime = Handle::try_current().ok()?.id();
         // A line dies with its runtime, whose number may then be another's.
-        if let Some((of, line)) = inner.first.get()
+        if let Some((of, line)) = self.0.first.get()
             && *of == runtime
             && !line.is_gone()
         {
             return Some(LineRef::First(line));
         }
+        self.other_line(runtime)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn other_line(&self, runtime: Id) -> Option<LineRef<'_>> {
+        let inner = &self.0;
+        let target = inner.target.as_ref()?;
         if let Some((of, line)) = inner.last.load().as_deref()
             && *of == runtime
             && let Some(line) = line.upgrade()
@@ -191,13 +198,16 @@ impl RedisClient {
         }
     }
 
+    #[inline]
     pub(crate) fn reachable_line(&self) -> Result<LineRef<'_>, Error> {
-        self.line().ok_or_else(|| {
+        #[cold]
+        fn unreachable() -> Error {
             Error::invalid(match Handle::try_current() {
                 Ok(_) => "redis: the driver cannot use this Redis URL",
                 Err(_) => "a Redis call needs a tokio runtime around it",
             })
-        })
+        }
+        self.line().ok_or_else(unreachable)
     }
 
     /// A question: the server's answer, or what memory knows while it is away.
@@ -344,6 +354,7 @@ impl RedisClient {
     }
 
     /// The way of one command.
+    #[inline]
     fn way(&self, command: &Command<'_>) -> Result<Way<'_>, Error> {
         let line = self.reachable_line()?;
         let own = line.policy(command);

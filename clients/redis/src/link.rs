@@ -132,6 +132,7 @@ impl Line {
         matches!(self.servers, Servers::One(_))
     }
 
+    #[inline]
     pub(crate) fn is_gone(&self) -> bool {
         self.is_gone.load(Ordering::Acquire)
     }
@@ -172,6 +173,7 @@ impl Line {
 
     /// The policy, and with it the breaker, of the node of a cluster that a command is for. `None`:
     /// that of the client.
+    #[inline]
     pub(crate) fn policy(&self, command: &Command<'_>) -> Option<Policy> {
         match &self.servers {
             Servers::Cluster(cluster) => cluster.policy(command),
@@ -183,6 +185,7 @@ impl Line {
     ///
     /// # Cancel safety
     /// A write whose future is dropped may still be sent; a timeout takes it back.
+    #[inline]
     pub(crate) fn send<'a>(
         &'a self,
         command: &'a Command<'a>,

@@ -20,7 +20,7 @@ use fred::{
         },
     },
 };
-use std::{borrow::Cow, future::Future, ops::Deref, pin::Pin, time::Duration};
+use std::{borrow::Cow, future::Future, pin::Pin, time::Duration};
 
 /// Longer lifetimes would overflow the server's clock.
 const MAX_TTL: Duration = Duration::from_secs(100 * 365 * 86_400);
@@ -72,60 +72,49 @@ pub(super) fn call<'a>(client: &'a Client, command: &Command<'_>) -> Answer<'a> 
 }
 
 /// The same with another timeout; zero is none.
-pub(super) fn call_within(
+pub(super) fn call_within<'a>(
     client: &Client,
-    command: &Command<'_>,
+    command: &'a Command<'a>,
     limit: Duration,
-) -> Answer<'static> {
+) -> Answer<'a> {
     let options = Options { timeout: Some(limit), ..Options::default() };
-    dispatch(Box::new(client.with_options(&options)), command)
+    let client = client.with_options(&options);
+    Box::pin(async move { dispatch(&client, command).await })
 }
 
-/// The only place where a command meets fred.
-fn dispatch<'a, C>(client: impl Deref<Target = C> + Send + 'a, command: &Command<'_>) -> Answer<'a>
+/// The only place where a command meets fred, with nothing around its futures: a call beside others
+/// fetches its code anew, and each layer is more of it.
+fn dispatch<'a, C>(client: &'a C, command: &Command<'_>) -> Answer<'a>
 where
-    C: ClientLike + KeysInterface + HashesInterface + 'a,
+    C: ClientLike + KeysInterface + HashesInterface,
 {
     match *command {
         Command::Read(Slot { key, field: None }) => {
             let key = key.clone();
-            boxed(move || async move { client.get(key).await })
+            boxed(move || client.get(key))
         }
         Command::Read(Slot { key, field: Some(field) }) => {
-            let (key, field) = (key.clone(), field.clone());
-            Box::pin(async move { client.hget(key, field).await })
+            Box::pin(client.hget(key.clone(), field.clone()))
         }
         Command::Put { slot: Slot { key, field: None }, value, ttl } => {
             let expire = ttl.map(|ttl| Expiration::PX(milliseconds(ttl)));
             let (key, value) = (key.clone(), value.clone());
-            boxed(move || async move { client.set(key, value, expire, None, false).await })
+            boxed(move || client.set(key, value, expire, None, false))
         }
         Command::Put { slot: Slot { key, field: Some(field) }, value, .. } => {
-            let (key, field) = (key.clone(), (field.clone(), value.clone()));
-            Box::pin(async move { client.hset(key, field).await })
+            Box::pin(client.hset(key.clone(), (field.clone(), value.clone())))
         }
-        Command::Remove(Slot { key, field: None }) => {
-            let key = key.clone();
-            Box::pin(async move { client.del(key).await })
-        }
+        Command::Remove(Slot { key, field: None }) => Box::pin(client.del(key.clone())),
         Command::Remove(Slot { key, field: Some(field) }) => {
-            let (key, field) = (key.clone(), field.clone());
-            Box::pin(async move { client.hdel(key, field).await })
+            Box::pin(client.hdel(key.clone(), field.clone()))
         }
-        Command::Expire(key, ttl) => {
-            let key = key.clone();
-            match ttl.map(milliseconds) {
-                Some(ttl) => Box::pin(async move { client.pexpire(key, ttl, None).await }),
-                None => Box::pin(async move { client.persist(key).await }),
-            }
-        }
-        Command::Add(Slot { key, field: None }, n) => {
-            let key = key.clone();
-            Box::pin(async move { client.incr_by(key, n).await })
-        }
+        Command::Expire(key, ttl) => match ttl.map(milliseconds) {
+            Some(ttl) => Box::pin(client.pexpire(key.clone(), ttl, None)),
+            None => Box::pin(client.persist(key.clone())),
+        },
+        Command::Add(Slot { key, field: None }, n) => Box::pin(client.incr_by(key.clone(), n)),
         Command::Add(Slot { key, field: Some(field) }, n) => {
-            let (key, field) = (key.clone(), field.clone());
-            Box::pin(async move { client.hincrby(key, field, n).await })
+            Box::pin(client.hincrby(key.clone(), field.clone(), n))
         }
         Command::Raw(Raw { ref name, ref args, .. }) => {
             // Which server it is for was decided before: fred knows one only.
@@ -133,8 +122,7 @@ where
                 Cow::Borrowed(name) => CustomCommand::new_static(name, ClusterHash::Random, false),
                 Cow::Owned(name) => CustomCommand::new(name.as_str(), ClusterHash::Random, false),
             };
-            let args = args.clone();
-            Box::pin(async move { client.custom(name, args).await })
+            Box::pin(client.custom(name, args.clone()))
         }
     }
 }

@@ -59,13 +59,57 @@ pub(super) struct Limits {
     pub(super) usual: Duration,
     /// By then nobody waits for an answer any more.
     pub(super) longest: Duration,
+    /// Of the commands that may take so long, as most, by [`IfAway`].
+    falling_back: Pace,
+    failing: Pace,
+}
+
+/// How long one command may take.
+#[derive(Clone, Copy)]
+struct Pace {
+    /// What fred is told; `None`: what it knows by itself.
+    told: Option<Duration>,
+    /// A server that says nothing for so long is silent.
+    patient: bool,
+    /// Whose time was up, the attempt's or the caller's, is for the policy to say.
+    in_full: bool,
 }
 
 impl Limits {
     pub(super) fn new(timeout: Option<Duration>, fallback: bool) -> Self {
         let longest = timeout.unwrap_or(Duration::from_secs(5));
         let usual = within(longest);
-        Self { usual: if fallback { usual.min(PATIENCE) } else { usual }, longest }
+        Self::with(if fallback { usual.min(PATIENCE) } else { usual }, longest)
+    }
+
+    fn with(usual: Duration, longest: Duration) -> Self {
+        let pace = |away| Pace::new(usual, away, Some(longest));
+        Self { usual, longest, falling_back: pace(IfAway::FallBack), failing: pace(IfAway::Fail) }
+    }
+
+    pub(super) fn with_usual(self, usual: Duration) -> Self {
+        Self::with(usual, self.longest)
+    }
+
+    fn pace(&self, away: IfAway, left: Option<Duration>) -> Pace {
+        match away {
+            _ if left != Some(self.longest) => Pace::new(self.usual, away, left),
+            IfAway::FallBack => self.falling_back,
+            IfAway::Fail => self.failing,
+        }
+    }
+}
+
+impl Pace {
+    #[inline(never)]
+    fn new(usual: Duration, away: IfAway, left: Option<Duration>) -> Self {
+        let allowed = left.map(within);
+        let limit = match away {
+            IfAway::FallBack => allowed.map_or(PATIENCE, |allowed| allowed.min(PATIENCE)),
+            IfAway::Fail => allowed.unwrap_or(Duration::ZERO),
+        };
+        let told = (limit != usual).then_some(limit);
+        Self { told, patient: limit >= PATIENCE, in_full: Some(limit) == allowed }
     }
 }
 
@@ -243,7 +287,7 @@ impl Core {
 
     /// `limit` is fred's own timeout, which takes the command back if it was not sent yet: `None` is
     /// the usual one, zero is none.
-    fn call(&self, command: &Command<'_>, limit: Option<Duration>) -> Answer<'_> {
+    fn call<'a>(&'a self, command: &'a Command<'a>, limit: Option<Duration>) -> Answer<'a> {
         match limit {
             None if !self.is_renewed.load(Ordering::Acquire) => driver::call(&self.client, command),
             limit => {

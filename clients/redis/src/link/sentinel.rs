@@ -120,7 +120,7 @@ impl Sentinel {
 
     /// Follows the master; ends with the link.
     pub(super) async fn keep(&self) {
-        let limits = Limits { usual: PATIENCE, ..self.limits };
+        let limits = self.limits.with_usual(PATIENCE);
         let start = |address| Peer::start(self.target.sentinel_at(address), limits).ok();
         let sentinels: Vec<Peer> = self.target.seeds().iter().filter_map(start).collect();
         loop {

@@ -1,13 +1,10 @@
 //! One command on its way to one server.
 
-use super::{Core, within};
+use super::Core;
 use crate::{
     classify::{self, RedisFailure},
     command::{Command, IfAway, Raw},
-    link::{
-        PATIENCE,
-        driver::{self, Answer},
-    },
+    link::driver::{self, Answer},
     value::Value,
 };
 use fred::error::{Error as Driver, ErrorKind};
@@ -44,9 +41,8 @@ struct Sent<'a> {
     answer: Answer<'a>,
     /// The last answer of this server until then.
     before: u64,
-    /// A server that says nothing for so long is silent.
+    /// As in [`Pace`](super::Pace).
     patient: bool,
-    /// Whose time was up, the attempt's or the caller's, is for the policy to say.
     in_full: bool,
 }
 
@@ -114,20 +110,13 @@ impl<'a> Call<'a> {
 
     fn send(&self, left: Option<Duration>) -> Sent<'a> {
         let core = self.core;
-        let allowed = left.map(within);
-        let limit = match self.away {
-            IfAway::FallBack => Some(allowed.map_or(PATIENCE, |allowed| allowed.min(PATIENCE))),
-            IfAway::Fail => Some(allowed.unwrap_or(Duration::ZERO)),
-        };
-        // What fred knows by itself it need not be told.
-        let told = limit.filter(|limit| *limit != core.limits.usual);
+        let pace = core.limits.pace(self.away, left);
         let before = core.answered.load(Ordering::Relaxed);
         let answer = match self.asking {
-            false => core.call(self.command, told),
-            true => after_asking(core, self.command, told),
+            false => core.call(self.command, pace.told),
+            true => after_asking(core, self.command, pace.told),
         };
-        let patient = limit.is_some_and(|limit| limit >= PATIENCE);
-        Sent { core, answer, before, patient, in_full: limit == allowed }
+        Sent { core, answer, before, patient: pace.patient, in_full: pace.in_full }
     }
 }
 
@@ -155,8 +144,13 @@ impl Sent<'_> {
 
 /// The two go out one after the other. Another command between them takes the permission, and this
 /// one is told to ask again.
-fn after_asking<'a>(core: &'a Core, command: &Command<'_>, limit: Option<Duration>) -> Answer<'a> {
-    let asking = core.call(&Command::Raw(Raw::asking()), limit);
+fn after_asking<'a>(
+    core: &'a Core,
+    command: &'a Command<'a>,
+    limit: Option<Duration>,
+) -> Answer<'a> {
+    static ASKING: Command<'static> = Command::Raw(Raw::asking());
+    let asking = core.call(&ASKING, limit);
     let both = futures_util::future::join(asking, core.call(command, limit));
     Box::pin(async { both.await.1 })
 }
