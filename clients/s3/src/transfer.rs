@@ -1,8 +1,8 @@
 //! Files to objects and back.
 //!
 //! A part is a call of its own through the policy: its attempts, its timeout by its length, its place in the
-//! [`gate`]. Everything else (what is asked for, in which order, what makes it whole) is in `upload` and
-//! `download`.
+//! [`gate`], which parts that come in one answer share. Everything else (what is asked for, in which order,
+//! what makes it whole) is in `upload` and `download`.
 
 mod buffers;
 pub(crate) mod cleanup;
@@ -30,6 +30,23 @@ impl S3Client {
         operation: &Operation,
         target: Target<'_>,
         length: u64,
+        attempt: F,
+    ) -> Result<T, Error>
+    where
+        F: FnMut(Client, u32) -> Fut,
+        Fut: Future<Output = Result<T, S3Failure>>,
+    {
+        let _place = self.gate().enter().await;
+        self.move_in_place(direction, operation, target, length, attempt).await
+    }
+
+    /// Runs the call that moves one part, which has a place.
+    pub(crate) async fn move_in_place<T, F, Fut>(
+        &self,
+        direction: Direction,
+        operation: &Operation,
+        target: Target<'_>,
+        length: u64,
         mut attempt: F,
     ) -> Result<T, Error>
     where
@@ -37,7 +54,6 @@ impl S3Client {
         Fut: Future<Output = Result<T, S3Failure>>,
     {
         let gate = self.gate();
-        let _place = gate.enter().await;
         let moved = self.call(operation, target, length, |sdk, number| {
             count_repeat(direction, number);
             let (round, sent) = (gate.round(), attempt(sdk, number));

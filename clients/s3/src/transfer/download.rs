@@ -4,6 +4,7 @@
 //! showed; length and checksum are verified, the file synced and renamed.
 
 mod range;
+mod sums;
 mod temporary;
 mod verify;
 
@@ -12,7 +13,7 @@ pub(crate) use temporary::remove_abandoned;
 use crate::{
     Checksums, CustomerKey, S3Client, S3Failure,
     call::{DOWNLOAD, Target},
-    checksum::{Crc, Sum, Told},
+    checksum::{Crc, Sum},
     numbers::Direction,
     transfer::{
         part::{self, PART, Part},
@@ -22,20 +23,29 @@ use crate::{
 };
 use futures_util::{
     future,
-    stream::{self, StreamExt, TryStreamExt},
+    stream::{FuturesUnordered, StreamExt},
 };
 use mainstay_policy::Error;
-use range::{Piece, Version};
+use range::{LastWrite, Span, Version};
 use std::{
+    collections::HashSet,
     fmt,
     future::IntoFuture,
     io,
+    iter::Peekable,
     path::{Path, PathBuf},
     pin::Pin,
-    sync::{Arc, OnceLock},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    task::{Poll, ready},
 };
 use temporary::Temporary;
 use tokio::sync::Mutex;
+
+/// Parts in one range at most: one slow connection holds up no more than these.
+const MOST: u64 = 8;
 
 impl S3Client {
     /// Downloads an object into a file, replacing one that is there, when awaited.
@@ -53,8 +63,8 @@ impl S3Client {
 
 /// A download to be awaited.
 ///
-/// The bytes come in ranges, several at once, each repeated on its own from where it broke off. They go to a
-/// temporary file beside the target, whose directory must exist. Its length and the checksum that the store
+/// The bytes come in parts, several at once, each repeated on its own from where it broke off; parts that
+/// follow each other may come in one answer. They go to a temporary file beside the target, whose directory must exist. Its length and the checksum that the store
 /// tells (CRC-32, CRC-32C or CRC-64/NVME, of the whole or of its parts) are compared; then it is synced to
 /// disk and takes the target's name. If the object is replaced meanwhile or its bytes turn out damaged, the
 /// download starts again, once.
@@ -103,7 +113,7 @@ impl Download {
     /// Goes on with what an earlier download of this object to this target left, and leaves it when this
     /// one fails or is dropped.
     ///
-    /// Each range that is there is read and compared with the checksum noted when it came; if the object
+    /// Each part that is there is read and compared with the checksum noted when it came; if the object
     /// was replaced meanwhile, the download begins anew.
     pub fn resume(mut self) -> Self {
         self.tuning.resume = true;
@@ -140,8 +150,9 @@ impl Download {
         let mut job = Job {
             download: self,
             target,
-            file: Arc::clone(temporary.file()),
+            temporary: &temporary,
             turn: Arc::default(),
+            starved: AtomicBool::new(false),
             size: self.tuning.part_size.unwrap_or(PART),
             version: None,
             crc: OnceLock::new(),
@@ -158,30 +169,26 @@ impl Download {
             }
         } else {
             let first = Part { number: 1, start: 0, length: job.size };
-            let (version, sum, whole) = job.first(first).await?;
-            told = whole;
+            let mut span = job.span(vec![first]).await?;
+            told = span.whole.filter(|_| job.client().checksums() == Checksums::On);
+            // A range asked for at 0 always learns its version.
+            let version = span.version.take().unwrap_or_default();
             let length = version.total.min(job.size);
             let note = (version.clone(), job.size);
             job.begin(version);
             job.there(length);
-            if length > 0 {
-                sums.push((Part { length, ..first }, sum));
-            }
             temporary.note_version(note.0, note.1).await.map_err(|error| self.failed(error))?;
-            temporary.note(first.number, sum).await.map_err(|error| self.failed(error))?;
+            for (part, sum) in span.into_sums() {
+                temporary.note(part.number, sum).await.map_err(|error| self.failed(error))?;
+                sums.push((Part { length, ..part }, sum));
+            }
         }
         let job = &job;
         let total = job.total();
-        let there: Vec<i32> = sums.iter().map(|(part, _)| part.number).collect();
+        let there: HashSet<i32> = sums.iter().map(|(part, _)| part.number).collect();
         let missing = part::parts(0, total, job.size).filter(|part| !there.contains(&part.number));
-        let noted = &temporary;
-        let ranges = stream::iter(missing.map(|part| async move {
-            let sum = job.range(part).await?;
-            noted.note(part.number, sum).await.map_err(|error| self.failed(error))?;
-            Ok((part, sum))
-        }))
-        .buffer_unordered(self.tuning.parallel)
-        .try_collect::<Vec<_>>();
+        let count = total.div_ceil(job.size).saturating_sub(there.len() as u64);
+        let ranges = job.ranges(missing, count);
         // What the store says of the whole comes while the ranges do.
         let asked = async {
             match told {
@@ -220,9 +227,11 @@ impl IntoFuture for Download {
 struct Job<'a> {
     download: &'a Download,
     target: Target<'a>,
-    file: Arc<std::fs::File>,
+    temporary: &'a Temporary,
     /// Whose turn it is to write.
-    turn: Arc<Mutex<()>>,
+    turn: Arc<Mutex<LastWrite>>,
+    /// The disk has waited for longer than it wrote.
+    starved: AtomicBool,
     size: u64,
     version: Option<Version>,
     /// What the store's checksum is, once that is known.
@@ -258,33 +267,81 @@ impl Job<'_> {
         wanted.then(|| self.crc.get().copied().unwrap_or(Crc::Crc32))
     }
 
-    async fn first(&self, part: Part) -> Result<(Version, Option<Sum>, Option<Told>), Error> {
-        let piece = self.fetch(part).await?;
-        let sum = piece.sum();
-        let whole = piece.whole.filter(|_| self.client().checksums() == Checksums::On);
-        // A range asked for at 0 always learns its version.
-        let version = piece.version.unwrap_or_default();
-        Ok((version, sum, whole))
+    fn failure(&self, error: io::Error) -> S3Failure {
+        S3Failure::local("written", self.download.path.clone(), error)
     }
 
-    async fn range(&self, part: Part) -> Result<Option<Sum>, Error> {
-        self.fetch(part).await.map(|piece| piece.sum())
+    /// All that is missing. As many parts as allowed are asked for at once. From then on two ranges are under way,
+    /// so that one comes while the other is asked for, and another whenever the disk has to wait: more of
+    /// them than it takes would only come from further than the processor's cache.
+    ///
+    /// A range is what is left divided by how many there are ("guided self-scheduling", Polychronopoulos and
+    /// Kuck, 1987): few requests, and all of them end at about the same time.
+    async fn ranges(
+        &self,
+        missing: impl Iterator<Item = Part>,
+        mut count: u64,
+    ) -> Result<Vec<(Part, Option<Sum>)>, Error> {
+        let parallel = self.download.tuning.parallel;
+        let (mut missing, mut begun) = (missing.peekable(), 0);
+        let (mut running, mut sums) = (FuturesUnordered::new(), Vec::new());
+        future::poll_fn(|context| {
+            loop {
+                while missing.peek().is_some()
+                    && running.len() < parallel
+                    && (begun < parallel || running.len() < 2 || self.starved.swap(false, Relaxed))
+                {
+                    let share = count / (running.len() as u64 + 1);
+                    let most = if begun < parallel { 1 } else { share.clamp(1, MOST) };
+                    let parts = next_run(&mut missing, most);
+                    count = count.saturating_sub(parts.len() as u64);
+                    begun += 1;
+                    running.push(self.span(parts));
+                }
+                match ready!(running.poll_next_unpin(context)) {
+                    Some(Ok(span)) => sums.extend(span.into_sums()),
+                    Some(Err(error)) => return Poll::Ready(Err(error)),
+                    None => return Poll::Ready(Ok(std::mem::take(&mut sums))),
+                }
+            }
+        })
+        .await
     }
 
-    async fn fetch(&self, part: Part) -> Result<Piece, Error> {
-        let piece = Piece::new(part, self.hashed(), self.version.clone());
-        // Not a lock for threads: it hands the piece from one attempt to the next, also when hedged.
-        let piece = Mutex::new(piece);
-        let (client, held) = (self.client(), &piece);
-        client
-            .move_part(
-                Direction::Download,
-                &DOWNLOAD,
-                self.target,
-                part.length,
-                |sdk, attempt| async move { held.lock().await.fill(self, sdk, attempt).await },
-            )
-            .await?;
-        Ok(piece.into_inner())
+    async fn span(&self, parts: Vec<Part>) -> Result<Span, Error> {
+        let ends: Vec<_> =
+            parts.iter().map(|part| (part.length, part.start + part.length)).collect();
+        // Not a lock for threads: it hands the range from one attempt to the next, also when hedged.
+        let span = Mutex::new(Span::new(parts, self.version.clone()));
+        let (client, held) = (self.client(), &span);
+        // For all parts: an answer that is open does not wait for others that are not asked for yet.
+        let _place = client.gate().enter().await;
+        for (length, end) in ends {
+            client
+                .move_in_place(
+                    Direction::Download,
+                    &DOWNLOAD,
+                    self.target,
+                    length,
+                    |sdk, attempt| async move {
+                        held.lock().await.fill(self, sdk, attempt, end).await
+                    },
+                )
+                .await?;
+        }
+        Ok(span.into_inner())
     }
+}
+
+/// The next parts that follow each other, `most` of them at most.
+fn next_run(parts: &mut Peekable<impl Iterator<Item = Part>>, most: u64) -> Vec<Part> {
+    let mut run: Vec<Part> = Vec::new();
+    while (run.len() as u64) < most {
+        let last = run.last().map(|part| part.number);
+        match parts.next_if(|next| last.is_none_or(|last| next.number == last + 1)) {
+            Some(part) => run.push(part),
+            None => break,
+        }
+    }
+    run
 }

@@ -62,7 +62,8 @@ macro_rules! tuning {
                 self
             }
 
-            /// Parts on their way at once. Default: 8; all transfers of a client share 16.
+            /// Parts on their way at once. Default: 8; all transfers of a client share 16, and a download that
+            /// comes quicker than it is written makes do with fewer.
             pub fn parallel(mut self, parts: usize) -> Self {
                 self.tuning.parallel = parts;
                 self

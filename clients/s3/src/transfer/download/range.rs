@@ -1,18 +1,25 @@
-//! One range of an object: fetched, hashed and written as it comes. What has come stays when an attempt
+//! Consecutive parts of an object, asked for at once: hashed and written as they come. Each part is a call of its
+//! own, which reads on in the answer that the one before it left open. What has come stays when an attempt
 //! breaks off; the next asks for the rest, of the same version.
 
-use super::Job;
+use super::{Job, sums::Sums};
 use crate::{
     Checksums, CustomerKey, S3Failure,
-    checksum::{Crc, Sum, Told},
+    checksum::{Sum, Told},
     numbers::{Direction, count_bytes},
     stall::within,
     transfer::part::{self, Part},
 };
-use aws_sdk_s3::{Client, operation::get_object::GetObjectOutput, types::ChecksumMode};
+use aws_sdk_s3::{
+    Client, operation::get_object::GetObjectOutput, primitives::ByteStream, types::ChecksumMode,
+};
 use bytes::Bytes;
-use crc_fast::Digest;
-use std::{io, sync::Arc};
+use std::{
+    io,
+    mem::take,
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::{Duration, Instant},
+};
 use tokio::task::{self, JoinHandle};
 
 /// What is written at once: a hop to another thread per network read costs more than the write.
@@ -25,110 +32,200 @@ pub(crate) struct Version {
     pub(crate) etag: Option<String>,
 }
 
-pub(crate) struct Piece {
-    part: Part,
-    /// So many bytes are written.
+/// A range of which some may be there.
+pub(super) struct Span {
+    pub(super) parts: Vec<Part>,
+    /// The end of the last one, which may be past the object's.
+    end: u64,
+    /// The bytes before this place are written.
     at: u64,
     /// Of what is written.
-    digest: Option<(Crc, Digest)>,
-    /// It is waited for before the next attempt: it must not overtake that one's.
+    sums: Sums,
+    /// So many of these are noted.
+    noted: usize,
+    /// It is waited for before the next write.
     writing: Option<Writing>,
-    pub(crate) version: Option<Version>,
+    /// What is left of an answer.
+    open: Option<Open>,
+    pub(super) version: Option<Version>,
     /// What the store said of the whole, if this is the whole.
-    pub(crate) whole: Option<Told>,
+    pub(super) whole: Option<Told>,
 }
 
 /// A write on its way.
 struct Writing {
     length: u64,
-    /// As it is when that is written.
-    digest: Option<(Crc, Digest)>,
+    /// As they are when that is written.
+    sums: Sums,
     end: JoinHandle<io::Result<()>>,
 }
 
-impl Piece {
-    pub(crate) fn new(part: Part, crc: Option<Crc>, version: Option<Version>) -> Self {
-        let digest = crc.map(|crc| (crc, Digest::new(crc.algorithm())));
-        Self { part, at: 0, digest, writing: None, version, whole: None }
+/// The last write of any range.
+pub(super) struct LastWrite {
+    took: Duration,
+    end: Instant,
+}
+
+impl Default for LastWrite {
+    fn default() -> Self {
+        Self { took: Duration::ZERO, end: Instant::now() }
+    }
+}
+
+/// An answer that is being read.
+struct Open {
+    body: ByteStream,
+    /// So many bytes are still to come.
+    left: u64,
+    /// Come and not yet on their way to the disk.
+    frames: Vec<Bytes>,
+    gathered: usize,
+    /// Of all that has come.
+    sums: Sums,
+    /// It is the whole object: the range was ignored.
+    is_whole: bool,
+}
+
+impl Span {
+    pub(super) fn new(parts: Vec<Part>, version: Option<Version>) -> Self {
+        let at = parts.first().map_or(0, |part| part.start);
+        let end = parts.last().map_or(0, |part| part.start + part.length);
+        Self {
+            parts,
+            end,
+            at,
+            sums: Sums::default(),
+            noted: 0,
+            writing: None,
+            open: None,
+            version,
+            whole: None,
+        }
     }
 
-    pub(crate) fn sum(&self) -> Option<Sum> {
-        let sum = |(crc, digest): &(Crc, Digest)| Sum {
-            crc: *crc,
-            value: digest.finalize(),
-            length: self.at,
-        };
-        self.digest.as_ref().map(sum)
+    pub(super) fn into_sums(self) -> impl Iterator<Item = (Part, Option<Sum>)> {
+        self.parts.into_iter().zip(self.sums.done)
+    }
+
+    fn start(&self) -> u64 {
+        self.parts.first().map_or(0, |part| part.start)
     }
 
     /// Waits for the write on its way.
     async fn settle(&mut self, job: &Job<'_>) -> Result<(), S3Failure> {
         let Some(writing) = &mut self.writing else { return Ok(()) };
         let written = (&mut writing.end).await.map_err(io::Error::other).flatten();
-        let (length, digest) = (writing.length, writing.digest);
+        let (length, sums) = (writing.length, take(&mut writing.sums));
         self.writing = None;
-        let path = &job.download.path;
-        written.map_err(|error| S3Failure::local("written", path.clone(), error))?;
-        self.digest = digest;
+        written.map_err(|error| job.failure(error))?;
+        self.sums = sums;
         self.at += length;
         match &job.tracker {
             Some(tracker) => tracker.moved(length),
             // The first range: the total is known when it is done.
             None => count_bytes(Direction::Download, length),
         }
+        self.note(job).await
+    }
+
+    /// Notes the parts that have become whole, once it is known of what.
+    async fn note(&mut self, job: &Job<'_>) -> Result<(), S3Failure> {
+        if job.version.is_some() {
+            for (part, sum) in self.parts.iter().zip(&self.sums.done).skip(self.noted) {
+                let noted = job.temporary.note(part.number, *sum).await;
+                noted.map_err(|error| job.failure(error))?;
+            }
+            self.noted = self.sums.done.len();
+        }
         Ok(())
     }
 
-    /// Begins to write what has come, after which the digest is this.
+    /// Begins to write what has come, after which the checksums are these.
     async fn write(
         &mut self,
         job: &Job<'_>,
         frames: Vec<Bytes>,
-        digest: Option<(Crc, Digest)>,
+        sums: Sums,
     ) -> Result<(), S3Failure> {
-        self.settle(job).await?;
-        let length = frames.iter().map(Bytes::len).sum::<usize>() as u64;
-        if length == 0 {
+        if frames.is_empty() {
             return Ok(());
         }
-        let (file, mut at) = (Arc::clone(&job.file), self.part.start + self.at);
+        if job.turn.try_lock().is_ok_and(|last| last.end.elapsed() > last.took) {
+            job.starved.store(true, Relaxed);
+        }
+        self.settle(job).await?;
+        let length = frames.iter().map(Bytes::len).sum::<usize>() as u64;
+        let (file, mut at) = (Arc::clone(job.temporary.file()), self.at);
         // The kernel lets one at a time write to a file: more threads would wait for each other.
-        let turn = Arc::clone(&job.turn).lock_owned().await;
+        let mut turn = Arc::clone(&job.turn).lock_owned().await;
         let end = task::spawn_blocking(move || {
-            let _turn = turn;
+            let begun = Instant::now();
             for frame in frames {
                 part::write_all_at(&file, &frame, at)?;
                 at += frame.len() as u64;
             }
+            *turn = LastWrite { took: begun.elapsed(), end: Instant::now() };
             Ok(())
         });
-        self.writing = Some(Writing { length, digest, end });
+        self.writing = Some(Writing { length, sums, end });
         Ok(())
     }
 
     /// Forgets what came: it is not what it should be.
     fn forget(&mut self) {
-        self.at = 0;
-        if let Some((crc, digest)) = &mut self.digest {
-            *digest = Digest::new(crc.algorithm());
-        }
+        self.at = self.start();
+        self.sums = Sums::default();
+        self.noted = 0;
     }
 
-    /// One attempt at what is missing.
+    /// One attempt at what is missing of the bytes before `until`.
     pub(super) async fn fill(
         &mut self,
         job: &Job<'_>,
         sdk: Client,
         attempt: u32,
+        until: u64,
     ) -> Result<(), S3Failure> {
-        self.settle(job).await?;
-        let first = self.part.start + self.at;
-        let mut end = self.part.start + self.part.length;
+        let mut open = match self.open.take() {
+            Some(open) => open,
+            None => {
+                self.settle(job).await?;
+                match self.ask(job, sdk, attempt, until).await? {
+                    Some(open) => open,
+                    None => return Ok(()),
+                }
+            }
+        };
+        match self.read(job, &mut open, until).await {
+            // The SDK compares a whole answer's checksum, after the bytes: which was wrong is not known.
+            Err(error) if open.is_whole => {
+                self.settle(job).await?;
+                self.forget();
+                Err(error)
+            }
+            Err(error) => Err(error),
+            Ok(()) if open.left > 0 => {
+                self.open = Some(open);
+                Ok(())
+            }
+            Ok(()) => self.compare(),
+        }
+    }
+
+    /// Asks for all that is missing; nothing if that is not needed.
+    async fn ask(
+        &mut self,
+        job: &Job<'_>,
+        sdk: Client,
+        attempt: u32,
+        until: u64,
+    ) -> Result<Option<Open>, S3Failure> {
+        let (first, mut end) = (self.at, self.end);
         if let Some(version) = &self.version {
             end = end.min(version.total);
         }
-        if first >= end {
-            return Ok(());
+        if first >= end.min(until) {
+            return Ok(None);
         }
         let checked = job.client().checksums() == Checksums::On;
         let customer = job.download.customer.as_ref();
@@ -149,22 +246,14 @@ impl Piece {
             // No byte at 0: the object is empty.
             Err(e) if e.status() == Some(416) && first == 0 && self.version.is_none() => {
                 self.version = Some(Version::default());
-                return Ok(());
+                return Ok(None);
             }
             Err(error) => return Err(error),
         };
-        let length = self.expect(&got, first, end)?;
-        let whole_answer = got.content_range().is_none();
-        match self.read(job, got, length).await {
-            // The SDK compares a whole answer's checksum, after the bytes: which was wrong is not known.
-            Err(error) if whole_answer => {
-                self.settle(job).await?;
-                self.forget();
-                Err(error)
-            }
-            Err(error) => Err(error),
-            Ok(()) => self.compare(),
-        }
+        let left = self.expect(&got, first, end)?;
+        let is_whole = got.content_range().is_none();
+        let (body, sums) = (got.body, self.sums.clone());
+        Ok(Some(Open { body, left, frames: Vec::new(), gathered: 0, sums, is_whole }))
     }
 
     /// Whether the answer is what was asked for: how many bytes follow.
@@ -185,7 +274,7 @@ impl Piece {
             return Err(S3Failure::garbled());
         }
         self.version = Some(version);
-        if total == stop && self.part.start == 0 {
+        if total == stop && self.start() == 0 {
             let (crc32, c) = (got.checksum_crc32(), got.checksum_crc32_c());
             let told = Told::read(crc32, c, got.checksum_crc64_nvme());
             self.whole = told.filter(|told| told.parts.is_none());
@@ -193,48 +282,48 @@ impl Piece {
         Ok(stop - start)
     }
 
-    async fn read(
-        &mut self,
-        job: &Job<'_>,
-        got: GetObjectOutput,
-        length: u64,
-    ) -> Result<(), S3Failure> {
+    /// Reads on until these bytes have come; of the last ones also the answer's end.
+    async fn read(&mut self, job: &Job<'_>, open: &mut Open, until: u64) -> Result<(), S3Failure> {
         let idle = job.download.tuning.idle.or(job.client().policy().timeout());
-        let mut body = got.body;
-        let (mut frames, mut gathered, mut left) = (Vec::new(), 0, length);
-        let mut digest = self.digest;
-        loop {
-            let broken = match within(idle, body.next()).await {
-                Ok(Some(Ok(frame))) if frame.len() as u64 <= left => {
-                    left -= frame.len() as u64;
-                    gathered += frame.len();
+        let stop = self.version.as_ref().map_or(self.end, |version| version.total.min(self.end));
+        let broken = loop {
+            if open.gathered >= GATHER {
+                open.gathered = 0;
+                self.write(job, take(&mut open.frames), open.sums.clone()).await?;
+            }
+            if stop - open.left >= until && open.left > 0 {
+                return Ok(());
+            }
+            match within(idle, open.body.next()).await {
+                Ok(Some(Ok(frame))) if frame.len() as u64 <= open.left => {
+                    open.left -= frame.len() as u64;
+                    open.gathered += frame.len();
                     // While it is in the processor's cache: twice as quick as when it is written.
-                    if let Some((_, digest)) = &mut digest {
-                        digest.update(&frame);
-                    }
-                    frames.push(frame);
-                    if gathered >= GATHER {
-                        self.write(job, std::mem::take(&mut frames), digest).await?;
-                        gathered = 0;
-                    }
-                    continue;
+                    open.sums.update(&frame, job.size, job.hashed());
+                    open.frames.push(frame);
                 }
                 Ok(Some(Ok(_))) => return Err(S3Failure::garbled()),
-                Ok(Some(Err(error))) => Some(S3Failure::body(error)),
-                Ok(None) if left > 0 => Some(S3Failure::short()),
-                Ok(None) => None,
-                Err(stalled) => Some(stalled),
-            };
-            self.write(job, frames, digest).await?;
-            self.settle(job).await?;
-            return broken.map_or(Ok(()), Err);
+                Ok(Some(Err(error))) => break Some(S3Failure::body(error)),
+                Ok(None) if open.left > 0 => break Some(S3Failure::short()),
+                Ok(None) => break None,
+                Err(stalled) => break Some(stalled),
+            }
+        };
+        self.write(job, take(&mut open.frames), open.sums.clone()).await?;
+        self.settle(job).await?;
+        match broken {
+            Some(broken) => Err(broken),
+            None => {
+                self.sums.finish();
+                self.note(job).await
+            }
         }
     }
 
     /// A whole object in one range is compared at once, and fetched again by the next attempt.
     fn compare(&mut self) -> Result<(), S3Failure> {
-        match (self.whole, self.sum()) {
-            (Some(told), Some(sum)) if told.crc == sum.crc && !told.is_of(&[sum]) => {
+        match (self.whole, &self.sums.done[..]) {
+            (Some(told), [Some(sum)]) if told.crc == sum.crc && !told.is_of(&[*sum]) => {
                 self.forget();
                 Err(S3Failure::short())
             }

@@ -87,7 +87,7 @@ impl Job<'_> {
 
     /// The checksums of these ranges; what was not hashed so when it came is read from the file.
     async fn sums(&self, told: Told, ranges: Vec<(Part, Option<Sum>)>) -> Result<Vec<Sum>, Error> {
-        let file = Arc::clone(&self.file);
+        let file = Arc::clone(self.temporary.file());
         let sums = part::blocking(move || {
             let sum = |(part, sum): (Part, Option<Sum>)| match sum {
                 Some(sum) if sum.crc == told.crc => Ok(sum),

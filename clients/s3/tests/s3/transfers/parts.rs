@@ -1,13 +1,21 @@
 //! One part that goes wrong, and an object that is another by then.
 
 use super::{PART, begun};
-use crate::{builder, bytes, files};
+use crate::{builder, bytes, eventually, files, quick};
+use futures_util::future::join_all;
 use mainstay_policy::report;
 use mainstay_s3::S3Failure;
-use mainstay_test_support::s3::{Answer, BUCKET, Sums};
+use mainstay_test_support::{
+    S3,
+    s3::{Answer, BUCKET, Sums},
+};
 use std::{
     fs,
-    sync::atomic::{AtomicU8, AtomicUsize, Ordering::Relaxed},
+    sync::{
+        Arc,
+        atomic::{AtomicU8, AtomicUsize, Ordering::Relaxed},
+    },
+    time::Duration,
 };
 
 const LENGTH: usize = 5 * PART as usize + 9;
@@ -48,6 +56,121 @@ async fn a_range_that_is_cut_goes_on_at_the_byte_where_it_broke_off() {
     });
     assert_eq!(rest, 1);
     assert_eq!(store.seen(|line| line.starts_with("GET")), 6 + 1);
+}
+
+/// The first and last byte of each range that was asked for, in the order of the object.
+fn ranges(store: &S3) -> Vec<(u64, u64)> {
+    let ranges = store.sent("range");
+    let ends = ranges.iter().filter_map(|range| range.strip_prefix("bytes=")?.split_once('-'));
+    let mut ends: Vec<_> =
+        ends.map(|(first, last)| (first.parse().unwrap(), last.parse().unwrap())).collect();
+    ends.sort_unstable();
+    ends
+}
+
+/// The first two parts are asked for alone, those that are left together.
+const LONG: &str = "bytes=131072-327688";
+
+#[tokio::test]
+async fn the_checksum_of_each_part_in_a_long_range_is_compared() {
+    for sums in [Sums::Composite, Sums::Full] {
+        let (store, _memory, s3, dir) = begun(sums).await;
+        let (file, to) = (dir.path().join("file"), dir.path().join("to"));
+        fs::write(&file, bytes(LENGTH)).unwrap();
+        s3.upload_file(&file, BUCKET, "k").part_size(PART).await.unwrap();
+        let download = || s3.download_file(BUCKET, "k", &to).part_size(PART).parallel(1);
+        download().await.unwrap();
+        assert!(fs::read(&to).unwrap() == bytes(LENGTH));
+        assert_eq!(ranges(&store), [(0, 65_535), (65_536, 131_071), (131_072, 327_688)]);
+        // Nothing is asked of the store but the checksum of the whole: the parts' are known from the bytes.
+        assert_eq!(store.seen(|line| line.starts_with("HEAD")), 1);
+        fs::write(&to, "before").unwrap();
+        let times = Arc::new(AtomicUsize::new(0));
+        for (at, damaged) in [(65_535, 1), (65_536, 1), (2 * 65_536 + 9, usize::MAX)] {
+            let asked = Arc::clone(&times);
+            asked.store(0, Relaxed);
+            store.front(move |line| {
+                match line.contains(LONG) && asked.fetch_add(1, Relaxed) < damaged {
+                    true => Answer::Flip(at),
+                    false => Answer::Pass,
+                }
+            });
+            let end = download().await;
+            assert_eq!(times.load(Relaxed), 2, "it begins again once");
+            if damaged == 1 {
+                end.unwrap();
+                assert!(fs::read(&to).unwrap() == bytes(LENGTH));
+                fs::write(&to, "before").unwrap();
+            } else {
+                let told = report(&end.unwrap_err()).to_string();
+                assert!(told.contains("is not what its checksum says"), "{told}");
+                assert_eq!(fs::read(&to).unwrap(), b"before");
+            }
+        }
+        assert_eq!(files(dir.path()), ["file", "to"]);
+    }
+}
+
+/// With three attempts a range of four parts is cut six times: each part has attempts of its own.
+#[tokio::test]
+async fn a_long_range_that_is_cut_in_each_of_its_parts_goes_on_each_time() {
+    let (store, memory, _, dir) = begun(Sums::Composite).await;
+    let to = dir.path().join("to");
+    memory.put("k", bytes(LENGTH));
+    let policy = |policy| quick(policy).max_attempts(3).enable_budget(false);
+    let s3 = builder(store.endpoint()).policy(policy).build().unwrap();
+    let cut = 32_000;
+    store.front(move |line| match line.contains("-327688") {
+        true => Answer::Cut(cut),
+        false => Answer::Pass,
+    });
+    s3.download_file(BUCKET, "k", &to).part_size(PART).parallel(1).await.unwrap();
+    assert!(fs::read(&to).unwrap() == bytes(LENGTH));
+    let asked = ranges(&store);
+    let rest: Vec<_> = asked.into_iter().filter(|(_, last)| *last == 327_688).collect();
+    let expected: Vec<_> = (0..=6).map(|n| (131_072 + n * cut as u64, 327_688)).collect();
+    assert_eq!(rest, expected);
+}
+
+/// All transfers of a client share sixteen places. An answer that is open keeps its own from part to part: the
+/// seventeenth is not asked for before one of them is done.
+#[tokio::test]
+async fn no_more_answers_are_open_than_there_are_places() {
+    let (store, memory, s3, dir) = begun(Sums::Full).await;
+    memory.put("k", bytes(LENGTH));
+    store.front(|line| match line.contains(LONG) {
+        true => Answer::Stall(65_536 + 9),
+        false => Answer::Pass,
+    });
+    let downloads = (0..17).map(|n| {
+        let to = dir.path().join(n.to_string());
+        let download = s3.download_file(BUCKET, "k", to).part_size(PART).parallel(1);
+        download.idle_timeout(Duration::from_millis(300)).into_future()
+    });
+    for end in join_all(downloads).await {
+        end.unwrap();
+    }
+    let asked = store.sent("range");
+    let mut longs = asked.iter().enumerate().filter(|(_, range)| *range == LONG);
+    let (last, _) = longs.nth(16).unwrap();
+    let is_rest = |range: &String| range.ends_with("-327688") && range != LONG;
+    assert!(asked.iter().position(is_rest).unwrap() < last, "{asked:?}");
+}
+
+#[tokio::test]
+async fn as_many_parts_as_allowed_are_asked_for_at_once() {
+    let (store, memory, s3, dir) = begun(Sums::Full).await;
+    memory.put("k", bytes(20 * PART as usize));
+    store.front(|line| match line.contains("bytes=0-") {
+        true => Answer::Pass,
+        false => Answer::Hang,
+    });
+    let download = s3.download_file(BUCKET, "k", dir.path().join("to")).part_size(PART);
+    let download = tokio::spawn(download.idle_timeout(Duration::from_secs(60)).into_future());
+    let asked = || store.seen(|line| line.starts_with("GET"));
+    eventually("eight are asked for, after the first", || asked() == 1 + 8).await;
+    assert!(ranges(&store).iter().all(|(first, last)| last + 1 - first == PART));
+    download.abort();
 }
 
 /// Versions of one length: nothing but the ETag tells them apart.
