@@ -462,6 +462,7 @@ struct Way<'a> {
 impl Way<'_> {
     /// One command through the policy. Not an `async fn`, whose future would be one more that the
     /// answer is copied out of.
+    #[inline]
     fn ask<'a>(
         &'a self,
         client: &'a RedisClient,

@@ -125,10 +125,12 @@ impl Limits {
     /// The key as the server has it.
     pub(crate) fn key(&self, key: &[u8]) -> Result<Bytes, Error> {
         self.short("key", key)?;
-        if self.prefix.is_empty() {
-            return Ok(Bytes::copy_from_slice(key));
-        }
-        Ok([&self.prefix[..], key].concat().into())
+        Ok(if self.prefix.is_empty() { Bytes::copy_from_slice(key) } else { self.prefixed(key) })
+    }
+
+    #[inline(never)]
+    fn prefixed(&self, key: &[u8]) -> Bytes {
+        [&self.prefix[..], key].concat().into()
     }
 
     pub(crate) fn field(&self, field: &[u8]) -> Result<Bytes, Error> {
@@ -137,27 +139,31 @@ impl Limits {
     }
 
     fn short(&self, what: &str, text: &[u8]) -> Result<(), Error> {
-        if text.len() <= self.max_key {
-            return Ok(());
-        }
-        Err(Error::invalid(format!(
+        if text.len() <= self.max_key { Ok(()) } else { Err(self.too_long(what, text)) }
+    }
+
+    #[cold]
+    fn too_long(&self, what: &str, text: &[u8]) -> Error {
+        Error::invalid(format!(
             "redis: a {what} of {} bytes is over the limit of {}; use a shorter one, such as a hash \
              of it, or raise max_key_bytes",
             text.len(),
             self.max_key
-        )))
+        ))
     }
 
     pub(crate) fn value(&self, value: Bytes) -> Result<Bytes, Error> {
-        if value.len() <= self.max_value {
-            return Ok(value);
-        }
-        Err(Error::invalid(format!(
+        if value.len() <= self.max_value { Ok(value) } else { Err(self.too_large(&value)) }
+    }
+
+    #[cold]
+    fn too_large(&self, value: &Bytes) -> Error {
+        Error::invalid(format!(
             "redis: a value of {} bytes is over the limit of {}; store it elsewhere or in parts, or \
              raise max_value_bytes",
             value.len(),
             self.max_value
-        )))
+        ))
     }
 
     /// A pattern of keys as the server has them; the prefix is no pattern.

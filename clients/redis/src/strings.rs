@@ -218,6 +218,7 @@ impl Setting {
         Self { slot: client.slot(key, None), client: client.clone(), value, ttl: None }
     }
 
+    #[inline]
     fn checked(self) -> Result<(RedisClient, Slot, Bytes, Option<Duration>), Error> {
         let ttl = self.ttl.map(lifetime).transpose()?;
         Ok((self.client, self.slot?, self.value?, ttl))
