@@ -285,9 +285,19 @@ impl fmt::Display for RedisFailure {
             ErrorKind::Timeout => f.write_str("no answer in time"),
             _ if code(error) == "WRONGTYPE" => f.write_str(WRONG_TYPE),
             _ if is_about_a_number(error) => f.write_str(NOT_A_NUMBER),
-            ErrorKind::Unknown if is_code(code(error)) => {
-                write!(f, "the server answered with {}", code(error))
-            }
+            ErrorKind::Unknown if is_code(code(error)) => match misused(error.details()) {
+                Some((words, name, advice)) => {
+                    write!(f, "the server answered \"{words}")?;
+                    name.map_or(Ok(()), |name| write!(f, " '{name}'"))?;
+                    write!(f, "\"; {advice}")
+                }
+                None => write!(
+                    f,
+                    "the server answered with {}; the rest of its words, which may hold keys and \
+                     values, is in source()",
+                    code(error)
+                ),
+            },
             ErrorKind::Canceled if matches!(self.what, What::Closed(_)) => {
                 f.write_str("the connection was closed")
             }
@@ -321,6 +331,32 @@ const UNREACHABLE: &str = "the server could not be reached; check that it runs a
 const NOT_A_NUMBER: &str =
     "the value is no whole number of 64 bits, or the sum would be none; use a key of its own";
 const WRONG_TYPE: &str = "the key holds another type of value (WRONGTYPE); use a key of its own";
+
+/// What the server says of a command that it cannot use, up to where arguments may follow, the
+/// command's name, and what to do about it.
+fn misused(text: &str) -> Option<(&'static str, Option<&str>, &'static str)> {
+    const SPELLING: &str = "check its spelling, and that this version of the server has it";
+    const FORM: &str = "compare what was sent with the command's form in Redis's documentation";
+    let known = [
+        ("ERR unknown command", SPELLING),
+        ("ERR wrong number of arguments for", FORM),
+        ("ERR unknown subcommand", SPELLING),
+        ("ERR syntax error", FORM),
+    ];
+    let (words, advice) = known.into_iter().find(|(words, _)| text.starts_with(words))?;
+    // A subcommand is an argument.
+    let names = words.ends_with(" command") || words.ends_with(" for");
+    let rest = text[words.len()..].strip_prefix([' ']).filter(|_| names);
+    let name = rest.and_then(|rest| rest.strip_prefix(['\'', '`'])?.split(['\'', '`']).next());
+    let is_name = |name: &&str| {
+        let plain = |b: u8| b.is_ascii_alphanumeric() || b"._|-".contains(&b);
+        (1..=MAX_NAME).contains(&name.len()) && name.bytes().all(plain)
+    };
+    Some((words, name.filter(is_name), advice))
+}
+
+/// The longest name of a command that is repeated; none of Redis's own is longer.
+const MAX_NAME: usize = 40;
 
 fn is_code(text: &str) -> bool {
     text.len() > 1 && text.bytes().all(|b| b.is_ascii_uppercase() || b == b'_')
@@ -397,7 +433,26 @@ mod tests {
     #[test]
     fn the_servers_text_is_not_printed() {
         let answer = Driver::new(ErrorKind::Unknown, "ERR unknown command 'x', args: 's3cret'");
-        assert_eq!(RedisFailure::driver(answer).to_string(), "the server answered with ERR");
+        assert_eq!(
+            RedisFailure::driver(answer).to_string(),
+            "the server answered \"ERR unknown command 'x'\"; check its spelling, and that this \
+             version of the server has it"
+        );
+        for (text, shown) in [
+            ("ERR wrong number of arguments for 'get' command", Some("for 'get'\";")),
+            ("ERR unknown command `foo`, with args beginning with: `s3cret`, ", Some("'foo'\";")),
+            ("ERR unknown command 's3cret word'", Some("ERR unknown command\";")),
+            ("ERR unknown command", Some("ERR unknown command\";")),
+            ("ERR unknown subcommand 's3cret'. Try OBJECT HELP.", Some("subcommand\";")),
+            ("ERR syntax error", Some("\"ERR syntax error\"; compare")),
+            ("ERR Error running script: s3cret", None),
+            ("CROSSSLOT Keys in s3cret", None),
+        ] {
+            let failure = RedisFailure::driver(Driver::new(ErrorKind::Unknown, text)).to_string();
+            assert!(!failure.contains("s3cret"), "{failure}");
+            let shown = shown.unwrap_or("; the rest of its words");
+            assert!(failure.contains(shown), "{text}: {failure}");
+        }
         let refused = "Os { code: 111, kind: ConnectionRefused, message: \"Connection refused\" }";
         let closed =
             RedisFailure::closed(Some(Driver::new(ErrorKind::IO, refused)), IfAway::FallBack);

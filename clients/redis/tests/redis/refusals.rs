@@ -226,3 +226,26 @@ async fn a_script_the_server_does_not_know_is_answered_and_no_outage() {
     }
     assert_eq!(client.policy().breaker().state(), BreakerState::Closed);
 }
+
+#[tokio::test]
+async fn a_command_that_the_server_cannot_use_is_told_in_its_words_and_without_arguments() {
+    let redis = Redis::start();
+    let client = plain("t-misused", &redis);
+    let cases = [
+        (client.run("NOSUCH").arg("s3cret"), "\"ERR unknown command 'NOSUCH'\"; check"),
+        (
+            client.run("GET").key("k").arg("s3cret"),
+            "\"ERR wrong number of arguments for 'get'\"; compare",
+        ),
+        (client.run("OBJECT").arg("s3cret").key("k"), "\"ERR unknown subcommand\"; check"),
+        (client.run("SET").key("k").arg("v").arg("s3cret"), "\"ERR syntax error\"; compare"),
+        (client.run("EVAL").arg("s3cret(").arg(0), "answered with ERR; the rest of its words"),
+    ];
+    for (run, words) in cases {
+        let error = run.await.unwrap_err();
+        assert_eq!(error.effect(), Effect::Permanent, "{error:?}");
+        let text = error.downcast_ref::<RedisFailure>().unwrap().to_string();
+        assert!(text.contains(words), "{text}");
+        assert!(!format!("{text} {error:?}").contains("s3cret"), "{text} {error:?}");
+    }
+}
