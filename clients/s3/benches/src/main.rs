@@ -10,6 +10,9 @@
 //! cargo run --release --manifest-path clients/s3/benches/Cargo.toml -- [MiB] [rounds] [plain|tls] [delay in ms]
 //! ```
 //!
+//! Cores that have other work make the disk wait, whereupon a download opens more streams, which costs CPU: measure
+//! on a quiet machine. Beside `plain` it was seen at 1.04 to 1.07, and at 1.17 and 1.18 with other work.
+//!
 //! The delay is added to each answer. With a direction and a peer in place of the rounds, as in `1024 up
 //! mainstay`, it makes one transfer and prints how much memory that added at most, for which the page cache does
 //! not count; with `1024 up serve` it only answers, at the address that it prints, until it is killed.

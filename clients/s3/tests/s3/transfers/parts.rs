@@ -132,8 +132,7 @@ async fn a_long_range_that_is_cut_in_each_of_its_parts_goes_on_each_time() {
     assert_eq!(rest, expected);
 }
 
-/// All transfers of a client share sixteen places. An answer that is open keeps its own from part to part: the
-/// seventeenth is not asked for before one of them is done.
+/// All transfers of a client share sixteen places: the seventeenth is not asked for before one of them is done.
 #[tokio::test]
 async fn no_more_answers_are_open_than_there_are_places() {
     let (store, memory, s3, dir) = begun(Sums::Full).await;
