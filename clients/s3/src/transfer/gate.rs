@@ -8,7 +8,7 @@
 use crate::S3Failure;
 use mainstay_policy::Deadline;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use tokio::sync::Notify;
+use tokio::sync::{Mutex as Queue, Notify};
 
 /// Parts of all transfers of one client.
 const MOST: f64 = 16.0;
@@ -16,6 +16,8 @@ const MOST: f64 = 16.0;
 #[derive(Debug)]
 pub(crate) struct Gate {
     state: Mutex<State>,
+    /// Whose turn it is to wait for a place: first come, first served.
+    turn: Queue<()>,
     freed: Notify,
 }
 
@@ -33,7 +35,7 @@ pub(crate) struct Place<'a>(&'a Gate);
 impl Default for Gate {
     fn default() -> Self {
         let state = State { limit: MOST, busy: 0, round: 0 };
-        Self { state: Mutex::new(state), freed: Notify::new() }
+        Self { state: Mutex::new(state), turn: Queue::default(), freed: Notify::new() }
     }
 }
 
@@ -52,8 +54,9 @@ impl Gate {
     }
 
     async fn wait(&self) -> Place<'_> {
+        let _turn = self.turn.lock().await;
         loop {
-            // What is freed after the look is kept for the one who waits next.
+            // What is freed after the look is kept.
             if self.take() {
                 return Place(self);
             }
@@ -91,12 +94,8 @@ impl Drop for Place<'_> {
     fn drop(&mut self) {
         let mut state = self.0.state();
         state.busy -= 1;
-        let free = state.limit.floor() - state.busy as f64;
         drop(state);
-        // A limit that has grown lets in more than the one who left.
-        for _ in 0..free.clamp(0.0, MOST) as usize {
-            self.0.freed.notify_one();
-        }
+        self.0.freed.notify_one();
     }
 }
 
@@ -108,6 +107,23 @@ mod tests {
 
     fn throttled() -> Result<(), S3Failure> {
         Err(S3Failure::throttled())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_leaves_and_asks_again_comes_after_those_who_wait() {
+        let gate = Gate::default();
+        let mut places = Vec::new();
+        for _ in 0..MOST as usize {
+            places.push(gate.enter().await);
+        }
+        let mut first = pin!(gate.enter());
+        assert!(timeout(Duration::from_secs(1), &mut first).await.is_err());
+        places.pop();
+        let mut again = pin!(gate.enter());
+        assert!(timeout(Duration::from_secs(1), &mut again).await.is_err());
+        places.push(first.await);
+        places.pop();
+        assert!(again.await.is_some());
     }
 
     #[tokio::test(start_paused = true)]
