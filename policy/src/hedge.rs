@@ -5,16 +5,14 @@
 
 use crate::{
     attempt::Attempt,
-    chaos,
     classify::Effect,
     clock::{self, Instant},
-    retry::{Judge, Run},
-    telemetry::{self, InSpan},
-    timeout::{Bounded, End},
+    retry::{Copied, Judge, Run},
+    timeout::End,
 };
 use std::{
     future::{Future, poll_fn},
-    pin::{Pin, pin},
+    pin::pin,
     task::Poll,
     time::Duration,
 };
@@ -32,7 +30,7 @@ pub enum Hedge {
 /// Runs `first`, and a second copy beside it once `delay` has passed.
 pub(crate) async fn race<T, E, F, Fut, J>(
     run: &mut Run<'_>,
-    first: InSpan<Bounded<Fut>>,
+    mut first: Copied<Fut>,
     began: Instant,
     attempt: &mut F,
     delay: Duration,
@@ -43,7 +41,6 @@ where
     Fut: Future<Output = Result<T, E>>,
     J: Judge<T, E>,
 {
-    let mut first = pin!(first);
     {
         let mut wait = pin!(clock::sleep(delay));
         let alone = poll_fn(|cx| match first.as_mut().poll(cx) {
@@ -60,10 +57,7 @@ where
     }
     let sent = clock::now();
     let Some((copy, limit)) = run.hedge(sent, delay) else { return first.await };
-    let blow = chaos::blow(run.dependency());
-    let span = telemetry::attempt_span(copy.number());
-    let second = Bounded::new(run.operation(), attempt(copy), limit, sent, blow);
-    let second = pin!(InSpan::new(second, span));
+    let second = run.copy(copy, limit, sent, attempt);
     let both = [(first, began), (second, sent)];
     let (ended, end, other) = first_of(both).await;
     let now = clock::now();
@@ -87,12 +81,12 @@ where
     }
 }
 
-type Leg<'a, Fut> = (Pin<&'a mut InSpan<Bounded<Fut>>>, Instant);
+type Leg<Fut> = (Copied<Fut>, Instant);
 
 /// The leg that ends first: when it began, how it ended, and the other one.
-async fn first_of<'a, Fut: Future>(
-    [mut one, mut two]: [Leg<'a, Fut>; 2],
-) -> (Instant, End<Fut::Output>, Leg<'a, Fut>) {
+async fn first_of<Fut: Future>(
+    [mut one, mut two]: [Leg<Fut>; 2],
+) -> (Instant, End<Fut::Output>, Leg<Fut>) {
     let (first, end) = poll_fn(|cx| {
         if let Poll::Ready(end) = one.0.as_mut().poll(cx) {
             return Poll::Ready((true, end));

@@ -198,11 +198,19 @@ where
         span: Span,
         cx: &mut Context<'_>,
     ) -> Poll<Answer<T, E>> {
-        let mut this = self.as_mut().project();
-        let Some((attempt, judge, go_on)) = this.parts.take() else { return Poll::Pending };
-        let rest = Box::pin(InSpan::new(go_on(this.run.take(), retry, attempt, judge), span));
-        this.phase.set(Phase::Rest { rest });
+        self.as_mut().box_rest(retry, span);
         self.poll_rest(cx)
+    }
+
+    /// Apart, so that what it copies is off the stack when the call is polled: without optimisation a
+    /// call of a large driver is moved from place to place.
+    #[inline(never)]
+    fn box_rest(self: Pin<&mut Self>, retry: Option<Retry<'p, T, E>>, span: Span) {
+        let mut this = self.project();
+        if let Some((attempt, judge, go_on)) = this.parts.take() {
+            let rest = Box::pin(InSpan::new(go_on(this.run.take(), retry, attempt, judge), span));
+            this.phase.set(Phase::Rest { rest });
+        }
     }
 
     #[inline(never)]
@@ -256,10 +264,7 @@ where
             now = clock::now();
         }
         let (this, limit) = run.next_attempt(now);
-        let blow = chaos::blow(run.policy.breaker.name());
-        let span = telemetry::attempt_span(this.number());
-        let first = Bounded::new(run.operation, attempt(this), limit, now, blow);
-        let first = InSpan::new(first, span);
+        let first = run.copy(this, limit, now, &mut attempt);
         let hedge = run.policy.hedge_after(run.limits, run.operation);
         let end = match hedge.filter(|_| !run.permit.is_probe()) {
             None => first.await,
