@@ -12,7 +12,7 @@ use crate::{
 };
 use std::{
     future::{Future, poll_fn},
-    pin::pin,
+    pin::{Pin, pin},
     task::Poll,
     time::Duration,
 };
@@ -30,7 +30,7 @@ pub enum Hedge {
 /// Runs `first`, and a second copy beside it once `delay` has passed.
 pub(crate) async fn race<T, E, F, Fut, J>(
     run: &mut Run<'_>,
-    mut first: Copied<Fut>,
+    mut first: Pin<&mut Copied<Fut>>,
     began: Instant,
     attempt: &mut F,
     delay: Duration,
@@ -57,7 +57,7 @@ where
     }
     let sent = clock::now();
     let Some((copy, limit)) = run.hedge(sent, delay) else { return first.await };
-    let second = run.copy(copy, limit, sent, attempt);
+    let second = pin!(run.copy(copy, limit, sent, attempt));
     let both = [(first, began), (second, sent)];
     let (ended, end, other) = first_of(both).await;
     let now = clock::now();
@@ -81,12 +81,12 @@ where
     }
 }
 
-type Leg<Fut> = (Copied<Fut>, Instant);
+type Leg<'a, Fut> = (Pin<&'a mut Copied<Fut>>, Instant);
 
 /// The leg that ends first: when it began, how it ended, and the other one.
-async fn first_of<Fut: Future>(
-    [mut one, mut two]: [Leg<Fut>; 2],
-) -> (Instant, End<Fut::Output>, Leg<Fut>) {
+async fn first_of<'a, Fut: Future>(
+    [mut one, mut two]: [Leg<'a, Fut>; 2],
+) -> (Instant, End<Fut::Output>, Leg<'a, Fut>) {
     let (first, end) = poll_fn(|cx| {
         if let Poll::Ready(end) = one.0.as_mut().poll(cx) {
             return Poll::Ready((true, end));

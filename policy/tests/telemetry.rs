@@ -5,7 +5,6 @@ use mainstay_policy::{Kind, Policy};
 use std::{
     fmt::Write as _,
     sync::{Arc, Mutex},
-    time::Duration,
 };
 use tracing::{
     Event, Metadata, Subscriber,
@@ -151,7 +150,7 @@ fn durations_decisions_and_states_are_recorded() {
             // The first one asks for the recorder's handles.
             for _ in 0..5 {
                 before.call(|| async { Ok::<_, &str>(()) }).await.unwrap();
-                tokio::time::advance(Duration::from_secs(1)).await;
+                tokio::time::advance(std::time::Duration::from_secs(1)).await;
             }
             let policy = policy("measured");
             work(&policy).await;

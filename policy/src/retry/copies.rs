@@ -12,13 +12,13 @@ use crate::{
     telemetry::{self, InSpan},
     timeout::Bounded,
 };
-use std::{pin::Pin, time::Duration};
+use std::{future::Future, time::Duration};
 
 /// An attempt after the first, or one that may be raced.
-pub(crate) type Copied<Fut> = Pin<Box<InSpan<Bounded<Fut>>>>;
+pub(crate) type Copied<Fut> = InSpan<Bounded<Fut>>;
 
 impl Run<'_> {
-    /// An attempt on the heap, not begun. Made apart from where it is polled, so that the copies which a
+    /// An attempt, not begun. Made apart from where it is polled, so that the copies which a
     /// large future leaves on the stack without optimisation are gone by then.
     #[inline(never)]
     pub(crate) fn copy<F, Fut>(
@@ -35,7 +35,7 @@ impl Run<'_> {
         let blow = chaos::blow(self.policy.breaker.name());
         let span = telemetry::attempt_span(this.number());
         let bounded = Bounded::new(self.operation, attempt(this), limit, now, blow);
-        Box::pin(InSpan::new(bounded, span))
+        InSpan::new(bounded, span)
     }
 
     /// Pays for a second copy; `None` when it must not be sent.

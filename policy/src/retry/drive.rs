@@ -16,7 +16,7 @@ use crate::{
 use pin_project_lite::pin_project;
 use std::{
     future::Future,
-    pin::Pin,
+    pin::{Pin, pin},
     task::{Context, Poll},
     time::Duration,
 };
@@ -264,11 +264,16 @@ where
             now = clock::now();
         }
         let (this, limit) = run.next_attempt(now);
-        let first = run.copy(this, limit, now, &mut attempt);
         let hedge = run.policy.hedge_after(run.limits, run.operation);
-        let end = match hedge.filter(|_| !run.permit.is_probe()) {
-            None => first.await,
-            Some(delay) => hedge::race(&mut run, first, now, &mut attempt, delay, &judge).await,
+        let hedge = hedge.filter(|_| !run.permit.is_probe());
+        let end = {
+            let mut first = pin!(run.copy(this, limit, now, &mut attempt));
+            match hedge {
+                None => first.as_mut().await,
+                Some(after) => {
+                    hedge::race(&mut run, first.as_mut(), now, &mut attempt, after, &judge).await
+                }
+            }
         };
         drop(place);
         now = clock::now();
