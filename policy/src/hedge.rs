@@ -7,7 +7,7 @@ use crate::{
     attempt::Attempt,
     classify::Effect,
     clock::{self, Instant},
-    retry::{Copied, Judge, Run},
+    retry::{Judge, Run, TracedAttempt},
     timeout::End,
 };
 use std::{
@@ -30,7 +30,7 @@ pub enum Hedge {
 /// Runs `first`, and a second copy beside it once `delay` has passed.
 pub(crate) async fn race<T, E, F, Fut, J>(
     run: &mut Run<'_>,
-    mut first: Pin<&mut Copied<Fut>>,
+    mut first: Pin<&mut TracedAttempt<Fut>>,
     began: Instant,
     attempt: &mut F,
     delay: Duration,
@@ -57,7 +57,7 @@ where
     }
     let sent = clock::now();
     let Some((copy, limit)) = run.hedge(sent, delay) else { return first.await };
-    let second = pin!(run.copy(copy, limit, sent, attempt));
+    let second = pin!(run.traced_attempt(copy, limit, sent, attempt));
     let both = [(first, began), (second, sent)];
     let (ended, end, other) = first_of(both).await;
     let now = clock::now();
@@ -81,7 +81,7 @@ where
     }
 }
 
-type Leg<'a, Fut> = (Pin<&'a mut Copied<Fut>>, Instant);
+type Leg<'a, Fut> = (Pin<&'a mut TracedAttempt<Fut>>, Instant);
 
 /// The leg that ends first: when it began, how it ended, and the other one.
 async fn first_of<'a, Fut: Future>(

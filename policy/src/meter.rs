@@ -15,14 +15,12 @@ use latency::Latencies;
 use std::{
     sync::{
         OnceLock,
-        atomic::{
-            AtomicU32, AtomicU64, AtomicUsize,
-            Ordering::{Acquire, Relaxed, Release},
-        },
+        atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
     time::Duration,
 };
 use tally::Tally;
+use thread::Owner;
 pub(crate) use window::LONGEST as LONGEST_WINDOW;
 use window::{Ring, Total};
 
@@ -75,36 +73,6 @@ struct Shard {
     /// last one was not quick. Where metrics count each answer only the owner writes it.
     untimed: AtomicU32,
     latencies: Latencies,
-}
-
-/// No thread has this number.
-const NOBODY: usize = usize::MAX;
-
-/// The number of the thread that owns a shard, or [`NOBODY`].
-#[derive(Debug)]
-struct Owner(AtomicUsize);
-
-impl Default for Owner {
-    fn default() -> Self {
-        Self(AtomicUsize::new(NOBODY))
-    }
-}
-
-impl Owner {
-    #[inline]
-    fn is(&self, thread: usize) -> bool {
-        self.0.load(Relaxed) == thread
-    }
-
-    /// Whether it is this thread's from now on. Acquired: what the one before has added is seen.
-    fn take(&self, thread: usize) -> bool {
-        let may = thread != thread::UNNUMBERED && self.is(NOBODY);
-        may && self.0.compare_exchange(NOBODY, thread, Acquire, Relaxed).is_ok()
-    }
-
-    fn give_back(&self, thread: usize) {
-        let _ = self.0.compare_exchange(thread, NOBODY, Release, Relaxed);
-    }
 }
 
 #[derive(Debug, Default)]

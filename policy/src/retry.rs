@@ -18,8 +18,7 @@ use crate::{
     policy::{Inner, Limits},
     timeout::End,
 };
-pub(crate) use copies::Copied;
-pub(crate) use drive::{drive, drive_blocking};
+pub(crate) use drive::{TracedAttempt, drive, drive_blocking};
 use std::{
     mem,
     time::{Duration, SystemTime},

@@ -4,7 +4,13 @@
 use std::{
     cell::Cell,
     collections::BTreeSet,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{
+            AtomicUsize,
+            Ordering::{Acquire, Relaxed, Release},
+        },
+    },
 };
 
 /// A thread without a number, which owns nothing.
@@ -60,6 +66,36 @@ pub(super) fn take_number() -> usize {
         let _ = HELD.try_with(|held| NUMBER.set(held.0));
     }
     NUMBER.get()
+}
+
+/// No thread has this number.
+const NOBODY: usize = usize::MAX;
+
+/// The number of the thread that owns a shard, or [`NOBODY`].
+#[derive(Debug)]
+pub(super) struct Owner(AtomicUsize);
+
+impl Default for Owner {
+    fn default() -> Self {
+        Self(AtomicUsize::new(NOBODY))
+    }
+}
+
+impl Owner {
+    #[inline]
+    pub(super) fn is(&self, thread: usize) -> bool {
+        self.0.load(Relaxed) == thread
+    }
+
+    /// Whether it is this thread's from now on. Acquired: what the one before has added is seen.
+    pub(super) fn take(&self, thread: usize) -> bool {
+        let may = thread != UNNUMBERED && self.is(NOBODY);
+        may && self.0.compare_exchange(NOBODY, thread, Acquire, Relaxed).is_ok()
+    }
+
+    pub(super) fn give_back(&self, thread: usize) {
+        let _ = self.0.compare_exchange(thread, NOBODY, Release, Relaxed);
+    }
 }
 
 #[cfg(test)]

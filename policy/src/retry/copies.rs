@@ -4,40 +4,14 @@ use super::{Run, cause};
 use crate::{
     attempt::Attempt,
     breaker::{Counters, Ended},
-    chaos,
     classify::{Effect, Operation, Outcome, Verdict},
     clock::Instant,
     error::Cause,
     event::{self, Event},
-    telemetry::{self, InSpan},
-    timeout::Bounded,
 };
-use std::{future::Future, time::Duration};
-
-/// An attempt after the first, or one that may be raced.
-pub(crate) type Copied<Fut> = InSpan<Bounded<Fut>>;
+use std::time::Duration;
 
 impl Run<'_> {
-    /// An attempt, not begun. Made apart from where it is polled, so that the copies which a
-    /// large future leaves on the stack without optimisation are gone by then.
-    #[inline(never)]
-    pub(crate) fn copy<F, Fut>(
-        &self,
-        this: Attempt,
-        limit: Instant,
-        now: Instant,
-        attempt: &mut F,
-    ) -> Copied<Fut>
-    where
-        F: FnMut(Attempt) -> Fut,
-        Fut: Future,
-    {
-        let blow = chaos::blow(self.policy.breaker.name());
-        let span = telemetry::attempt_span(this.number());
-        let bounded = Bounded::new(self.operation, attempt(this), limit, now, blow);
-        InSpan::new(bounded, span)
-    }
-
     /// Pays for a second copy; `None` when it must not be sent.
     pub(crate) fn hedge(&mut self, now: Instant, after: Duration) -> Option<(Attempt, Instant)> {
         if self.permit.gate(now).is_err() {

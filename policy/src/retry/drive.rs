@@ -202,8 +202,7 @@ where
         self.poll_rest(cx)
     }
 
-    /// Apart, so that what it copies is off the stack when the call is polled: without optimisation a
-    /// call of a large driver is moved from place to place.
+    /// Apart from where it is polled, as [`Run::traced_attempt`].
     #[inline(never)]
     fn box_rest(self: Pin<&mut Self>, retry: Option<Retry<'p, T, E>>, span: Span) {
         let mut this = self.project();
@@ -267,7 +266,7 @@ where
         let hedge = run.policy.hedge_after(run.limits, run.operation);
         let hedge = hedge.filter(|_| !run.permit.is_probe());
         let end = {
-            let mut first = pin!(run.copy(this, limit, now, &mut attempt));
+            let mut first = pin!(run.traced_attempt(this, limit, now, &mut attempt));
             match hedge {
                 None => first.as_mut().await,
                 Some(after) => {
@@ -281,6 +280,31 @@ where
             Step::End(end) => return end,
             Step::Again(run, next) => (run, Some(next)),
         };
+    }
+}
+
+/// An attempt of a call that waits, in a span of its own.
+pub(crate) type TracedAttempt<Fut> = InSpan<Bounded<Fut>>;
+
+impl Run<'_> {
+    /// An attempt, not begun. Made apart from where it is polled: without optimisation each move of a
+    /// large future leaves a copy on the stack, which is gone by then.
+    #[inline(never)]
+    pub(crate) fn traced_attempt<F, Fut>(
+        &self,
+        this: Attempt,
+        limit: Instant,
+        now: Instant,
+        attempt: &mut F,
+    ) -> TracedAttempt<Fut>
+    where
+        F: FnMut(Attempt) -> Fut,
+        Fut: Future,
+    {
+        let blow = chaos::blow(self.policy.breaker.name());
+        let span = telemetry::attempt_span(this.number());
+        let bounded = Bounded::new(self.operation, attempt(this), limit, now, blow);
+        InSpan::new(bounded, span)
     }
 }
 
