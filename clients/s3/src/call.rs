@@ -124,7 +124,8 @@ impl S3Client {
         // New credentials are asked for once: those that are refused again are all there are.
         let renewed = &AtomicBool::new(false);
         let run = policy.run(operation, |a| {
-            let work = attempt(link.sdk.clone(), a.number());
+            // The SDK's future takes 20 KB, and what holds it is copied on its way, in debug builds often.
+            let work = Box::pin(attempt(link.sdk.clone(), a.number()));
             async move {
                 // Before the clock is read: those of this attempt are not newer than it. Why there
                 // are none the SDK is told, too.

@@ -7,7 +7,7 @@
 //! payloads here, as ours does not. Files lie in /dev/shm, so that no disk is measured.
 //!
 //! ```sh
-//! cargo run --release --manifest-path clients/s3/benches/Cargo.toml -- [MiB] [rounds] [plain|tls] [delay in ms]
+//! cargo run --release --manifest-path clients/s3/benches/Cargo.toml -- [MiB] [rounds] [plain|tls] [delay in ms] [up|down]
 //! ```
 //!
 //! Cores that have other work make the disk wait, whereupon a download opens more streams, which costs CPU: measure
@@ -37,6 +37,8 @@ struct Arguments {
     single: Option<(bool, String)>,
     tls: bool,
     delay: u64,
+    /// Both without it.
+    direction: Option<bool>,
 }
 
 impl Arguments {
@@ -52,6 +54,7 @@ impl Arguments {
             rounds: text(1).parse().unwrap_or(9),
             tls: single.is_none() && text(2) == "tls",
             delay: text(3).parse().unwrap_or(0),
+            direction: ["up", "down"].contains(&text(4)).then(|| text(4) == "up"),
             single,
         }
     }
@@ -127,8 +130,9 @@ fn single(runtime: &Runtime, peers: &Peers, up: bool, peer: &str) {
 }
 
 fn rounds(runtime: &Runtime, peers: &Peers, arguments: &Arguments) {
+    let all = UP.map(|peer| (true, peer)).into_iter().chain(DOWN.map(|peer| (false, peer)));
     let cases: Vec<(bool, &str)> =
-        UP.map(|peer| (true, peer)).into_iter().chain(DOWN.map(|peer| (false, peer))).collect();
+        all.filter(|(up, _)| arguments.direction.is_none_or(|only| only == *up)).collect();
     // Of each case: CPU and wall, by round.
     let mut took = vec![(Vec::new(), Vec::new()); cases.len()];
     let mut order: Vec<usize> = (0..cases.len()).collect();
@@ -160,7 +164,7 @@ fn rounds(runtime: &Runtime, peers: &Peers, arguments: &Arguments) {
     println!("{mib} MiB, {rounds} rounds, {over}, {delay} ms added to each answer");
     println!("                        CPU s/GiB   wall s   ours / it: CPU   wall");
     for (case, (up, peer)) in cases.iter().enumerate() {
-        let ours = if *up { 0 } else { UP.len() };
+        let ours = cases.iter().position(|(same, _)| same == up).unwrap_or(0);
         let ratio = |of: fn(&(Vec<f64>, Vec<f64>)) -> &Vec<f64>| {
             let pairs = of(&took[ours]).iter().zip(of(&took[case]));
             median(pairs.map(|(ours, theirs)| ours / theirs).collect())

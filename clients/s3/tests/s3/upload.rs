@@ -9,8 +9,10 @@ use mainstay_test_support::{
 use std::{
     fs,
     sync::atomic::{AtomicUsize, Ordering},
+    thread,
 };
 use tempfile::TempDir;
+use tokio::runtime::Builder;
 
 #[tokio::test]
 async fn a_part_is_repeated_alone() {
@@ -89,4 +91,22 @@ async fn a_completion_that_was_not_acknowledged_is_looked_into() {
     s3.upload_file(&file, BUCKET, "k").await.unwrap();
     assert!(s3.get(BUCKET, "k").await.unwrap() == data);
     assert_eq!(store.seen(|r| r.starts_with("DELETE")), 0);
+}
+
+/// A debug build copies futures by way of the stack, of which a thread has 2 MiB for all that it polls.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_third_of_a_threads_stack_is_enough() {
+    let store = S3::start().await;
+    let (s3, dir) = (client(&store), TempDir::new().unwrap());
+    let file = dir.path().join("file");
+    fs::write(&file, bytes(20 * MIB)).unwrap();
+    let calls = move || {
+        let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            s3.upload_file(&file, BUCKET, "k").await.unwrap();
+            s3.download_file(BUCKET, "k", &file).await.unwrap();
+        });
+    };
+    let small = thread::Builder::new().stack_size(640 * 1024).spawn(calls).unwrap();
+    tokio::task::spawn_blocking(|| small.join().unwrap()).await.unwrap();
 }
