@@ -26,7 +26,7 @@ use futures_util::{
     stream::{FuturesUnordered, StreamExt},
 };
 use mainstay_policy::Error;
-use range::{LastWrite, Span, Version};
+use range::{LastWrite, Range, Version};
 use std::{
     collections::HashSet,
     fmt,
@@ -169,16 +169,16 @@ impl Download {
             }
         } else {
             let first = Part { number: 1, start: 0, length: job.size };
-            let mut span = job.span(vec![first]).await?;
-            told = span.whole.filter(|_| job.client().checksums() == Checksums::On);
+            let mut range = job.range(vec![first]).await?;
+            told = range.whole.filter(|_| job.client().checksums() == Checksums::On);
             // A range asked for at 0 always learns its version.
-            let version = span.version.take().unwrap_or_default();
+            let version = range.version.take().unwrap_or_default();
             let length = version.total.min(job.size);
             let note = (version.clone(), job.size);
             job.begin(version);
             job.there(length);
             temporary.note_version(note.0, note.1).await.map_err(|error| self.failed(error))?;
-            for (part, sum) in span.into_sums() {
+            for (part, sum) in range.into_sums() {
                 temporary.note(part.number, sum).await.map_err(|error| self.failed(error))?;
                 sums.push((Part { length, ..part }, sum));
             }
@@ -296,10 +296,10 @@ impl Job<'_> {
                     let parts = next_run(&mut missing, most);
                     count = count.saturating_sub(parts.len() as u64);
                     begun += 1;
-                    running.push(self.span(parts));
+                    running.push(self.range(parts));
                 }
                 match ready!(running.poll_next_unpin(context)) {
-                    Some(Ok(span)) => sums.extend(span.into_sums()),
+                    Some(Ok(range)) => sums.extend(range.into_sums()),
                     Some(Err(error)) => return Poll::Ready(Err(error)),
                     None => return Poll::Ready(Ok(std::mem::take(&mut sums))),
                 }
@@ -308,12 +308,12 @@ impl Job<'_> {
         .await
     }
 
-    async fn span(&self, parts: Vec<Part>) -> Result<Span, Error> {
+    async fn range(&self, parts: Vec<Part>) -> Result<Range, Error> {
         let ends: Vec<_> =
             parts.iter().map(|part| (part.length, part.start + part.length)).collect();
         // Not a lock for threads: it hands the range from one attempt to the next, also when hedged.
-        let span = Mutex::new(Span::new(parts, self.version.clone()));
-        let (client, held) = (self.client(), &span);
+        let range = Mutex::new(Range::new(parts, self.version.clone()));
+        let (client, held) = (self.client(), &range);
         // For all parts: an answer that is open does not wait for others that are not asked for yet.
         let _place = client.gate().enter().await;
         for (length, end) in ends {
@@ -329,7 +329,7 @@ impl Job<'_> {
                 )
                 .await?;
         }
-        Ok(span.into_inner())
+        Ok(range.into_inner())
     }
 }
 

@@ -33,7 +33,7 @@ pub(crate) struct Version {
 }
 
 /// A range of which some may be there.
-pub(super) struct Span {
+pub(super) struct Range {
     pub(super) parts: Vec<Part>,
     /// The end of the last one, which may be past the object's.
     end: u64,
@@ -86,7 +86,7 @@ struct Open {
     is_whole: bool,
 }
 
-impl Span {
+impl Range {
     pub(super) fn new(parts: Vec<Part>, version: Option<Version>) -> Self {
         let at = parts.first().map_or(0, |part| part.start);
         let end = parts.last().map_or(0, |part| part.start + part.length);
