@@ -55,43 +55,56 @@ impl<F: Future> Bounded<F> {
     }
 }
 
-impl<F: Future> Future for Bounded<F> {
-    type Output = End<F::Output>;
-
+impl<F: Future> Bounded<F> {
+    /// How it ended, but for the marks, which stay in [`Self::scope`]: with them around it the output
+    /// would be copied twice more.
     #[inline]
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<End<F::Output>> {
+    pub(crate) fn poll_work(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<(Option<F::Output>, Struck)> {
         let this = self.project();
         match this.blow.before(cx) {
             Poll::Ready(struck) if struck.verdict().is_some() => {
-                return Poll::Ready(End { output: None, scope: *this.scope, struck });
+                return Poll::Ready((None, struck));
             }
             Poll::Ready(_) => {}
             Poll::Pending => {
                 let over = is_over(this.timer, this.scope.deadline, *this.started, cx);
-                let (scope, struck) = (*this.scope, Struck::NOT);
-                return if over {
-                    Poll::Ready(End { output: None, scope, struck })
-                } else {
-                    Poll::Pending
-                };
+                return if over { Poll::Ready((None, Struck::NOT)) } else { Poll::Pending };
             }
         }
         let inside = this.scope.enter();
         let polled = this.work.poll(cx);
-        let scope = inside.leave();
+        let seen = inside.leave();
+        (this.scope.handled, this.scope.unknown) = (seen.handled, seen.unknown);
         if let Poll::Ready(output) = polled {
             let struck = this.blow.after();
             let output = struck.verdict().is_none().then_some(output);
-            return Poll::Ready(End { output, scope, struck });
+            return Poll::Ready((output, struck));
         }
-        (this.scope.handled, this.scope.unknown) = (scope.handled, scope.unknown);
         if std::mem::take(this.woken) {
             return Poll::Pending;
         }
         if is_over(this.timer, this.scope.deadline, *this.started, cx) {
-            return Poll::Ready(End { output: None, scope, struck: Struck::NOT });
+            return Poll::Ready((None, Struck::NOT));
         }
         Poll::Pending
+    }
+
+    /// What nested calls have marked so far.
+    pub(crate) const fn scope(&self) -> Scope {
+        self.scope
+    }
+}
+
+impl<F: Future> Future for Bounded<F> {
+    type Output = End<F::Output>;
+
+    #[inline]
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<End<F::Output>> {
+        let polled = self.as_mut().poll_work(cx);
+        polled.map(|(output, struck)| End { output, scope: self.scope(), struck })
     }
 }
 

@@ -123,15 +123,16 @@ where
             self.as_mut().first(Place::free());
         }
         let mut this = self.as_mut().project();
-        let InPhase::First { work, .. } = this.phase.as_mut().project() else {
+        let InPhase::First { mut work, .. } = this.phase.as_mut().project() else {
             return self.poll_rest(cx);
         };
-        let Poll::Ready(end) = work.poll(cx) else { return Poll::Pending };
+        let Poll::Ready((output, struck)) = work.as_mut().poll_work(cx) else {
+            return Poll::Pending;
+        };
+        let scope = work.scope();
         this.phase.set(Phase::Done);
-        match (end, &this.parts) {
-            (End { output: Some(Ok(value)), .. }, Some((_, judge, _)))
-                if !judge.refuses(&value) =>
-            {
+        match (output, this.parts) {
+            (Some(Ok(value)), Some((_, judge, _))) if !judge.refuses(&value) => {
                 if begins {
                     this.run.succeed_at_once();
                 } else {
@@ -139,7 +140,7 @@ where
                 }
                 Poll::Ready(Ok(value))
             }
-            (end, _) => self.failed(end, clock::now(), cx),
+            (output, _) => self.failed(End { output, scope, struck }, clock::now(), cx),
         }
     }
 
