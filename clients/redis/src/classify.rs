@@ -6,7 +6,10 @@ use mainstay_policy::{Classify, Effect, Outcome, Verdict};
 use std::{error::Error as StdError, fmt};
 
 /// Why one attempt failed, or why the fallback could not answer for it.
-pub struct RedisFailure {
+// On the heap, since it would make every answer that is none of these larger.
+pub struct RedisFailure(Box<Failure>);
+
+struct Failure {
     what: What,
     verdict: Verdict,
 }
@@ -20,9 +23,13 @@ enum What {
 }
 
 impl RedisFailure {
+    fn new(what: What, verdict: Verdict) -> Self {
+        Self(Box::new(Failure { what, verdict }))
+    }
+
     pub(crate) fn driver(error: Driver) -> Self {
         let verdict = verdict(&error);
-        Self { what: What::Driver(error), verdict }
+        Self::new(What::Driver(error), verdict)
     }
 
     /// The gate is closed, so nothing is sent. A refused password stays what it is: no outage.
@@ -36,7 +43,7 @@ impl RedisFailure {
                 } else {
                     Verdict::never_sent()
                 };
-                Self { what: What::Closed(cause), verdict }
+                Self::new(What::Closed(cause), verdict)
             }
         }
     }
@@ -44,59 +51,61 @@ impl RedisFailure {
     /// As [`Self::closed`], while the first connection has not taken long yet: that a caller would
     /// not wait says nothing of the server.
     pub(crate) fn connecting(away: IfAway) -> Self {
-        let closed = Self::closed(None, away);
-        Self { verdict: closed.verdict.with_outcome(Outcome::Neutral), ..closed }
+        let mut closed = Self::closed(None, away);
+        closed.0.verdict = closed.0.verdict.with_outcome(Outcome::Neutral);
+        closed
     }
 
-    pub(crate) const fn silent() -> Self {
-        Self { what: What::Silent, verdict: Verdict::unknown() }
+    pub(crate) fn silent() -> Self {
+        Self::new(What::Silent, Verdict::unknown())
     }
 
     /// The fallback cannot answer for the server.
-    pub(crate) const fn refused(refusal: Refusal) -> Self {
+    pub(crate) fn refused(refusal: Refusal) -> Self {
         let verdict = match refusal {
             Refusal::Full | Refusal::Unavailable => {
                 Verdict::transient().with_outcome(Outcome::Neutral)
             }
             Refusal::WrongType | Refusal::NotANumber => Verdict::permanent(),
         };
-        Self { what: What::Refused(refusal), verdict }
+        Self::new(What::Refused(refusal), verdict)
     }
 
     /// The same of several commands, of which some were done or may have been.
-    pub(crate) fn in_part(self) -> Self {
-        Self { verdict: Verdict { effect: Effect::Unknown, ..self.verdict }, ..self }
+    pub(crate) fn in_part(mut self) -> Self {
+        self.0.verdict.effect = Effect::Unknown;
+        self
     }
 
     /// Whether the server is the problem, so that the fallback may answer instead.
     #[must_use]
     pub fn is_outage(&self) -> bool {
-        let closed = matches!(self.what, What::Closed(_));
-        closed || self.verdict.outcome == Outcome::Failure && !self.is_auth()
+        let closed = matches!(self.0.what, What::Closed(_));
+        closed || self.0.verdict.outcome == Outcome::Failure && !self.is_auth()
     }
 
     /// The server refused the user name or password, or wants one.
     #[must_use]
     pub fn is_auth(&self) -> bool {
-        matches!(&self.what, What::Driver(e) if *e.kind() == ErrorKind::Auth)
+        matches!(&self.0.what, What::Driver(e) if *e.kind() == ErrorKind::Auth)
     }
 
     /// The fallback holds as many unsynchronised writes as it may; this one was not taken.
     #[must_use]
-    pub const fn is_fallback_full(&self) -> bool {
-        matches!(self.what, What::Refused(Refusal::Full))
+    pub fn is_fallback_full(&self) -> bool {
+        matches!(self.0.what, What::Refused(Refusal::Full))
     }
 
     /// Only the server can do it, and it is away or has not been told yet of what was written here.
     #[must_use]
-    pub const fn is_unavailable(&self) -> bool {
-        matches!(self.what, What::Refused(Refusal::Unavailable))
+    pub fn is_unavailable(&self) -> bool {
+        matches!(self.0.what, What::Refused(Refusal::Unavailable))
     }
 
     /// The key holds another type of value than the command is for.
     #[must_use]
     pub fn is_wrong_type(&self) -> bool {
-        match &self.what {
+        match &self.0.what {
             What::Refused(refusal) => matches!(refusal, Refusal::WrongType),
             What::Driver(error) => code(error) == "WRONGTYPE",
             _ => false,
@@ -106,7 +115,7 @@ impl RedisFailure {
     /// A counter's value is no whole number of 64 bits, or its sum would be none.
     #[must_use]
     pub fn is_not_a_number(&self) -> bool {
-        match &self.what {
+        match &self.0.what {
             What::Refused(refusal) => matches!(refusal, Refusal::NotANumber),
             What::Driver(error) => is_about_a_number(error),
             _ => false,
@@ -126,7 +135,7 @@ fn is_about_a_number(error: &Driver) -> bool {
 
 impl RedisFailure {
     pub(crate) fn into_driver(self) -> Option<Driver> {
-        match self.what {
+        match self.0.what {
             What::Driver(error) => Some(error),
             What::Closed(cause) => cause,
             _ => None,
@@ -135,7 +144,7 @@ impl RedisFailure {
 
     /// What the server itself said, its code first.
     pub(crate) fn server_text(&self) -> Option<&str> {
-        match &self.what {
+        match &self.0.what {
             What::Driver(error) if is_code(code(error)) => Some(error.details()),
             _ => None,
         }
@@ -164,11 +173,11 @@ pub(crate) fn is_answer(error: &Driver) -> bool {
 
 impl Classify for RedisFailure {
     fn classify(&self) -> Verdict {
-        self.verdict
+        self.0.verdict
     }
 
     fn code(&self) -> Option<String> {
-        let What::Driver(error) = &self.what else { return None };
+        let What::Driver(error) = &self.0.what else { return None };
         let code = code(error);
         let is_code = !code.is_empty() && code.bytes().all(|b| b.is_ascii_uppercase());
         is_code.then(|| code.to_owned())
@@ -220,7 +229,7 @@ impl fmt::Debug for RedisFailure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RedisFailure")
             .field("message", &format_args!("{self}"))
-            .field("verdict", &self.verdict)
+            .field("verdict", &self.0.verdict)
             .finish_non_exhaustive()
     }
 }
@@ -228,7 +237,7 @@ impl fmt::Debug for RedisFailure {
 impl fmt::Display for RedisFailure {
     /// Our own words: the server's text may hold keys and arguments.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let error = match &self.what {
+        let error = match &self.0.what {
             What::Closed(Some(error)) | What::Driver(error) => error,
             What::Closed(None) => return f.write_str(UNREACHABLE),
             What::Silent => return f.write_str("the server does not answer"),
@@ -268,7 +277,7 @@ impl fmt::Display for RedisFailure {
                 }
             }
             ErrorKind::IO => {
-                f.write_str(if matches!(self.what, What::Closed(_)) {
+                f.write_str(if matches!(self.0.what, What::Closed(_)) {
                     UNREACHABLE
                 } else {
                     "the connection was lost before an answer"
@@ -278,7 +287,7 @@ impl fmt::Display for RedisFailure {
                     None => Ok(()),
                 }
             }
-            ErrorKind::Timeout if matches!(self.what, What::Closed(_)) => f.write_str(
+            ErrorKind::Timeout if matches!(self.0.what, What::Closed(_)) => f.write_str(
                 "the server does not answer; check that it runs and the Redis URL, rediss for TLS \
                  and redis without",
             ),
@@ -298,7 +307,7 @@ impl fmt::Display for RedisFailure {
                     code(error)
                 ),
             },
-            ErrorKind::Canceled if matches!(self.what, What::Closed(_)) => {
+            ErrorKind::Canceled if matches!(self.0.what, What::Closed(_)) => {
                 f.write_str("the connection was closed")
             }
             kind => f.write_str(match kind {
@@ -376,7 +385,7 @@ fn certificate(details: &str) -> Option<&str> {
 
 impl StdError for RedisFailure {
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
-        match &self.what {
+        match &self.0.what {
             What::Driver(error) | What::Closed(Some(error)) => Some(error),
             _ => None,
         }

@@ -539,7 +539,11 @@ pub(crate) fn answered(error: RedisFailure, began: Instant) -> CallError<RedisFa
 fn count(reply: Value) -> i64 {
     match reply {
         Value::Integer(n) => n,
-        // OK
+        Value::Bytes(ok) => {
+            // Here, since what drops any value is more code.
+            drop(ok);
+            1
+        }
         _ => 1,
     }
 }

@@ -47,6 +47,7 @@ pub(crate) enum IfAway {
 
 /// What the link is asked to send. Those beside `Raw` are apart because fred has calls for them that
 /// share a flush with their neighbours, and they are nearly all there is.
+#[derive(Clone, Copy)]
 pub(crate) enum Command<'a> {
     /// GET or HGET.
     Read(&'a Slot),
@@ -62,7 +63,7 @@ pub(crate) enum Command<'a> {
     Expire(&'a Bytes, Option<Duration>),
     /// INCRBY or HINCRBY.
     Add(&'a Slot, i64),
-    Raw(Raw),
+    Raw(&'a Raw),
 }
 
 impl Command<'_> {

@@ -203,7 +203,23 @@ impl Fallback {
 
     /// The server answered a question that was sent at `sent`. Gives what memory knows better: a
     /// write may have been kept here meanwhile.
+    #[inline]
     pub(crate) fn filled<Q: Query>(
+        &self,
+        query: &Q,
+        ticket: Ticket,
+        found: &Q::Found,
+        sent: Instant,
+    ) -> Option<Result<Known<Q::Found>, Refusal>> {
+        // Nothing is changed then, so that no other call has to be kept out.
+        if self.dirty_keys() == 0 && query.is_kept(&self.shadow, found, sent) {
+            return None;
+        }
+        self.filled_anew(query, ticket, found, sent)
+    }
+
+    #[inline(never)]
+    fn filled_anew<Q: Query>(
         &self,
         query: &Q,
         ticket: Ticket,

@@ -86,7 +86,7 @@ impl RedisClient {
         key: impl AsRef<[u8]>,
     ) -> Result<Answer<HashMap<String, T>>, Error> {
         let slot = self.slot(key, None)?;
-        let answer = self.read(&All(slot.key)).await?;
+        let answer = self.read(&All::new(slot.key)).await?;
         answer.try_map(|pairs| {
             let pair = |(field, value)| Ok((String::from_value(field)?, T::from_value(value)?));
             pairs.into_iter().map(pair).collect()

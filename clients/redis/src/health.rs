@@ -51,8 +51,8 @@ impl RedisClient {
         }
         let left = deadline.saturating_duration_since(Instant::now());
         // Sent together. The client's user may not be allowed to ask for the role.
-        let ping = Command::Raw(Raw::ping());
-        let ask = Command::Raw(Raw { name: "ROLE".into(), ..Raw::ping() });
+        let (ping, ask) = (Raw::ping(), Raw::role());
+        let (ping, ask) = (Command::Raw(&ping), Command::Raw(&ask));
         let both = async {
             let send = |command| line.send(command, IfAway::Fail, Some(left));
             tokio::join!(send(&ping), send(&ask))

@@ -194,12 +194,8 @@ impl Line {
     ) -> Sending<'a> {
         match &self.servers {
             Servers::One(peer) => peer.send(command, false, away, timeout),
-            Servers::Cluster(cluster) => {
-                Sending::apart(Box::pin(cluster.send(command, away, timeout)))
-            }
-            Servers::Sentinel(sentinel) => {
-                Sending::apart(Box::pin(sentinel.send(command, away, timeout)))
-            }
+            Servers::Cluster(cluster) => Sending::apart(cluster.send(command, away, timeout)),
+            Servers::Sentinel(sentinel) => Sending::apart(sentinel.send(command, away, timeout)),
         }
     }
 

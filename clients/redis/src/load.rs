@@ -300,7 +300,7 @@ impl Wanted<'_> {
 
     /// A cache that fails does not fail its callers; a key that is no cache's does.
     async fn cached<T: FromValue>(&self) -> Result<Cached, Error> {
-        let (value, ttl) = (Get(self.slot.clone()), TtlOf(self.slot.clone()));
+        let (value, ttl) = (Get(self.slot.clone()), TtlOf::new(self.slot.clone()));
         let (answer, ttl) = tokio::join!(self.client.read(&value), self.client.read(&ttl));
         let answer = match answer {
             Ok(answer) => answer,

@@ -91,7 +91,8 @@ impl RedisClient {
         let places = self.places(asked.iter().map(|(n, _)| &queries[*n].0))?;
         let command =
             |of: &Vec<usize>| many("MGET", of.iter().map(|i| &queries[asked[*i].0].0.key));
-        let commands: Vec<Command<'_>> = places.iter().map(command).collect();
+        let raws: Vec<_> = places.iter().map(command).collect();
+        let commands: Vec<_> = raws.iter().map(Command::Raw).collect();
         let away = if self.has_fallback() { IfAway::FallBack } else { IfAway::Fail };
         match self.ask_all(&MGET, &commands, away).await? {
             Ok(replies) => {
@@ -166,7 +167,8 @@ impl RedisClient {
             });
             many("MSET", parts)
         };
-        let commands: Vec<Command<'_>> = places.iter().map(command).collect();
+        let raws: Vec<_> = places.iter().map(command).collect();
+        let commands: Vec<_> = raws.iter().map(Command::Raw).collect();
         let away = if takes { IfAway::FallBack } else { IfAway::Fail };
         match self.ask_all(&MSET, &commands, away).await? {
             Ok(replies) => {
@@ -201,7 +203,7 @@ impl RedisClient {
     }
 }
 
-fn many<'a>(name: &'static str, args: impl Iterator<Item = &'a Bytes>) -> Command<'static> {
+fn many<'a>(name: &'static str, args: impl Iterator<Item = &'a Bytes>) -> Raw {
     let args = args.cloned().collect();
-    Command::Raw(Raw { name: Cow::Borrowed(name), args, route: Route::Key(0) })
+    Raw { name: Cow::Borrowed(name), args, route: Route::Key(0) }
 }

@@ -27,6 +27,10 @@ pub(crate) trait Query: Sync {
         shadow: &Shadow,
         now: Instant,
     ) -> Result<Known<Self::Found>, Refusal>;
+    /// Whether an answer of the server is kept already.
+    fn is_kept(&self, _: &Shadow, _: &Self::Found, _: Instant) -> bool {
+        false
+    }
     /// Keeps an answer of the server for later.
     fn keep(&self, shadow: &Shadow, found: &Self::Found, at: Instant);
 }
@@ -74,6 +78,10 @@ impl Query for Get {
         }
     }
 
+    fn is_kept(&self, shadow: &Shadow, found: &Option<Bytes>, at: Instant) -> bool {
+        found.as_ref().is_some_and(|value| shadow.holds(&self.0, value, at))
+    }
+
     fn keep(&self, shadow: &Shadow, found: &Option<Bytes>, at: Instant) {
         match found {
             Some(value) => shadow.seen(&self.0, value, at),
@@ -83,9 +91,16 @@ impl Query for Get {
 }
 
 /// EXISTS.
-pub(crate) struct Exists(pub(crate) Slot);
+pub(crate) struct Exists {
+    slot: Slot,
+    command: Raw,
+}
 
 impl Exists {
+    pub(crate) fn new(slot: Slot) -> Self {
+        Self { command: Raw::keyed("EXISTS", vec![slot.key.clone()]), slot }
+    }
+
     /// A hash is there too.
     fn of(
         known: Result<Known<Option<Bytes>>, Refusal>,
@@ -102,7 +117,7 @@ impl Query for Exists {
     type Found = bool;
 
     fn key(&self) -> &Bytes {
-        &self.0.key
+        &self.slot.key
     }
 
     fn operation(&self) -> Operation {
@@ -110,7 +125,7 @@ impl Query for Exists {
     }
 
     fn command(&self) -> Command<'_> {
-        Command::Raw(Raw::keyed("EXISTS", vec![self.0.key.clone()]))
+        Command::Raw(&self.command)
     }
 
     fn found(&self, reply: Value) -> bool {
@@ -118,7 +133,7 @@ impl Query for Exists {
     }
 
     fn dirty(&self, dirty: &Dirty, now: Instant) -> Standing<bool> {
-        match dirty.read(&self.0, now) {
+        match dirty.read(&self.slot, now) {
             Standing::Clean => Standing::Clean,
             Standing::Mixed => Standing::Mixed,
             Standing::Dirty(known) => {
@@ -128,7 +143,7 @@ impl Query for Exists {
     }
 
     fn memory(&self, dirty: &Dirty, shadow: &Shadow, now: Instant) -> Result<Known<bool>, Refusal> {
-        Self::of(Get(self.0.clone()).memory(dirty, shadow, now), now)
+        Self::of(Get(self.slot.clone()).memory(dirty, shadow, now), now)
     }
 
     fn keep(&self, _: &Shadow, _: &bool, _: Instant) {}
@@ -148,9 +163,16 @@ pub enum Ttl {
 }
 
 /// PTTL.
-pub(crate) struct TtlOf(pub(crate) Slot);
+pub(crate) struct TtlOf {
+    slot: Slot,
+    command: Raw,
+}
 
 impl TtlOf {
+    pub(crate) fn new(slot: Slot) -> Self {
+        Self { command: Raw::keyed("PTTL", vec![slot.key.clone()]), slot }
+    }
+
     fn of(known: Known<super::fallback::Held>, now: Instant) -> Result<Known<Ttl>, Refusal> {
         Ok(match known {
             Known::Here { what, at } => {
@@ -179,7 +201,7 @@ impl Query for TtlOf {
     type Found = Ttl;
 
     fn key(&self) -> &Bytes {
-        &self.0.key
+        &self.slot.key
     }
 
     fn operation(&self) -> Operation {
@@ -187,7 +209,7 @@ impl Query for TtlOf {
     }
 
     fn command(&self) -> Command<'_> {
-        Command::Raw(Raw::keyed("PTTL", vec![self.0.key.clone()]))
+        Command::Raw(&self.command)
     }
 
     fn found(&self, reply: Value) -> Ttl {
@@ -201,7 +223,7 @@ impl Query for TtlOf {
     }
 
     fn dirty(&self, dirty: &Dirty, now: Instant) -> Standing<Ttl> {
-        match dirty.read(&self.0, now) {
+        match dirty.read(&self.slot, now) {
             Standing::Clean => Standing::Clean,
             Standing::Dirty(Ok(known)) => Standing::Dirty(Self::of(known, now)),
             Standing::Mixed | Standing::Dirty(Err(_)) => Standing::Mixed,
@@ -209,10 +231,10 @@ impl Query for TtlOf {
     }
 
     fn memory(&self, dirty: &Dirty, shadow: &Shadow, now: Instant) -> Result<Known<Ttl>, Refusal> {
-        match dirty.read(&self.0, now) {
+        match dirty.read(&self.slot, now) {
             Standing::Dirty(known) => known,
             Standing::Mixed => Err(Refusal::Unavailable),
-            Standing::Clean => shadow.read(&self.0, now),
+            Standing::Clean => shadow.read(&self.slot, now),
         }
         .map_err(hash_is_unknown)
         .and_then(|known| Self::of(known, now))
@@ -220,22 +242,31 @@ impl Query for TtlOf {
 
     fn keep(&self, shadow: &Shadow, found: &Ttl, at: Instant) {
         match found {
-            Ttl::Missing => shadow.seen_absent(&self.0),
-            Ttl::Forever => shadow.seen_life(&self.0.key, Life::Forever),
+            Ttl::Missing => shadow.seen_absent(&self.slot),
+            Ttl::Forever => shadow.seen_life(&self.slot.key, Life::Forever),
             // From when it was asked: never longer than the server means.
-            Ttl::Left(left) => shadow.seen_life(&self.0.key, Life::of(Some(*left), at)),
+            Ttl::Left(left) => shadow.seen_life(&self.slot.key, Life::of(Some(*left), at)),
         }
     }
 }
 
 /// HGETALL.
-pub(crate) struct All(pub(crate) Bytes);
+pub(crate) struct All {
+    key: Bytes,
+    command: Raw,
+}
+
+impl All {
+    pub(crate) fn new(key: Bytes) -> Self {
+        Self { command: Raw::keyed("HGETALL", vec![key.clone()]), key }
+    }
+}
 
 impl Query for All {
     type Found = Pairs;
 
     fn key(&self) -> &Bytes {
-        &self.0
+        &self.key
     }
 
     fn operation(&self) -> Operation {
@@ -243,7 +274,7 @@ impl Query for All {
     }
 
     fn command(&self) -> Command<'_> {
-        Command::Raw(Raw::keyed("HGETALL", vec![self.0.clone()]))
+        Command::Raw(&self.command)
     }
 
     fn found(&self, reply: Value) -> Pairs {
@@ -261,7 +292,7 @@ impl Query for All {
     }
 
     fn dirty(&self, dirty: &Dirty, now: Instant) -> Standing<Pairs> {
-        dirty.read_all(&self.0, now)
+        dirty.read_all(&self.key, now)
     }
 
     fn memory(
@@ -270,13 +301,13 @@ impl Query for All {
         shadow: &Shadow,
         now: Instant,
     ) -> Result<Known<Pairs>, Refusal> {
-        match dirty.read_all(&self.0, now) {
+        match dirty.read_all(&self.key, now) {
             Standing::Dirty(known) => known,
-            Standing::Clean => shadow.read_all(&self.0, now),
+            Standing::Clean => shadow.read_all(&self.key, now),
             // Without the rest of the hash, what was written here is no answer, nor is a miss.
-            Standing::Mixed => match shadow.read_all(&self.0, now)? {
+            Standing::Mixed => match shadow.read_all(&self.key, now)? {
                 Known::Here { what: mut pairs, at } => {
-                    dirty.overlay(&self.0, &mut pairs);
+                    dirty.overlay(&self.key, &mut pairs);
                     Ok(if pairs.is_empty() {
                         Known::Absent
                     } else {
@@ -289,6 +320,6 @@ impl Query for All {
     }
 
     fn keep(&self, shadow: &Shadow, found: &Pairs, at: Instant) {
-        shadow.seen_all(&self.0, found, at);
+        shadow.seen_all(&self.key, found, at);
     }
 }

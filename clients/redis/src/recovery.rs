@@ -68,7 +68,8 @@ async fn step(
 
 /// Whether the server has forgotten it.
 async fn forget(task: &Task, policy: &Policy, line: &Line) -> bool {
-    let command = Command::Raw(Raw::forget(&task.key, &task.fields));
+    let forget = Raw::forget(&task.key, &task.fields);
+    let command = Command::Raw(&forget);
     let own = line.policy(&command);
     let policy = own.as_ref().unwrap_or(policy);
     let command = &command;
@@ -76,7 +77,8 @@ async fn forget(task: &Task, policy: &Policy, line: &Line) -> bool {
         match line.send(command, IfAway::FallBack, attempt.timeout()).await {
             // Not a hash any more: somebody else's value, and the only way to be rid of our fields.
             Err(error) if error.is_wrong_type() => {
-                let whole = Command::Raw(Raw::forget(&task.key, &[]));
+                let whole = Raw::forget(&task.key, &[]);
+                let whole = Command::Raw(&whole);
                 line.send(&whole, IfAway::FallBack, attempt.timeout()).await
             }
             result => result,

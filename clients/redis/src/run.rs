@@ -266,14 +266,15 @@ impl RedisClient {
                 // Any argument may be a key that was not said to be one.
                 keys.extend(run.args.iter().cloned());
             }
-            raws.push(Command::Raw(run.raw()?));
+            raws.push(run.raw()?);
         }
         let forget = || match self.fallback() {
             Some(fallback) if everything => fallback.forget_all(),
             _ => {}
         };
         forget();
-        let replies = self.direct(operation, &keys, effect, &raws).await;
+        let commands: Vec<_> = raws.iter().map(Command::Raw).collect();
+        let replies = self.direct(operation, &keys, effect, &commands).await;
         forget();
         replies
     }

@@ -80,7 +80,7 @@ impl Scan {
             let args =
                 vec![cursor, word("MATCH"), self.pattern.clone(), word("COUNT"), word(COUNT)];
             let raw = Raw { name: Cow::Borrowed("SCAN"), args, route: Route::Node(node.clone()) };
-            let commands = [Command::Raw(raw)];
+            let commands = [Command::Raw(&raw)];
             let began = Instant::now();
             let mut replies = self.client.direct(&SCAN, &[], OnKeys::Reads, &commands).await?;
             let reply = replies.pop().unwrap_or(Ok(Value::Nil));
@@ -100,8 +100,9 @@ impl Scan {
     async fn next_node(&mut self) -> Result<Option<Node>, Error> {
         if self.nodes.is_none() {
             // A cluster's servers are known once it was reached.
-            let ping = [Command::Raw(Raw::ping())];
-            self.client.direct(&SCAN, &[], OnKeys::Reads, &ping).await?;
+            let ping = Raw::ping();
+            let commands = [Command::Raw(&ping)];
+            self.client.direct(&SCAN, &[], OnKeys::Reads, &commands).await?;
             self.nodes = Some(self.client.reachable_line()?.nodes());
         }
         Ok(self.nodes.as_mut().and_then(Vec::pop))

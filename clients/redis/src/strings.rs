@@ -14,7 +14,7 @@ use bytes::Bytes;
 use mainstay_policy::{Error, Idempotency, Operation};
 use std::{
     fmt,
-    future::{Future, IntoFuture, ready},
+    future::{Future, IntoFuture},
     pin::Pin,
     time::Duration,
 };
@@ -107,7 +107,7 @@ impl RedisClient {
         slot: Slot,
         command: Raw,
     ) -> Result<Option<T>, Error> {
-        let command = Command::Raw(command);
+        let command = Command::Raw(&command);
         let reply = self.direct_one(&operation, slot, OnKeys::MayChange, command).await?;
         reply.into_bytes().map(T::from_value).transpose()
     }
@@ -133,7 +133,7 @@ impl RedisClient {
     /// # Errors
     /// As [`RedisClient::get`].
     pub async fn exists_answer(&self, key: impl AsRef<[u8]>) -> Result<Answer<bool>, Error> {
-        self.read(&Exists(self.slot(key, None)?)).await
+        self.read(&Exists::new(self.slot(key, None)?)).await
     }
 
     /// How long a key still lives. While degraded: of values that this client wrote or asked this of
@@ -150,7 +150,7 @@ impl RedisClient {
     /// # Errors
     /// As [`RedisClient::get`].
     pub async fn ttl_answer(&self, key: impl AsRef<[u8]>) -> Result<Answer<Ttl>, Error> {
-        self.read(&TtlOf(self.slot(key, None)?)).await
+        self.read(&TtlOf::new(self.slot(key, None)?)).await
     }
 
     /// Gives a key a lifetime from now, in whole milliseconds, rounded up; says whether there was
@@ -204,24 +204,19 @@ pub(crate) fn word(word: &'static str) -> Bytes {
     Bytes::from_static(word.as_bytes())
 }
 
-/// What both builders of a SET hold; a bad key or value is told on `.await`.
+/// What both builders of a SET hold; a bad key, value or lifetime is told on `.await`.
 struct Setting {
     client: RedisClient,
-    slot: Result<Slot, Error>,
-    value: Result<Bytes, Error>,
+    what: Result<(Slot, Bytes), Error>,
     ttl: Option<Duration>,
 }
 
 impl Setting {
+    #[inline]
     fn new(client: &RedisClient, key: impl AsRef<[u8]>, value: impl ToValue) -> Self {
         let value = value.to_value().and_then(|value| client.limits().value(value));
-        Self { slot: client.slot(key, None), client: client.clone(), value, ttl: None }
-    }
-
-    #[inline]
-    fn checked(self) -> Result<(RedisClient, Slot, Bytes, Option<Duration>), Error> {
-        let ttl = self.ttl.map(lifetime).transpose()?;
-        Ok((self.client, self.slot?, self.value?, ttl))
+        let what = value.and_then(|value| Ok((client.slot(key, None)?, value)));
+        Self { client: client.clone(), what, ttl: None }
     }
 
     fn args(slot: &Slot, value: Bytes, ttl: Option<Duration>) -> Vec<Bytes> {
@@ -266,31 +261,33 @@ impl IntoFuture for Set {
     type IntoFuture = Pin<Box<dyn Future<Output = Self::Output> + Send>>;
 
     fn into_future(self) -> Self::IntoFuture {
-        let (client, slot, value, ttl) = match self.what.checked() {
-            Ok(parts) => parts,
-            Err(error) => return Box::pin(ready(Err(error))),
-        };
-        if self.keep {
-            return Box::pin(keep_ttl(client, slot, value, ttl));
+        let Self { what, keep } = self;
+        if keep {
+            return Box::pin(keep_ttl(what));
         }
-        let change = Change::Put { value, ttl };
-        boxed(move || async move { client.write(&slot, &change).await.map(drop) })
+        let Setting { client, what, ttl } = what;
+        boxed(move || async move {
+            match what {
+                Ok((ref slot, value)) => {
+                    let change = Change::Put { value, ttl: ttl.map(lifetime).transpose()? };
+                    client.write(slot, &change).await.map(drop)
+                }
+                Err(error) => Err(error),
+            }
+        })
     }
 }
 
-async fn keep_ttl(
-    client: RedisClient,
-    slot: Slot,
-    value: Bytes,
-    ttl: Option<Duration>,
-) -> Result<(), Error> {
+async fn keep_ttl(setting: Setting) -> Result<(), Error> {
     const KEEP: Operation = Operation::new("set", Idempotency::Safe);
+    let Setting { client, what, ttl } = setting;
+    let (slot, value) = what?;
     if ttl.is_some() {
         return Err(Error::invalid("redis: set with both ttl and keep_ttl; use one"));
     }
     let args = vec![slot.key.clone(), value, word("KEEPTTL")];
-    let command = Command::Raw(Raw::keyed("SET", args));
-    client.direct_one(&KEEP, slot, OnKeys::MayChange, command).await.map(drop)
+    let command = Raw::keyed("SET", args);
+    client.direct_one(&KEEP, slot, OnKeys::MayChange, Command::Raw(&command)).await.map(drop)
 }
 
 /// A conditional SET that has not been sent yet: await it.
@@ -321,10 +318,12 @@ impl IntoFuture for SetIf {
     fn into_future(self) -> Self::IntoFuture {
         const IF: Operation = Operation::new("set_if", Idempotency::Unsafe);
         Box::pin(async move {
-            let (client, slot, value, ttl) = self.what.checked()?;
+            let Setting { client, what, ttl } = self.what;
+            let ((slot, value), ttl) = (what?, ttl.map(lifetime).transpose()?);
             let mut args = Setting::args(&slot, value, ttl);
             args.push(word(self.condition));
-            let command = Command::Raw(Raw::keyed("SET", args));
+            let command = Raw::keyed("SET", args);
+            let command = Command::Raw(&command);
             let reply = client.direct_one(&IF, slot, OnKeys::MayChange, command).await?;
             Ok(reply != Value::Nil)
         })

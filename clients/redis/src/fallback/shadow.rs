@@ -139,7 +139,7 @@ impl Shadow {
     }
 
     fn recent(&self, at: Instant, now: Instant) -> bool {
-        self.max_stale.is_none_or(|max| now.saturating_duration_since(at) <= max)
+        self.max_stale.is_none_or(|max| age(at, now) <= max)
     }
 
     fn fresh(&self, held: &Held, now: Instant) -> bool {
@@ -235,18 +235,23 @@ impl Shadow {
         Ok(())
     }
 
-    /// Keeps an answer of the server. Of a text that has not changed only the age may have: it is
-    /// written down again once it matters, as a look is half the price of a write.
+    /// Whether an answer of the server is what is held, so that there is nothing to keep: of a text
+    /// that has not changed only the age may have, which is written down again once it matters, as a
+    /// look is half the price of a write.
+    pub(crate) fn holds(&self, slot: &Slot, value: &Bytes, at: Instant) -> bool {
+        slot.field.is_none()
+            && self.known(&slot.key, value).is_some_and(|(old, life)| {
+                !life.is_over(at) && self.max_stale.is_none_or(|max| age(old, at) <= max / 8)
+            })
+    }
+
+    /// Keeps an answer of the server.
     pub(crate) fn seen(&self, slot: &Slot, value: &Bytes, at: Instant) {
         let mut life = Life::Unknown;
         if slot.field.is_none()
             && let Some((old, its_life)) = self.known(&slot.key, value)
             && self.is_fresh(old, its_life, at)
         {
-            let age = at.saturating_duration_since(old);
-            if self.max_stale.is_none_or(|max| age <= max / 8) {
-                return;
-            }
             life = its_life;
         }
         // Too large to keep is a miss later.
@@ -364,6 +369,10 @@ impl Shadow {
         let entries = self.entries();
         (entries.by_key.len() as u64, entries.bytes)
     }
+}
+
+fn age(at: Instant, now: Instant) -> Duration {
+    now.saturating_duration_since(at)
 }
 
 fn field_weight(field: &Bytes, held: &Held) -> u64 {

@@ -198,7 +198,7 @@ fn lifetimes_move_with_what_memory_knows_and_with_nothing_else() {
     for server in [true, false] {
         let (fallback, k, now) = (fallback(server), Slot::key("k"), Instant::now());
         let (secs, at) = (Duration::from_secs, |seconds| now + Duration::from_secs(seconds));
-        let ttl = |slot: &Slot, now| value(fallback.read(&TtlOf(slot.clone()), now));
+        let ttl = |slot: &Slot, now| value(fallback.read(&TtlOf::new(slot.clone()), now));
         let expire = |ttl, now| fallback.write(&k, &Change::Expire(ttl), now);
         assert_eq!(ttl(&k, now), Ok(Ttl::Missing));
         assert_eq!(expire(Some(secs(1)), now), Err(Refusal::Unavailable), "the server may have it");
@@ -222,11 +222,11 @@ fn a_text_seen_at_the_server_has_a_lifetime_once_that_was_asked_for() {
     let (fallback, k, now) = (fallback(true), Slot::key("k"), Instant::now());
     let asked = ask_read(&fallback, &k);
     filled(&fallback, &k, asked, bytes("1"), now).unwrap();
-    assert_eq!(fallback.read(&TtlOf(k.clone()), now), Err(Refusal::Unavailable));
+    assert_eq!(fallback.read(&TtlOf::new(k.clone()), now), Err(Refusal::Unavailable));
     let left = Duration::from_secs(9);
-    let BeginRead::Ask(ticket) = fallback.begin_read(&TtlOf(k.clone()), now) else { panic!() };
-    assert!(fallback.filled(&TtlOf(k.clone()), ticket, &Ttl::Left(left), now).is_none());
-    assert_eq!(value(fallback.read(&TtlOf(k.clone()), now)), Ok(Ttl::Left(left)));
+    let BeginRead::Ask(ticket) = fallback.begin_read(&TtlOf::new(k.clone()), now) else { panic!() };
+    assert!(fallback.filled(&TtlOf::new(k.clone()), ticket, &Ttl::Left(left), now).is_none());
+    assert_eq!(value(fallback.read(&TtlOf::new(k.clone()), now)), Ok(Ttl::Left(left)));
     assert_eq!(read(&fallback, &k, now + left), Ok(None));
 }
 
@@ -237,7 +237,7 @@ fn a_hash_is_told_whole_or_not_at_all() {
         (Bytes::copy_from_slice(f.as_bytes()), Bytes::copy_from_slice(v.as_bytes()))
     };
     let all = || {
-        let known = fallback.read(&All(key.clone()), now);
+        let known = fallback.read(&All::new(key.clone()), now);
         value(known).map(|mut pairs| {
             pairs.sort();
             pairs
@@ -246,12 +246,12 @@ fn a_hash_is_told_whole_or_not_at_all() {
     assert_eq!(all(), Ok(Vec::new()), "nothing is known");
     fallback.write(&Slot::field("h", "f"), &put("1"), now).unwrap();
     assert_eq!(all(), Err(Refusal::Unavailable), "the server may hold more");
-    assert!(matches!(fallback.begin_read(&All(key.clone()), now), BeginRead::Mixed));
-    assert!(matches!(fallback.begin_read(&Exists(Slot::key("h")), now), BeginRead::Local(_)));
+    assert!(matches!(fallback.begin_read(&All::new(key.clone()), now), BeginRead::Mixed));
+    assert!(matches!(fallback.begin_read(&Exists::new(Slot::key("h")), now), BeginRead::Local(_)));
     fallback.drain(9).acknowledge(&[true; 9]);
-    let BeginRead::Ask(ticket) = fallback.begin_read(&All(key.clone()), now) else { panic!() };
+    let BeginRead::Ask(ticket) = fallback.begin_read(&All::new(key.clone()), now) else { panic!() };
     let seen = vec![pair("a", "1"), pair("b", "2")];
-    assert!(fallback.filled(&All(key.clone()), ticket, &seen, now).is_none());
+    assert!(fallback.filled(&All::new(key.clone()), ticket, &seen, now).is_none());
     assert_eq!(all(), Ok(seen));
     fallback.write(&Slot::field("h", "b"), &Change::Remove, now).unwrap();
     fallback.write(&Slot::field("h", "c"), &put("3"), now).unwrap();

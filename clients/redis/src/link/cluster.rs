@@ -311,7 +311,8 @@ impl Cluster {
     }
 
     async fn read_map(&self, sources: Vec<Source>) -> Option<Map> {
-        let command = Command::Raw(Raw::cluster_slots());
+        let slots = Raw::cluster_slots();
+        let command = Command::Raw(&slots);
         let mut cause = Driver::new(ErrorKind::Cluster, "no node answers");
         for (address, peer) in sources {
             peer.until_tried(PATIENCE).await;

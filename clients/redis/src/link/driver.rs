@@ -13,7 +13,7 @@ use fred::{
     interfaces::{ClientLike, HashesInterface, KeysInterface},
     socket2::TcpKeepalive,
     types::{
-        Builder, ClusterHash, CustomCommand, Expiration, Key, Value as Driven,
+        Builder, ClusterHash, CustomCommand, Expiration, Key, Map, Value as Driven,
         config::{
             Config, ConnectionConfig, Options, PerformanceConfig, ReconnectPolicy, TcpConfig,
             UnresponsiveConfig,
@@ -84,17 +84,20 @@ pub(super) fn call_within<'a>(
 
 /// The only place where a command meets fred, with nothing around its futures: a call beside others
 /// fetches its code anew, and each layer is more of it.
+#[inline]
 fn dispatch<'a, C>(client: &'a C, command: &Command<'_>) -> Answer<'a>
 where
     C: ClientLike + KeysInterface + HashesInterface,
 {
+    // What the futures hold is made before they are, as `boxed` wants it.
     match *command {
         Command::Read(Slot { key, field: None }) => {
             let key = key.clone();
             boxed(move || client.get(key))
         }
         Command::Read(Slot { key, field: Some(field) }) => {
-            Box::pin(client.hget(key.clone(), field.clone()))
+            let (key, field) = (key.clone(), field.clone());
+            boxed(move || client.hget(key, field))
         }
         Command::Put { slot: Slot { key, field: None }, value, ttl } => {
             let expire = ttl.map(|ttl| Expiration::PX(milliseconds(ttl)));
@@ -102,31 +105,45 @@ where
             boxed(move || client.set(key, value, expire, None, false))
         }
         Command::Put { slot: Slot { key, field: Some(field) }, value, .. } => {
-            Box::pin(client.hset(key.clone(), (field.clone(), value.clone())))
+            let (key, pair) = (key.clone(), (field.clone(), value.clone()));
+            boxed(move || client.hset(key, pair))
         }
-        Command::Remove(Slot { key, field: None }) => Box::pin(client.del(key.clone())),
+        Command::Remove(Slot { key, field: None }) => {
+            let key = key.clone();
+            boxed(move || client.del(key))
+        }
         Command::Remove(Slot { key, field: Some(field) }) => {
-            Box::pin(client.hdel(key.clone(), field.clone()))
+            let (key, field) = (key.clone(), field.clone());
+            boxed(move || client.hdel(key, field))
         }
-        Command::Expire(key, ttl) => match ttl.map(milliseconds) {
-            Some(ttl) => Box::pin(client.pexpire(key.clone(), ttl, None)),
-            None => Box::pin(client.persist(key.clone())),
-        },
-        Command::Add(Slot { key, field: None }, n) => Box::pin(client.incr_by(key.clone(), n)),
+        Command::Expire(key, ttl) => {
+            let key = key.clone();
+            match ttl.map(milliseconds) {
+                Some(ttl) => boxed(move || client.pexpire(key, ttl, None)),
+                None => boxed(move || client.persist(key)),
+            }
+        }
+        Command::Add(Slot { key, field: None }, n) => {
+            let key = key.clone();
+            boxed(move || client.incr_by(key, n))
+        }
         Command::Add(Slot { key, field: Some(field) }, n) => {
-            Box::pin(client.hincrby(key.clone(), field.clone(), n))
+            let (key, field) = (key.clone(), field.clone());
+            boxed(move || client.hincrby(key, field, n))
         }
-        Command::Raw(Raw { ref name, ref args, .. }) => {
+        Command::Raw(Raw { name, args, .. }) => {
             // Which server it is for was decided before: fred knows one only.
             let name = match name {
                 Cow::Borrowed(name) => CustomCommand::new_static(name, ClusterHash::Random, false),
                 Cow::Owned(name) => CustomCommand::new(name.as_str(), ClusterHash::Random, false),
             };
-            Box::pin(client.custom(name, args.clone()))
+            let args = args.clone();
+            boxed(move || client.custom(name, args))
         }
     }
 }
 
+#[inline]
 pub(super) fn value(answer: Driven) -> Value {
     match answer {
         Driven::Null => Value::Nil,
@@ -136,14 +153,23 @@ pub(super) fn value(answer: Driven) -> Value {
         Driven::String(text) => Value::Bytes(text.into_inner()),
         Driven::Bytes(bytes) => Value::Bytes(bytes),
         Driven::Queued => Value::Bytes(Bytes::from_static(b"QUEUED")),
-        Driven::Array(items) => Value::Array(items.into_iter().map(value).collect()),
-        Driven::Map(pairs) => {
-            let pair = |(key, item): (Key, Driven)| {
-                (Value::Bytes(Bytes::copy_from_slice(key.as_bytes())), value(item))
-            };
-            Value::Map(pairs.inner().into_iter().map(pair).collect())
-        }
+        Driven::Array(items) => array(items),
+        Driven::Map(pairs) => map(pairs),
     }
+}
+
+// Apart from what is answered most.
+#[inline(never)]
+fn array(items: Vec<Driven>) -> Value {
+    Value::Array(items.into_iter().map(value).collect())
+}
+
+#[inline(never)]
+fn map(pairs: Map) -> Value {
+    let pair = |(key, item): (Key, Driven)| {
+        (Value::Bytes(Bytes::copy_from_slice(key.as_bytes())), value(item))
+    };
+    Value::Map(pairs.inner().into_iter().map(pair).collect())
 }
 
 /// As PX wants it.

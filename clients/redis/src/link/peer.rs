@@ -238,6 +238,7 @@ impl Peer {
     ///
     /// # Cancel safety
     /// A write whose future is dropped may still be sent; a timeout takes it back.
+    #[inline]
     pub(super) fn send<'a>(
         &'a self,
         command: &'a Command<'a>,
@@ -363,7 +364,8 @@ impl Core {
 
     /// A round trip; any answer that a working server gives will do.
     async fn ping(&self) -> Result<(), Driver> {
-        let ping = Command::Raw(Raw::ping());
+        let ping = Raw::ping();
+        let ping = Command::Raw(&ping);
         let call = self.call(&ping, Some(PATIENCE - MARGIN));
         match tokio::time::timeout(PATIENCE, call).await {
             Ok(Ok(_)) => Ok(()),

@@ -170,7 +170,8 @@ impl Sentinel {
             return Err(cause.unwrap_or_else(silent));
         }
         let name = Bytes::copy_from_slice(self.target.service().as_bytes());
-        let command = Command::Raw(Raw::master_of(name));
+        let question = Raw::master_of(name);
+        let command = Command::Raw(&question);
         let call = sentinel.send(&command, false, IfAway::FallBack, Some(PATIENCE));
         let Ok(Ok(answer)) = tokio::time::timeout(PATIENCE, call).await else {
             return Err(silent());
@@ -203,7 +204,8 @@ impl Sentinel {
         peer.until_tried(PATIENCE).await;
         let is_first = self.master().is_none();
         if peer.is_up() {
-            let role = Command::Raw(Raw::role());
+            let role = Raw::role();
+            let role = Command::Raw(&role);
             let call = peer.send(&role, false, IfAway::FallBack, Some(PATIENCE));
             let is_master = match tokio::time::timeout(PATIENCE, call).await {
                 Ok(Ok(Value::Array(role))) => {

@@ -16,23 +16,14 @@ use std::{
     time::Duration,
 };
 
-/// One command that is to go to one server.
-struct Call<'a> {
-    core: &'a Core,
-    command: &'a Command<'a>,
-    asking: bool,
-    away: IfAway,
-}
-
 /// A command on its way. Written by hand, since each `async` layer would copy the answer once more.
 pub(crate) struct Sending<'a>(Stage<'a>);
 
 enum Stage<'a> {
-    New(Call<'a>, Option<Duration>),
     Sent(Sent<'a>),
     /// What few wait for: a connection, or another server than the first.
     Apart(Pin<Box<dyn Future<Output = Result<Value, RedisFailure>> + Send + 'a>>),
-    /// The policy ends this in a moment, or has its answer.
+    /// The policy ends this in a moment.
     Over,
 }
 
@@ -47,20 +38,42 @@ struct Sent<'a> {
 }
 
 impl<'a> Sending<'a> {
-    pub(super) const fn new(
+    /// Nothing happens until it is polled.
+    #[inline]
+    pub(super) fn new(
         core: &'a Core,
         command: &'a Command<'a>,
         asking: bool,
         away: IfAway,
         timeout: Option<Duration>,
     ) -> Self {
-        Self(Stage::New(Call { core, command, asking, away }, timeout))
+        if core.up.load(Ordering::Acquire) {
+            Self(Stage::Sent(Sent::new(core, command, asking, away, timeout)))
+        } else {
+            Self::once_up(core, command, asking, away, timeout)
+        }
     }
 
-    pub(in crate::link) fn apart(
-        rest: Pin<Box<dyn Future<Output = Result<Value, RedisFailure>> + Send + 'a>>,
+    #[cold]
+    #[inline(never)]
+    fn once_up(
+        core: &'a Core,
+        command: &'a Command<'a>,
+        asking: bool,
+        away: IfAway,
+        timeout: Option<Duration>,
     ) -> Self {
-        Self(Stage::Apart(rest))
+        Self::apart(async move {
+            let left = core.admit(away, timeout).await?;
+            Sending(Stage::Sent(Sent::new(core, command, asking, away, left))).await
+        })
+    }
+
+    #[inline(never)]
+    pub(in crate::link) fn apart(
+        rest: impl Future<Output = Result<Value, RedisFailure>> + Send + 'a,
+    ) -> Self {
+        Self(Stage::Apart(Box::pin(rest)))
     }
 }
 
@@ -69,58 +82,43 @@ impl Future for Sending<'_> {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let stage = &mut self.get_mut().0;
-        if let Stage::New(call, timeout) = stage {
-            *stage = call.begin(*timeout);
-        }
         match stage {
-            Stage::Sent(sent) => {
-                let Poll::Ready(answer) = sent.answer.as_mut().poll(cx) else {
-                    return Poll::Pending;
-                };
-                let ended = match answer {
-                    Ok(answer) => {
-                        sent.core.note_answer();
-                        Poll::Ready(Ok(driver::value(answer)))
-                    }
-                    Err(error) => match sent.failed(error) {
-                        Some(failure) => Poll::Ready(Err(failure)),
-                        None => Poll::Pending,
-                    },
-                };
-                *stage = Stage::Over;
-                ended
-            }
+            Stage::Sent(sent) => match sent.answer.as_mut().poll(cx) {
+                Poll::Pending => Poll::Pending,
+                Poll::Ready(Ok(answer)) => {
+                    sent.core.note_answer();
+                    Poll::Ready(Ok(driver::value(answer)))
+                }
+                Poll::Ready(Err(error)) => {
+                    let failure = sent.failed(error);
+                    *stage = Stage::Over;
+                    failure.map_or(Poll::Pending, |failure| Poll::Ready(Err(failure)))
+                }
+            },
             Stage::Apart(rest) => rest.as_mut().poll(cx),
-            Stage::New(..) | Stage::Over => Poll::Pending,
+            Stage::Over => Poll::Pending,
         }
     }
 }
 
-impl<'a> Call<'a> {
-    fn begin(&self, timeout: Option<Duration>) -> Stage<'a> {
-        if self.core.up.load(Ordering::Acquire) {
-            return Stage::Sent(self.send(timeout));
-        }
-        let Self { core, command, asking, away } = *self;
-        Stage::Apart(Box::pin(async move {
-            let left = core.admit(away, timeout).await?;
-            Sending(Stage::Sent(Call { core, command, asking, away }.send(left))).await
-        }))
-    }
-
-    fn send(&self, left: Option<Duration>) -> Sent<'a> {
-        let core = self.core;
-        let pace = core.limits.pace(self.away, left);
+impl<'a> Sent<'a> {
+    #[inline]
+    fn new(
+        core: &'a Core,
+        command: &'a Command<'a>,
+        asking: bool,
+        away: IfAway,
+        left: Option<Duration>,
+    ) -> Self {
+        let pace = core.limits.pace(away, left);
         let before = core.answered.load(Ordering::Relaxed);
-        let answer = match self.asking {
-            false => core.call(self.command, pace.told),
-            true => after_asking(core, self.command, pace.told),
+        let answer = match asking {
+            false => core.call(command, pace.told),
+            true => after_asking(core, command, pace.told),
         };
-        Sent { core, answer, before, patient: pace.patient, in_full: pace.in_full }
+        Self { core, answer, before, patient: pace.patient, in_full: pace.in_full }
     }
-}
 
-impl Sent<'_> {
     /// `None`: the policy knows better.
     #[cold]
     fn failed(&self, error: Driver) -> Option<RedisFailure> {
@@ -149,7 +147,8 @@ fn after_asking<'a>(
     command: &'a Command<'a>,
     limit: Option<Duration>,
 ) -> Answer<'a> {
-    static ASKING: Command<'static> = Command::Raw(Raw::asking());
+    static RAW: Raw = Raw::asking();
+    static ASKING: Command<'static> = Command::Raw(&RAW);
     let asking = core.call(&ASKING, limit);
     let both = futures_util::future::join(asking, core.call(command, limit));
     Box::pin(async { both.await.1 })
