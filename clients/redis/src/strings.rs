@@ -207,7 +207,7 @@ pub(crate) fn word(word: &'static str) -> Bytes {
 /// What both builders of a SET hold; a bad key, value or lifetime is told on `.await`.
 struct Setting {
     client: RedisClient,
-    what: Result<(Slot, Bytes), Error>,
+    checked: Result<(Slot, Bytes), Error>,
     ttl: Option<Duration>,
 }
 
@@ -215,8 +215,8 @@ impl Setting {
     #[inline]
     fn new(client: &RedisClient, key: impl AsRef<[u8]>, value: impl ToValue) -> Self {
         let value = value.to_value().and_then(|value| client.limits().value(value));
-        let what = value.and_then(|value| Ok((client.slot(key, None)?, value)));
-        Self { client: client.clone(), what, ttl: None }
+        let checked = value.and_then(|value| Ok((client.slot(key, None)?, value)));
+        Self { client: client.clone(), checked, ttl: None }
     }
 
     fn args(slot: &Slot, value: Bytes, ttl: Option<Duration>) -> Vec<Bytes> {
@@ -265,9 +265,9 @@ impl IntoFuture for Set {
         if keep {
             return Box::pin(keep_ttl(what));
         }
-        let Setting { client, what, ttl } = what;
+        let Setting { client, checked, ttl } = what;
         boxed(move || async move {
-            match what {
+            match checked {
                 Ok((ref slot, value)) => {
                     let change = Change::Put { value, ttl: ttl.map(lifetime).transpose()? };
                     client.write(slot, &change).await.map(drop)
@@ -280,8 +280,8 @@ impl IntoFuture for Set {
 
 async fn keep_ttl(setting: Setting) -> Result<(), Error> {
     const KEEP: Operation = Operation::new("set", Idempotency::Safe);
-    let Setting { client, what, ttl } = setting;
-    let (slot, value) = what?;
+    let Setting { client, checked, ttl } = setting;
+    let (slot, value) = checked?;
     if ttl.is_some() {
         return Err(Error::invalid("redis: set with both ttl and keep_ttl; use one"));
     }
@@ -318,8 +318,8 @@ impl IntoFuture for SetIf {
     fn into_future(self) -> Self::IntoFuture {
         const IF: Operation = Operation::new("set_if", Idempotency::Unsafe);
         Box::pin(async move {
-            let Setting { client, what, ttl } = self.what;
-            let ((slot, value), ttl) = (what?, ttl.map(lifetime).transpose()?);
+            let Setting { client, checked, ttl } = self.what;
+            let ((slot, value), ttl) = (checked?, ttl.map(lifetime).transpose()?);
             let mut args = Setting::args(&slot, value, ttl);
             args.push(word(self.condition));
             let command = Raw::keyed("SET", args);

@@ -48,21 +48,8 @@ impl<'a> Sending<'a> {
         timeout: Option<Duration>,
     ) -> Self {
         if core.up.load(Ordering::Acquire) {
-            Self(Stage::Sent(Sent::new(core, command, asking, away, timeout)))
-        } else {
-            Self::once_up(core, command, asking, away, timeout)
+            return Self(Stage::Sent(Sent::new(core, command, asking, away, timeout)));
         }
-    }
-
-    #[cold]
-    #[inline(never)]
-    fn once_up(
-        core: &'a Core,
-        command: &'a Command<'a>,
-        asking: bool,
-        away: IfAway,
-        timeout: Option<Duration>,
-    ) -> Self {
         Self::apart(async move {
             let left = core.admit(away, timeout).await?;
             Sending(Stage::Sent(Sent::new(core, command, asking, away, left))).await
