@@ -22,8 +22,8 @@ const FAILURE_PATIENCE: Duration = Duration::from_secs(1);
 pub(crate) struct Limits {
     /// In bytes, after decompression.
     pub(crate) size: usize,
-    /// Between two pieces.
-    pub(crate) idle: Duration,
+    /// Between two pieces; `None` where the attempt is over sooner in any case: no timer then.
+    pub(crate) idle: Option<Duration>,
 }
 
 /// An answer whose body is being read.
@@ -94,6 +94,13 @@ impl Pieces {
         answer: &mut reqwest::Response,
         limits: &Limits,
     ) -> Result<(), HttpFailure> {
+        let Some(idle) = limits.idle else {
+            return poll_fn(|cx| match self.poll_pieces(answer, limits.size, cx)? {
+                Poll::Ready(()) => Poll::Ready(Ok(())),
+                Poll::Pending => Poll::Pending,
+            })
+            .await;
+        };
         // Armed when there is something to wait for, and once for a body: what comes is noted, and
         // the timer then runs on.
         let mut timer = pin!(None::<Sleep>);
@@ -105,7 +112,7 @@ impl Pieces {
             if since.0 != self.size {
                 since = (self.size, Instant::now());
             }
-            let until = since.1 + limits.idle;
+            let until = since.1 + idle;
             if timer.is_none() {
                 timer.set(Some(sleep_until(until)));
             }
@@ -113,7 +120,7 @@ impl Pieces {
                 && armed.as_mut().poll(cx).is_ready()
             {
                 if armed.deadline() >= until {
-                    return Poll::Ready(Err(HttpFailure::stalled(limits.idle)));
+                    return Poll::Ready(Err(HttpFailure::stalled(idle)));
                 }
                 armed.reset(until);
             }
