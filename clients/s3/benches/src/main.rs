@@ -10,8 +10,7 @@
 //! cargo run --release --manifest-path clients/s3/benches/Cargo.toml -- [MiB] [rounds] [plain|tls] [delay in ms] [up|down]
 //! ```
 //!
-//! Cores that have other work make the disk wait, whereupon a download opens more streams, which costs CPU: measure
-//! on a quiet machine. Beside `plain` it was seen at 1.04 to 1.14, and at 1.17 and 1.18 with other work.
+//! Measure on a quiet machine, and more than once: the medians of 45 rounds differ by 4 % from process to process.
 //!
 //! The delay is added to each answer. With a direction and a peer in place of the rounds, as in `1024 up
 //! mainstay`, it makes one transfer and prints how much memory that added at most, for which the page cache does

@@ -25,6 +25,10 @@ use tokio::task::{self, JoinHandle};
 /// What is written at once: a hop to another thread per network read costs more than the write.
 const GATHER: usize = 1024 * 1024;
 
+/// Frames as long as this come from what was queued in the kernel, of which the driver reads up to 400 KiB at once
+/// (seen over TLS too); what has just come in is some packets.
+const QUEUED: usize = 128 * 1024;
+
 /// What ties ranges together.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Version {
@@ -150,11 +154,13 @@ impl Range {
         if frames.is_empty() {
             return Ok(());
         }
-        if job.turn.try_lock().is_ok_and(|last| last.end.elapsed() > last.took) {
-            job.starved.store(true, Relaxed);
+        let length = frames.iter().map(Bytes::len).sum::<usize>();
+        let idle = || job.turn.try_lock().is_ok_and(|last| last.end.elapsed() > last.took / 4);
+        if let Some(starved) = is_starved(length / frames.len(), idle) {
+            job.starved.store(starved, Relaxed);
         }
         self.settle(job).await?;
-        let length = frames.iter().map(Bytes::len).sum::<usize>() as u64;
+        let length = length as u64;
         let (file, mut at) = (Arc::clone(job.temporary.file()), self.at);
         // The kernel lets one at a time write to a file: more threads would wait for each other.
         let mut turn = Arc::clone(&job.turn).lock_owned().await;
@@ -332,6 +338,14 @@ impl Range {
     }
 }
 
+/// Whether a disk that is idle waits for the network. While it writes, or just has, nothing is known.
+fn is_starved(mean_frame: usize, disk_is_idle: impl FnOnce() -> bool) -> Option<bool> {
+    match mean_frame < QUEUED {
+        true => disk_is_idle().then_some(true),
+        false => Some(false),
+    }
+}
+
 /// Start, end (exclusive) and total of `bytes 0-9/100`.
 fn content_range(text: &str) -> Option<(u64, u64, u64)> {
     let (range, total) = text.strip_prefix("bytes ")?.split_once('/')?;
@@ -343,7 +357,14 @@ fn content_range(text: &str) -> Option<(u64, u64, u64)> {
 
 #[cfg(test)]
 mod tests {
-    use super::content_range;
+    use super::*;
+
+    #[test]
+    fn a_disk_waits_for_the_network_only_if_nothing_is_queued() {
+        assert_eq!(is_starved(64 * 1024, || true), Some(true));
+        assert_eq!(is_starved(64 * 1024, || false), None);
+        assert_eq!(is_starved(400 * 1024, || true), Some(false));
+    }
 
     #[test]
     fn a_content_range_is_read_or_refused() {
