@@ -37,10 +37,9 @@ use std::{
     pin::Pin,
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
+        atomic::{AtomicBool, Ordering::Relaxed},
     },
     task::{Poll, ready},
-    time::{Duration, Instant},
 };
 use temporary::Temporary;
 use tokio::sync::Mutex;
@@ -153,8 +152,8 @@ impl Download {
             target,
             temporary: &temporary,
             turn: Arc::default(),
-            starved: AtomicBool::new(true),
-            ending: AtomicUsize::new(0),
+            queued: AtomicBool::new(false),
+            starved: AtomicBool::new(false),
             size: self.tuning.part_size.unwrap_or(PART),
             version: None,
             crc: OnceLock::new(),
@@ -232,10 +231,10 @@ struct Job<'a> {
     temporary: &'a Temporary,
     /// Whose turn it is to write.
     turn: Arc<Mutex<LastWrite>>,
-    /// The disk waits for the network: more ranges at once would help. Taken for true until there was a look.
+    /// At the last look what was sent was there before it was read: we are what is slow, not the network.
+    queued: AtomicBool,
+    /// The disk has waited for longer than it wrote.
     starved: AtomicBool,
-    /// Ranges whose end is near.
-    ending: AtomicUsize,
     size: u64,
     version: Option<Version>,
     /// What the store's checksum is, once that is known.
@@ -275,9 +274,9 @@ impl Job<'_> {
         S3Failure::local("written", self.download.path.clone(), error)
     }
 
-    /// All that is missing: as many ranges at once as allowed while the disk waits for the network. Where more is
-    /// sent than is read, it is one at a time, and the next is asked for in time before its end: more of them would
-    /// bring nothing sooner, and would come from further than the processor's cache.
+    /// All that is missing: as many ranges at once as allowed where the network is what is slow. Where we are, two,
+    /// so that one comes while the other is asked for, and another whenever the disk has to wait: more of them
+    /// than it takes would only come from further than the processor's cache.
     ///
     /// A range is what is left divided by how many there are ("guided self-scheduling", Polychronopoulos and
     /// Kuck, 1987): few requests, and all of them end at about the same time.
@@ -291,9 +290,9 @@ impl Job<'_> {
         let (mut running, mut sums) = (FuturesUnordered::new(), Vec::new());
         future::poll_fn(|context| {
             loop {
-                let (starved, ending) =
-                    (self.starved.swap(false, Relaxed), self.ending.load(Relaxed));
-                let wanted = wanted(starved, running.len(), ending).min(parallel);
+                let (queued, starved) =
+                    (self.queued.load(Relaxed), self.starved.swap(false, Relaxed));
+                let wanted = wanted(queued, starved, running.len()).min(parallel);
                 while missing.peek().is_some() && running.len() < wanted {
                     let parts = next_run(&mut missing, (count / wanted as u64).clamp(1, MOST));
                     count = count.saturating_sub(parts.len() as u64);
@@ -317,13 +316,7 @@ impl Job<'_> {
         let (client, held) = (self.client(), &range);
         // For all parts: an answer that is open does not wait for others that are not asked for yet.
         let _place = client.gate().enter().await;
-        let (mut first, mut ahead, mut ends_soon) = (None, 1, false);
-        for (left, (length, end)) in (1..=ends.len()).rev().zip(ends) {
-            if left <= ahead && !ends_soon {
-                ends_soon = true;
-                self.ending.fetch_add(1, Relaxed);
-            }
-            let begun = Instant::now();
+        for (length, end) in ends {
             client
                 .move_in_place(
                     Direction::Download,
@@ -335,29 +328,18 @@ impl Job<'_> {
                     },
                 )
                 .await?;
-            let took = begun.elapsed();
-            ahead = parts_ahead(*first.get_or_insert(took), took);
         }
-        self.ending.fetch_sub(1, Relaxed);
         Ok(range.into_inner())
     }
 }
 
-/// How many ranges there should be, of which so many run and some of these are near their end.
-fn wanted(starved: bool, running: usize, ending: usize) -> usize {
-    match (starved, running) {
-        (true, _) => usize::MAX,
-        (false, 0) => 1,
-        (false, 1) if ending == 1 => 2,
-        (false, n) => n,
+/// How many ranges there should be, of which so many run.
+fn wanted(queued: bool, starved: bool, running: usize) -> usize {
+    match (queued, starved) {
+        (false, _) => usize::MAX,
+        (true, true) => running.saturating_add(1).max(2),
+        (true, false) => 2,
     }
-}
-
-/// So many parts before a range's end the next one is asked for: as many as come in while an answer is waited
-/// for, which the first part's time has in it and a later one's has not.
-fn parts_ahead(first: Duration, later: Duration) -> usize {
-    let parts = first.as_nanos() / later.as_nanos().max(1);
-    usize::try_from(parts).unwrap_or(usize::MAX).max(1)
 }
 
 /// The next parts that follow each other, `most` of them at most.
@@ -378,12 +360,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_range_after_the_other_is_asked_for_in_time_and_a_disk_that_waits_gets_all() {
-        assert_eq!((wanted(false, 0, 0), wanted(false, 1, 0), wanted(false, 1, 1)), (1, 1, 2));
-        assert_eq!((wanted(false, 2, 1), wanted(false, 2, 2), wanted(false, 8, 8)), (2, 2, 8));
-        assert_eq!((wanted(true, 0, 0), wanted(true, 7, 3)), (usize::MAX, usize::MAX));
-        let ms = Duration::from_millis;
-        assert_eq!((parts_ahead(ms(8), ms(7)), parts_ahead(ms(27), ms(7))), (1, 3));
-        assert_eq!((parts_ahead(ms(1), ms(7)), parts_ahead(ms(1), ms(0)) > 1), (1, true));
+    fn a_slow_network_gets_all_streams_and_a_disk_that_waits_for_us_one_more() {
+        assert_eq!((wanted(false, false, 0), wanted(false, true, 7)), (usize::MAX, usize::MAX));
+        assert_eq!((wanted(true, false, 0), wanted(true, false, 5)), (2, 2));
+        assert_eq!((wanted(true, true, 0), wanted(true, true, 1)), (2, 2));
+        assert_eq!((wanted(true, true, 2), wanted(true, true, 5)), (3, 6));
     }
 }

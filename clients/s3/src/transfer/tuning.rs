@@ -63,7 +63,7 @@ macro_rules! tuning {
             }
 
             /// Parts on their way at once. Default: 8; all transfers of a client share 16, and a download that
-            /// is sent quicker than it is read makes do with one or two.
+            /// comes quicker than it is written makes do with fewer.
             pub fn parallel(mut self, parts: usize) -> Self {
                 self.tuning.parallel = parts;
                 self

@@ -25,7 +25,7 @@ use tokio::task::{self, JoinHandle};
 /// What is written at once: a hop to another thread per network read costs more than the write.
 const GATHER: usize = 1024 * 1024;
 
-/// Frames as long as this come from what was queued in the kernel, of which the driver reads up to 400 KiB at once
+/// A frame as long as this comes from what was queued in the kernel, of which the driver reads up to 400 KiB at once
 /// (seen over TLS too); what has just come in is some packets.
 const QUEUED: usize = 128 * 1024;
 
@@ -155,9 +155,11 @@ impl Range {
             return Ok(());
         }
         let length = frames.iter().map(Bytes::len).sum::<usize>();
-        let idle = || job.turn.try_lock().is_ok_and(|last| last.end.elapsed() > last.took / 4);
-        if let Some(starved) = is_starved(length / frames.len(), idle) {
-            job.starved.store(starved, Relaxed);
+        if length >= GATHER {
+            job.queued.store(frames.iter().any(|frame| frame.len() >= QUEUED), Relaxed);
+        }
+        if job.turn.try_lock().is_ok_and(|last| last.end.elapsed() > last.took) {
+            job.starved.store(true, Relaxed);
         }
         self.settle(job).await?;
         let length = length as u64;
@@ -338,14 +340,6 @@ impl Range {
     }
 }
 
-/// Whether a disk that is idle waits for the network. While it writes, or just has, nothing is known.
-fn is_starved(mean_frame: usize, disk_is_idle: impl FnOnce() -> bool) -> Option<bool> {
-    match mean_frame < QUEUED {
-        true => disk_is_idle().then_some(true),
-        false => Some(false),
-    }
-}
-
 /// Start, end (exclusive) and total of `bytes 0-9/100`.
 fn content_range(text: &str) -> Option<(u64, u64, u64)> {
     let (range, total) = text.strip_prefix("bytes ")?.split_once('/')?;
@@ -357,14 +351,7 @@ fn content_range(text: &str) -> Option<(u64, u64, u64)> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-
-    #[test]
-    fn a_disk_waits_for_the_network_only_if_nothing_is_queued() {
-        assert_eq!(is_starved(64 * 1024, || true), Some(true));
-        assert_eq!(is_starved(64 * 1024, || false), None);
-        assert_eq!(is_starved(400 * 1024, || true), Some(false));
-    }
+    use super::content_range;
 
     #[test]
     fn a_content_range_is_read_or_refused() {
