@@ -94,13 +94,6 @@ impl Pieces {
         answer: &mut reqwest::Response,
         limits: &Limits,
     ) -> Result<(), HttpFailure> {
-        let Some(idle) = limits.idle else {
-            return poll_fn(|cx| match self.poll_pieces(answer, limits.size, cx)? {
-                Poll::Ready(()) => Poll::Ready(Ok(())),
-                Poll::Pending => Poll::Pending,
-            })
-            .await;
-        };
         // Armed when there is something to wait for, and once for a body: what comes is noted, and
         // the timer then runs on.
         let mut timer = pin!(None::<Sleep>);
@@ -109,6 +102,7 @@ impl Pieces {
             if self.poll_pieces(answer, limits.size, cx)?.is_ready() {
                 return Poll::Ready(Ok(()));
             }
+            let Some(idle) = limits.idle else { return Poll::Pending };
             if since.0 != self.size {
                 since = (self.size, Instant::now());
             }

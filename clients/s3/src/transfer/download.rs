@@ -337,7 +337,7 @@ impl Job<'_> {
 fn wanted(queued: bool, starved: bool, running: usize) -> usize {
     match (queued, starved) {
         (false, _) => usize::MAX,
-        (true, true) => running.saturating_add(1).max(2),
+        (true, true) => (running + 1).max(2),
         (true, false) => 2,
     }
 }

@@ -162,7 +162,6 @@ impl Range {
             job.starved.store(true, Relaxed);
         }
         self.settle(job).await?;
-        let length = length as u64;
         let (file, mut at) = (Arc::clone(job.temporary.file()), self.at);
         // The kernel lets one at a time write to a file: more threads would wait for each other.
         let mut turn = Arc::clone(&job.turn).lock_owned().await;
@@ -175,7 +174,7 @@ impl Range {
             *turn = LastWrite { took: begun.elapsed(), end: Instant::now() };
             Ok(())
         });
-        self.writing = Some(Writing { length, sums, end });
+        self.writing = Some(Writing { length: length as u64, sums, end });
         Ok(())
     }
 
