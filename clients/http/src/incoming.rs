@@ -22,8 +22,8 @@ const FAILURE_PATIENCE: Duration = Duration::from_secs(1);
 pub(crate) struct Limits {
     /// In bytes, after decompression.
     pub(crate) size: usize,
-    /// Between two pieces; `None` where the attempt is over sooner in any case: no timer then.
-    pub(crate) idle: Option<Duration>,
+    /// Between two pieces.
+    pub(crate) idle: Duration,
 }
 
 /// An answer whose body is being read.
@@ -102,11 +102,10 @@ impl Pieces {
             if self.poll_pieces(answer, limits.size, cx)?.is_ready() {
                 return Poll::Ready(Ok(()));
             }
-            let Some(idle) = limits.idle else { return Poll::Pending };
             if since.0 != self.size {
                 since = (self.size, Instant::now());
             }
-            let until = since.1 + idle;
+            let until = since.1 + limits.idle;
             if timer.is_none() {
                 timer.set(Some(sleep_until(until)));
             }
@@ -114,7 +113,7 @@ impl Pieces {
                 && armed.as_mut().poll(cx).is_ready()
             {
                 if armed.deadline() >= until {
-                    return Poll::Ready(Err(HttpFailure::stalled(idle)));
+                    return Poll::Ready(Err(HttpFailure::stalled(limits.idle)));
                 }
                 armed.reset(until);
             }

@@ -161,8 +161,7 @@ impl Call {
             let driver = &driver;
             async move {
                 let seen = self.pace().seen();
-                let answer = self.head(driver, Some(attempt)).await?;
-                let rest = match self.read(answer, attempt, seen)? {
+                let rest = match self.read(self.head(driver, Some(attempt)).await?, seen)? {
                     Begun::Whole(response) => return Ok(response),
                     Begun::Rest(rest) => rest,
                 };
@@ -174,20 +173,13 @@ impl Call {
 
     /// The body of an answer, as far as it is there. Not `async`, or the future of every call would
     /// keep room for an answer that it does not hold.
-    fn read(
-        &self,
-        answer: reqwest::Response,
-        attempt: Attempt,
-        seen: Seen,
-    ) -> Result<Begun<'_>, HttpFailure> {
+    fn read(&self, answer: reqwest::Response, seen: Seen) -> Result<Begun<'_>, HttpFailure> {
         if HttpFailure::is_failing(answer.status()) {
             let failure = async move { Err(self.failure(answer, seen).await) };
             return Ok(Begun::Rest(Box::pin(failure)));
         }
         self.answered(seen);
-        let idle = self.body_idle();
-        let idle = attempt.timeout().is_none_or(|timeout| idle < timeout).then_some(idle);
-        let limits = Limits { size: self.max_body, idle };
+        let limits = Limits { size: self.max_body, idle: self.body_idle() };
         incoming::begin(answer, limits)
     }
 
