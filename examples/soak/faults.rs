@@ -54,6 +54,9 @@ pub(crate) struct Dependency {
     proxy: Arc<Proxy>,
     /// Its protocol has checksums, so that bytes may change on their way.
     checked: bool,
+    random: fastrand::Rng,
+    /// How many of each fault there were.
+    suffered: BTreeMap<&'static str, u32>,
 }
 
 type Network = (&'static str, fn(&mut Faults));
@@ -73,28 +76,34 @@ const NETWORK: [Network; 7] = [
 ];
 
 impl Dependency {
-    pub(crate) fn new(name: &'static str, fate: Fate, proxy: Arc<Proxy>, checked: bool) -> Self {
-        Self { name, fate, proxy, checked }
+    pub(crate) fn new(
+        name: &'static str,
+        fate: Fate,
+        proxy: Arc<Proxy>,
+        checked: bool,
+        seed: u64,
+    ) -> Self {
+        let random = fastrand::Rng::with_seed(seed);
+        Self { name, fate, proxy, checked, random, suffered: BTreeMap::new() }
     }
 
     pub(crate) fn name(&self) -> &'static str {
         self.name
     }
 
-    /// Fault after fault until then; returns how many of each there were.
-    pub(crate) async fn suffer(
-        &mut self,
-        end: Instant,
-        mut random: fastrand::Rng,
-    ) -> BTreeMap<&'static str, u32> {
-        let mut faults = BTreeMap::new();
+    pub(crate) fn suffered(&self) -> &BTreeMap<&'static str, u32> {
+        &self.suffered
+    }
+
+    /// Fault after fault until then.
+    pub(crate) async fn suffer(&mut self, end: Instant) {
         loop {
-            sleep(Duration::from_millis(random.u64(1_500..6_000))).await;
+            sleep(Duration::from_millis(self.random.u64(1_500..6_000))).await;
             if Instant::now() >= end {
-                return faults;
+                return;
             }
-            let lasts = Duration::from_millis(random.u64(200..4_000));
-            let name = match (random.u8(0..6), &self.fate) {
+            let lasts = Duration::from_millis(self.random.u64(200..4_000));
+            let name = match (self.random.u8(0..6), &self.fate) {
                 (0, Fate::Server(server)) => {
                     self.on(server, |server| server.kill()).await;
                     sleep(lasts).await;
@@ -120,7 +129,7 @@ impl Dependency {
                 }
                 _ => {
                     let kinds = if self.checked { NETWORK.len() } else { NETWORK.len() - 1 };
-                    let (name, change) = NETWORK[random.usize(0..kinds)];
+                    let (name, change) = NETWORK[self.random.usize(0..kinds)];
                     self.proxy.set(change);
                     sleep(lasts).await;
                     self.proxy.heal();
@@ -128,7 +137,7 @@ impl Dependency {
                     name
                 }
             };
-            *faults.entry(name).or_default() += 1;
+            *self.suffered.entry(name).or_default() += 1;
         }
     }
 

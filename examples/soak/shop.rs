@@ -15,7 +15,7 @@ use mainstay::{PgDatabase, sqlx};
 use mainstay_test_support::s3::Memory;
 use serde_json::{Value, json};
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{
         Arc, Mutex,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -56,11 +56,11 @@ async fn ask(service: &Router, method: &str, path: &str, body: String) -> Answer
     Answer { status: head.status, body: String::from_utf8_lossy(&body).into_owned() }
 }
 
-/// What the callers were told.
+/// What the callers were told; numbers only, or the books would be the memory that grows.
 pub(crate) struct Books {
-    /// By what was ordered: its number, or whether the order may have been taken all the same.
-    orders: Mutex<HashMap<String, Result<i64, bool>>>,
-    receipts: Mutex<HashMap<i64, String>>,
+    /// By the item's number: the order's, or whether the order may have been taken all the same.
+    orders: Mutex<HashMap<u64, Result<i64, bool>>>,
+    receipts: Mutex<HashSet<i64>>,
     wrong: Mutex<Vec<String>>,
     next: AtomicU64,
 }
@@ -69,7 +69,7 @@ impl Books {
     fn new() -> Self {
         Self {
             orders: Mutex::new(HashMap::with_capacity(ROOM)),
-            receipts: Mutex::new(HashMap::with_capacity(ROOM)),
+            receipts: Mutex::new(HashSet::with_capacity(ROOM)),
             wrong: Mutex::default(),
             next: AtomicU64::new(0),
         }
@@ -78,17 +78,16 @@ impl Books {
     pub(crate) async fn check(&self, db: &PgDatabase, store: &Memory, claims: &mut Claims) {
         let rows: Vec<(i64, String)> =
             sqlx::query_as("select id, item from orders").fetch_all(db).await.expect("all is well");
-        let mut there: HashMap<&str, Vec<i64>> = HashMap::new();
-        for (id, item) in &rows {
-            there.entry(item).or_default().push(*id);
+        let mut there: HashMap<String, Vec<i64>> = HashMap::new();
+        for (id, item) in rows {
+            there.entry(item).or_default().push(id);
         }
         let orders = self.orders.lock().unwrap();
-        let of = |item: &str| there.get(item).map_or(&[][..], Vec::as_slice);
+        let of = |n: &u64| there.get(&item(*n)).map_or(&[][..], Vec::as_slice);
         let acknowledged = orders.values().filter(|end| end.is_ok()).count();
         let unknown = orders.values().filter(|end| **end == Err(true)).count();
-        let lost = orders.iter().filter(|(item, end)| end.is_ok_and(|id| !of(item).contains(&id)));
-        let ghosts =
-            orders.iter().filter(|(item, end)| **end == Err(false) && !of(item).is_empty());
+        let lost = orders.iter().filter(|(n, end)| end.is_ok_and(|id| !of(n).contains(&id)));
+        let ghosts = orders.iter().filter(|(n, end)| **end == Err(false) && !of(n).is_empty());
         let twice = there.values().filter(|ids| ids.len() > 1).count();
         let (lost, ghosts) = (lost.count(), ghosts.count());
         claims.check(
@@ -99,8 +98,8 @@ impl Books {
             .check(ghosts == 0, &format!("service: {ghosts} orders answered as failed are there"));
         claims.check(twice == 0, &format!("service: {twice} are there twice; {unknown} unknown"));
         let receipts = self.receipts.lock().unwrap();
-        let differ = receipts.iter().filter(|(id, receipt)| {
-            store.object(&format!("receipts/{id}")).as_deref() != Some(receipt.as_bytes())
+        let differ = receipts.iter().filter(|id| {
+            store.object(&format!("receipts/{id}")).as_deref() != Some(receipt(**id).as_bytes())
         });
         let differ = differ.count();
         claims.check(
@@ -136,31 +135,32 @@ pub(crate) fn work(app: App, shift: &Shift, callers: &mut JoinSet<()>) -> (Arc<B
                 answer
             };
             // The last few, with what was ordered.
-            let mut taken: Vec<(i64, String)> = Vec::with_capacity(64);
+            let mut taken: Vec<(i64, u64)> = Vec::with_capacity(64);
             while let Some(round) = shift.round().await {
-                let item = format!("item-{}", books.next.fetch_add(1, Relaxed));
-                let answer = call("POST", "/orders", json!({ "item": item }).to_string()).await;
+                let n = books.next.fetch_add(1, Relaxed);
+                let order = json!({ "item": item(n) }).to_string();
+                let answer = call("POST", "/orders", order).await;
                 let end = match answer.json()["id"].as_i64() {
                     Some(id) if answer.status == StatusCode::CREATED => Ok(id),
                     _ => Err(answer.may_have_happened()),
                 };
-                books.orders.lock().unwrap().insert(item.clone(), end);
+                books.orders.lock().unwrap().insert(n, end);
                 if let Ok(id) = end {
                     if id % RECEIPT_EVERY == 0 {
-                        let (path, receipt) = (format!("/orders/{id}/receipt"), receipt(id));
-                        let answer = call("PUT", &path, receipt.clone()).await;
+                        let path = format!("/orders/{id}/receipt");
+                        let answer = call("PUT", &path, receipt(id)).await;
                         if answer.status == StatusCode::NO_CONTENT {
-                            books.receipts.lock().unwrap().insert(id, receipt);
+                            books.receipts.lock().unwrap().insert(id);
                         }
                     }
                     if taken.len() == 64 {
                         taken.swap_remove(0);
                     }
-                    taken.push((id, item));
+                    taken.push((id, n));
                 }
-                if let Some((id, item)) = random.choice(&taken) {
+                if let Some((id, n)) = random.choice(&taken) {
                     let answer = call("GET", &format!("/orders/{id}"), String::new()).await;
-                    let same = answer.json()["item"].as_str() == Some(item);
+                    let same = answer.json()["item"].as_str() == Some(&item(*n));
                     if answer.status == StatusCode::NOT_FOUND
                         || (answer.status.is_success() && !same)
                     {
@@ -178,6 +178,10 @@ pub(crate) fn work(app: App, shift: &Shift, callers: &mut JoinSet<()>) -> (Arc<B
         });
     }
     (books, tally)
+}
+
+fn item(n: u64) -> String {
+    format!("item-{n}")
 }
 
 fn receipt(id: i64) -> String {
