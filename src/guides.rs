@@ -6,6 +6,7 @@
 //! | [`what_is_retried`] | what is sent again, what is not, and why |
 //! | [`testing`] | what your service does when a dependency fails |
 //! | [`kubernetes`] | which probe asks what, and how a process ends |
+//! | [`runbook`] | what an alert means, and what to do about it |
 //! | [`from_python`] | each use of the Python resilience layer, here |
 
 #[doc = include_str!("guides/choosing_settings.md")]
@@ -18,3 +19,5 @@ pub mod testing {}
 pub mod from_python {}
 #[doc = include_str!("guides/kubernetes.md")]
 pub mod kubernetes {}
+#[doc = include_str!("guides/runbook.md")]
+pub mod runbook {}

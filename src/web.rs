@@ -145,7 +145,7 @@ impl Routes {
     }
 
     /// Lets operators isolate, close and reset breakers from the page, those of whom `allow` says so.
-    /// Off unless this is called.
+    /// Off unless this is called. What they change is this process's own; each other replica has to be told, too.
     ///
     /// `allow` gets the head of the request: decide by a session's cookie, by a header that your
     /// proxy sets, or by what your own layers left in its extensions. That the request comes from the
