@@ -187,7 +187,7 @@ fn durations_decisions_and_states_are_recorded() {
         "mainstay.attempt.duration failure 3 times",
         "mainstay.policy.decisions retry retry 1",
         "mainstay.policy.decisions reject breaker 1",
-        "mainstay.breaker.state  4",
+        "mainstay.breaker.phase  4",
         "mainstay.bulkhead.permit.usage  0",
         "mainstay.bulkhead.permit.limit  3",
     ] {

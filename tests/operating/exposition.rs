@@ -155,6 +155,28 @@ async fn the_dashboard_and_the_alerts_ask_for_what_is_there() {
     assert!(missing.is_empty(), "{missing:?}");
 }
 
+/// A recorder's text follows ours, and Prometheus writes its dots as `_`.
+#[tokio::test]
+async fn what_the_metrics_facade_hears_has_other_names() {
+    let ours = read(&metrics().await);
+    let sources = [
+        include_str!("../../policy/src/telemetry/numbers.rs"),
+        include_str!("../../clients/database/src/pool/numbers.rs"),
+        include_str!("../../clients/redis/src/numbers.rs"),
+        include_str!("../../clients/s3/src/numbers.rs"),
+    ];
+    let word = |c: char| !(c.is_ascii_alphanumeric() || c == '_' || c == '.');
+    let names: BTreeSet<_> = sources
+        .iter()
+        .flat_map(|source| source.split(word))
+        .filter(|word| word.starts_with("mainstay."))
+        .map(|name| name.replace('.', "_"))
+        .collect();
+    assert!(names.len() > 15, "{names:?}");
+    let twice: Vec<_> = names.iter().filter(|name| ours.contains_key(*name)).collect();
+    assert!(twice.is_empty(), "{twice:?}");
+}
+
 /// Prometheus' own tool has the last word on the text and on the rules.
 #[cfg(feature = "test-servers")]
 #[tokio::test]

@@ -1,14 +1,5 @@
 //! What of a policy goes to the `metrics` facade (feature `metrics`).
 //!
-//! | name | kind | labels besides `mainstay.policy.name` |
-//! |---|---|---|
-//! | `mainstay.call.duration` | histogram, seconds | `outcome`: success, failure, neutral |
-//! | `mainstay.attempt.duration` | histogram, seconds | `outcome`: success, failure |
-//! | `mainstay.policy.decisions` | counter | `kind`: retry, hedge, stop, reject, fallback; `decider` |
-//! | `mainstay.breaker.state` | gauge | 0 closed, 1 open, 2 half-open, 3 ramping, 4 isolated, 5 forced closed |
-//! | `mainstay.bulkhead.permit.usage` | gauge | places taken |
-//! | `mainstay.bulkhead.permit.limit` | gauge | places there are |
-//!
 //! A call that was ready at once is recorded when it is timed: while such calls take less than 10 us that
 //! is one in eight, which is recorded eight times, since to time and to record each would take as long as
 //! the call. A count is then behind by at most seven calls a thread.
@@ -28,11 +19,23 @@ const NAME: &str = "mainstay.policy.name";
 const CALL: &str = "mainstay.call.duration";
 const ATTEMPT: &str = "mainstay.attempt.duration";
 const DECISIONS: &str = "mainstay.policy.decisions";
-const STATE: &str = "mainstay.breaker.state";
+/// Not `.state`, which Prometheus would write as the family that `/metrics` of the facade has of its own.
+const STATE: &str = "mainstay.breaker.phase";
 const USAGE: &str = "mainstay.bulkhead.permit.usage";
 const LIMIT: &str = "mainstay.bulkhead.permit.limit";
 
 /// Gives the recorder the units and descriptions of our metrics; call it once one is installed.
+///
+/// | name | kind | labels besides `mainstay.policy.name` |
+/// |---|---|---|
+/// | `mainstay.call.duration` | histogram, seconds | `outcome`: success, failure, neutral |
+/// | `mainstay.attempt.duration` | histogram, seconds | `outcome`: success, failure |
+/// | `mainstay.policy.decisions` | counter | `kind`: retry, hedge, stop, reject, slow down, fallback; `decider` |
+/// | `mainstay.breaker.phase` | gauge | 0 closed, 1 open, 2 half-open, 3 ramping, 4 isolated, 5 forced closed |
+/// | `mainstay.bulkhead.permit.usage` | gauge | places taken |
+/// | `mainstay.bulkhead.permit.limit` | gauge | places there are |
+///
+/// The clients' own are in their documentation: pools, Redis's tiers, S3's transfers.
 pub fn describe_metrics() {
     metrics::describe_histogram!(CALL, Unit::Seconds, "How long calls took, retries included.");
     metrics::describe_histogram!(ATTEMPT, Unit::Seconds, "How long single attempts took.");
