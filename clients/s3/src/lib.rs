@@ -22,8 +22,8 @@
 //!
 //! # What it costs
 //!
-//! A GiB up takes 0.5 to 0.6 s of CPU (0.8 over TLS), 0.8 to 0.95 of what object_store takes; a GiB down 0.9 to 1.0 s
-//! (1.2), 0.9 to 1.06 of a get_object of the SDK that is written with care. An upload holds 64 MiB of
+//! A GiB up takes 0.5 to 0.9 s of CPU (1.2 over TLS), 0.8 to 1.04 of what object_store takes; a GiB down 1.0 to 1.2 s
+//! (1.4), 1.0 to 1.18 of a get_object of the SDK that is written with care. An upload holds 64 MiB of
 //! its file (more from 312 GiB on), a download up to 24 MiB. `clients/s3/benches` measures it beside its peers:
 //!
 //! ```sh
