@@ -4,7 +4,7 @@ use crate::{S3Client, S3Failure};
 use aws_sdk_s3::Client;
 use mainstay_policy::{CallError, Decider, Effect, Error, Idempotency, Operation, Policy};
 use std::{
-    sync::atomic::{AtomicBool, Ordering::Relaxed},
+    sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed},
     time::{Duration, Instant},
 };
 
@@ -147,7 +147,12 @@ impl S3Client {
         });
         let end = run.await;
         end.map_err(|error| {
-            let error = error.map(|e| e.about(target.bucket, target.key.is_some()));
+            let mut error = error.map(|e| e.about(target.bucket, target.key.is_some()));
+            if let CallError::Backend { effect, error, .. } = &mut error
+                && error.is_in_doubt()
+            {
+                *effect = Effect::Unknown;
+            }
             Error::from_call(policy.name(), operation.name(), error)
         })
     }
@@ -169,21 +174,6 @@ impl S3Client {
         Error::from_call(self.policy().name(), operation.name(), error)
     }
 
-    /// The end of an operation that may have happened, and must not be repeated.
-    pub(crate) fn unknown(
-        &self,
-        operation: &Operation,
-        target: Target<'_>,
-        attempts: u32,
-        started: Instant,
-        error: S3Failure,
-    ) -> Error {
-        let error = error.about(target.bucket, target.key.is_some());
-        let (elapsed, effect) = (started.elapsed(), Effect::Unknown);
-        let end = CallError::Backend { attempts, elapsed, effect, error };
-        Error::from_call(self.policy().name(), operation.name(), end)
-    }
-
     /// The same dependency with more time for many bytes; a deadline set by the user stays.
     pub(crate) fn policy_for(&self, length: u64) -> Policy {
         let policy = self.policy();
@@ -192,5 +182,24 @@ impl S3Client {
         };
         let timeout = timeout.saturating_add(Duration::from_secs(length / PER_SECOND));
         policy.with_timeout(timeout)
+    }
+}
+
+/// How many attempts of a write may have done it: all that were sent, but for those that certainly did not.
+/// What one may have done, the refusal of a later one does not undo.
+#[derive(Default)]
+pub(crate) struct Doubt(AtomicU32);
+
+impl Doubt {
+    /// An attempt begins.
+    pub(crate) fn sent(&self) {
+        self.0.fetch_add(1, Relaxed);
+    }
+
+    /// What an attempt failed with; it says whether another one may have done it.
+    pub(crate) fn of(&self, failure: S3Failure) -> S3Failure {
+        let undone = u32::from(failure.is_undone());
+        let in_doubt = self.0.fetch_sub(undone, Relaxed) > 1;
+        if in_doubt { failure.in_doubt() } else { failure }
     }
 }

@@ -28,6 +28,8 @@ pub struct S3Failure {
     status: Option<u16>,
     target: Option<Box<Target>>,
     source: Option<Source>,
+    /// Another attempt of the same write may have done it.
+    in_doubt: bool,
 }
 
 /// What a call was about, so far as it may be said.
@@ -100,6 +102,15 @@ impl S3Failure {
         self.verdict.effect != Effect::Unknown
     }
 
+    pub(crate) fn in_doubt(mut self) -> Self {
+        self.in_doubt = true;
+        self
+    }
+
+    pub(crate) fn is_in_doubt(&self) -> bool {
+        self.in_doubt
+    }
+
     /// New credentials may help. HEAD gives no code, and answers an expired token with 400.
     pub(crate) fn may_be_expired(&self) -> bool {
         match self.code() {
@@ -144,7 +155,7 @@ impl S3Failure {
     }
 
     fn new(what: What, verdict: Verdict, source: Option<Source>) -> Self {
-        Self { what, verdict, code: None, status: None, target: None, source }
+        Self { what, verdict, code: None, status: None, target: None, source, in_doubt: false }
     }
 
     pub(crate) fn about(mut self, bucket: &str, is_object: bool) -> Self {

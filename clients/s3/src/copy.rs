@@ -4,7 +4,7 @@ mod parts;
 
 use crate::{
     CustomerKey, PutOptions, S3Client, S3Failure, Written,
-    call::{COPY, Target},
+    call::{COPY, Doubt, Target},
     get::Get,
     numbers::{Direction, count_bytes, count_repeat},
     object::ObjectHead,
@@ -13,12 +13,7 @@ use crate::{
 use aws_sdk_s3::types::{MetadataDirective, TaggingDirective};
 use mainstay_policy::Error;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
-use std::{
-    fmt,
-    pin::Pin,
-    sync::atomic::{AtomicU32, Ordering::Relaxed},
-    time::Instant,
-};
+use std::{fmt, pin::Pin};
 
 /// What S3 copies in one request.
 const LONGEST: u64 = 5 * 1024 * 1024 * 1024;
@@ -122,8 +117,8 @@ impl Copy {
         let replaces = self.options.replaces_head();
         let options = if replaces { self.options.or_of(&head) } else { self.options };
         let source = source(&self.source, self.source_version.as_deref());
-        let (started, undone) = (Instant::now(), &AtomicU32::new(0));
-        let end = client
+        let doubt = &Doubt::default();
+        let copied = client
             .call(&COPY, target, head.size / FASTER, |sdk, attempt| {
                 count_repeat(Direction::Copy, attempt);
                 let key = self.source_key.as_ref();
@@ -142,28 +137,22 @@ impl Copy {
                     );
                 let (send, conditional) = (copy.send(), options.condition.is_some());
                 async move {
-                    let error = match send.await {
-                        Ok(copied) => {
-                            let etag = copied.copy_object_result.and_then(|result| result.e_tag);
-                            return Ok(Ok(Written { etag, version_id: copied.version_id }));
-                        }
-                        Err(error) => S3Failure::sdk(error, attempt),
-                    };
-                    if conditional && error.is_precondition_failed() {
-                        // An earlier attempt may have copied it, and this is its echo.
-                        let known = undone.load(Relaxed) + 1 == attempt;
-                        let error = error.of_the_condition();
-                        return if known { Err(error) } else { Ok(Err((attempt, error))) };
-                    }
-                    undone.fetch_add(u32::from(error.is_undone()), Relaxed);
-                    Err(error)
+                    doubt.sent();
+                    let copied = send.await.map_err(|e| {
+                        doubt.of(match conditional {
+                            true => S3Failure::of_write(e, attempt),
+                            // Of the source.
+                            false => S3Failure::sdk(e, attempt),
+                        })
+                    });
+                    let copied = copied?;
+                    let etag = copied.copy_object_result.and_then(|result| result.e_tag);
+                    Ok(Written { etag, version_id: copied.version_id })
                 }
             })
             .await?;
-        if end.is_ok() {
-            count_bytes(Direction::Copy, head.size);
-        }
-        end.map_err(|(attempts, error)| client.unknown(&COPY, target, attempts, started, error))
+        count_bytes(Direction::Copy, head.size);
+        Ok(copied)
     }
 }
 

@@ -39,15 +39,16 @@
 //! |---|---|---|
 //! | get, stream, head, exists, list, tags | repeated | reading changes nothing; a stream goes on at the next byte, of the same version |
 //! | put, set_tags | repeated | the whole object, or all its tags, are written again |
-//! | put `if_absent` or `if_match` | repeated; a 412 to the repeat is looked into | a mark in the metadata (`mainstay-write`) tells our own first attempt, which is a success, from somebody else's object: then the error's outcome is unknown |
+//! | put `if_absent` or `if_match` | repeated; a 412 to the repeat is looked into | a mark in the metadata (`mainstay-write`) tells our own first attempt, which is a success, from somebody else's object or one that may not be read: then the error's outcome is unknown |
 //! | copy | repeated | it is pinned to one version of its source |
 //! | copy with a condition | repeated; a 412 to the repeat is an unknown outcome | the copy carries no mark: read the target |
 //! | delete, delete_many | repeated | what is gone counts as deleted. In a bucket that keeps versions a repeat adds a marker, and between the two another writer's object may go |
-//! | upload_file | each part repeated | the end, if it got no answer, is looked into by a mark (`mainstay-upload`) |
+//! | upload_file | each part repeated | the end, if it got no answer, is looked into by a mark (`mainstay-upload`); where that is not found, the outcome is unknown |
 //! | presign | not sent | it is worked out here |
 //!
 //! What the store refused (`SlowDown`, 503, 409 of a condition) is repeated in any case, and what it
-//! answered for good (missing, denied, wrong region) never is. Expired credentials, a clock that is
+//! answered for good (missing, denied, wrong region) never is; of a write that an earlier attempt may have
+//! done, its outcome is unknown then. Expired credentials, a clock that is
 //! off and damaged bytes are worth one repeat.
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 

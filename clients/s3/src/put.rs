@@ -2,7 +2,7 @@
 
 use crate::{
     S3Client, S3Failure,
-    call::{PUT, Target},
+    call::{Doubt, PUT, Target},
     encryption::with_key,
     numbers::{Direction, count_bytes, count_repeat},
     options::{PutOptions, put_options},
@@ -11,12 +11,7 @@ use crate::{
 use aws_sdk_s3::{Client, primitives::ByteStream};
 use bytes::Bytes;
 use mainstay_policy::{Error, Operation};
-use std::{
-    fmt,
-    pin::Pin,
-    sync::atomic::{AtomicU32, Ordering::Relaxed},
-    time::Instant,
-};
+use std::{fmt, pin::Pin};
 
 /// A conditional write's mark in the object's metadata: it tells whether a 412 that answers a
 /// repeat is about our own first attempt.
@@ -98,13 +93,11 @@ impl S3Client {
         bytes: Bytes,
         options: &PutOptions,
     ) -> Result<Written, Error> {
-        let started = Instant::now();
         let mark = options.condition.is_some().then(|| format!("{:032x}", fastrand::u128(..)));
         let mark = mark.as_deref();
-        // Attempts that did nothing, for certain.
-        let undone = &AtomicU32::new(0);
+        let doubt = &Doubt::default();
         let key = target.key.unwrap_or_default();
-        let end = self
+        let written = self
             .call(operation, target, bytes.len() as u64, |sdk, attempt| {
                 count_repeat(Direction::Upload, attempt);
                 let mut put = options.put(sdk.put_object()).bucket(target.bucket).key(key);
@@ -116,36 +109,31 @@ impl S3Client {
                 let put = put.body(body).customize().disable_payload_signing();
                 let idle = self.policy().timeout();
                 async move {
+                    doubt.sent();
                     let put = watched(idle, |watch| async {
                         let put = put.interceptor(watch).send();
-                        put.await.map_err(|e| S3Failure::sdk(e, attempt))
+                        put.await.map_err(|e| S3Failure::of_write(e, attempt))
                     });
                     let error = match put.await {
                         Ok(put) => {
                             let (etag, version_id) = (put.e_tag, put.version_id);
-                            return Ok(Ok(Written { etag, version_id }));
+                            return Ok(Written { etag, version_id });
                         }
-                        Err(error) => error,
+                        Err(error) => doubt.of(error),
                     };
-                    let Some(mark) = mark.filter(|_| error.is_precondition_failed()) else {
-                        undone.fetch_add(u32::from(error.is_undone()), Relaxed);
-                        return Err(error);
-                    };
-                    if undone.load(Relaxed) + 1 == attempt {
-                        return Err(error.of_the_condition());
-                    }
-                    // An earlier attempt may have written the object, and this is its echo.
-                    match landed(&sdk, target, options, mark, attempt).await? {
-                        Some(written) => Ok(Ok(written)),
-                        None => Ok(Err((attempt, error.of_the_condition()))),
+                    let echo = error.is_precondition_failed() && error.is_in_doubt();
+                    match mark.filter(|_| echo) {
+                        // Another attempt may have written the object.
+                        Some(mark) => {
+                            landed(&sdk, target, options, mark, attempt).await?.ok_or(error)
+                        }
+                        None => Err(error),
                     }
                 }
             })
             .await?;
-        if end.is_ok() {
-            count_bytes(Direction::Upload, bytes.len() as u64);
-        }
-        end.map_err(|(attempts, error)| self.unknown(operation, target, attempts, started, error))
+        count_bytes(Direction::Upload, bytes.len() as u64);
+        Ok(written)
     }
 }
 
@@ -164,7 +152,8 @@ async fn landed(
             let ours = head.metadata().and_then(|m| m.get(MARK)).is_some_and(|m| m == mark);
             Ok(ours.then_some(Written { etag: head.e_tag, version_id: head.version_id }))
         }
-        Err(error) if error.is_not_found() => Ok(None),
-        Err(error) => Err(error),
+        Err(error) if error.is_repeatable() => Err(error),
+        // It is not there, or may not be looked at.
+        Err(_) => Ok(None),
     }
 }

@@ -76,6 +76,17 @@ impl Watch {
     fn taken(&self) -> Option<Instant> {
         *self.lock()
     }
+
+    fn put_on(&self, body: &mut SdkBody) {
+        let whole = mem::replace(body, SdkBody::taken());
+        let left = whole.content_length();
+        // Nobody asks an empty body for anything.
+        if left == Some(0) {
+            *self.lock() = None;
+        }
+        let sliced = Sliced { body: whole, rest: Bytes::new(), left, watch: self.clone() };
+        *body = SdkBody::from_body_1_x(sliced);
+    }
 }
 
 impl Intercept for Watch {
@@ -90,11 +101,7 @@ impl Intercept for Watch {
         _: &RuntimeComponents,
         _: &mut ConfigBag,
     ) -> Result<(), BoxError> {
-        let body = context.request_mut().body_mut();
-        let whole = mem::replace(body, SdkBody::taken());
-        let left = whole.content_length();
-        let sliced = Sliced { body: whole, rest: Bytes::new(), left, watch: self.clone() };
-        *body = SdkBody::from_body_1_x(sliced);
+        self.put_on(context.request_mut().body_mut());
         Ok(())
     }
 }
@@ -141,5 +148,24 @@ impl Body for Sliced {
 
     fn is_end_stream(&self) -> bool {
         self.left == Some(0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::time::sleep;
+
+    #[tokio::test(start_paused = true)]
+    async fn an_empty_body_is_sent_at_once_and_one_that_nobody_takes_has_stalled() {
+        let idle = Duration::from_secs(1);
+        for (text, answered) in [("", true), ("x", false)] {
+            let end = watched(Some(idle), |watch| async move {
+                watch.put_on(&mut SdkBody::from(text));
+                sleep(idle * 3).await;
+                Ok(())
+            });
+            assert_eq!(end.await.is_ok(), answered, "{text:?}");
+        }
     }
 }

@@ -28,6 +28,7 @@ use std::{
 use tempfile::TempDir;
 use tokio::{
     net::TcpListener,
+    sync::Notify,
     task::{JoinHandle, JoinSet},
 };
 
@@ -53,6 +54,10 @@ pub enum Answer {
     ApplyThenClose,
     /// Nothing, for ever.
     Hang,
+    /// The store does what it was asked, and says nothing of it, for ever.
+    ApplyThenHang,
+    /// The store answers, once it has done what another request asked meanwhile.
+    AfterAnother,
     /// The store answers, and the connection is closed after so many bytes of the body.
     Cut(usize),
     /// The store answers, and nothing more comes after so many bytes of the body.
@@ -71,6 +76,7 @@ struct Shared {
     seen: Arc<Mutex<Vec<String>>>,
     headers: Arc<Mutex<Vec<HeaderMap>>>,
     front: Arc<Mutex<Front>>,
+    done: Arc<Notify>,
     memory: Option<Memory>,
 }
 
@@ -112,6 +118,7 @@ impl S3 {
             seen: Arc::default(),
             headers: Arc::default(),
             front: Arc::new(Mutex::new(Box::new(|_| Answer::Pass))),
+            done: Arc::default(),
             memory,
         };
         let server = Some(tokio::spawn(serve(port.listen(), shared.clone())));
@@ -253,6 +260,7 @@ async fn answer(
         }
         Answer::Close => return Err(io::ErrorKind::ConnectionAborted.into()),
         Answer::Hang => std::future::pending().await,
+        Answer::AfterAnother => shared.done.notified().await,
         _ => {}
     }
     if !bucket.is_empty() && !shared.root.join(&bucket).exists() {
@@ -263,8 +271,10 @@ async fn answer(
         _ => request.map(Body::from),
     };
     let answered = service.call(request).await.map_err(|e| io::Error::other(format!("{e:?}")))?;
+    shared.done.notify_waiters();
     Ok(match decided {
         Answer::ApplyThenClose => return Err(io::ErrorKind::ConnectionAborted.into()),
+        Answer::ApplyThenHang => std::future::pending().await,
         Answer::Cut(at) => answered.map(|body| broken(body, at, Break::Cut)),
         Answer::Stall(at) => answered.map(|body| broken(body, at, Break::Stall)),
         Answer::Flip(at) => answered.map(|body| broken(body, at, Break::Flip)),

@@ -3,7 +3,7 @@
 use super::{Copy, source};
 use crate::{
     CustomerKey, PutOptions, S3Failure, Written,
-    call::{COMPLETE_UPLOAD, COPY, HEAD, Target},
+    call::{COMPLETE_UPLOAD, COPY, Doubt, HEAD, Target},
     encryption::with_key,
     numbers::{Direction, count_bytes, count_part, count_repeat},
     object::ObjectHead,
@@ -57,12 +57,14 @@ impl Copy {
             stream::iter(copied).buffer_unordered(PARALLEL).try_collect().await?;
         copied.sort_by_key(|part| part.part_number);
         let upload = CompletedMultipartUpload::builder().set_parts(Some(copied)).build();
+        let doubt = &Doubt::default();
         let completed = client.call(&COMPLETE_UPLOAD, target, self.part, |sdk, attempt| {
             let complete = options.complete(sdk.complete_multipart_upload());
             let complete = complete.bucket(&self.bucket).key(&self.key).upload_id(&id);
             let send = complete.multipart_upload(upload.clone()).send();
             async move {
-                let done = send.await.map_err(|e| S3Failure::of_write(e, attempt))?;
+                doubt.sent();
+                let done = send.await.map_err(|e| doubt.of(S3Failure::of_write(e, attempt)))?;
                 Ok(Written { etag: done.e_tag, version_id: done.version_id })
             }
         });
@@ -210,6 +212,23 @@ mod tests {
         let written = long(&s3, "to").if_absent().await.unwrap();
         assert_eq!(written.etag, s3.head(BUCKET, "to").await.unwrap().etag);
         none_left(&memory).await;
+    }
+
+    #[tokio::test]
+    async fn one_that_may_not_be_looked_into_has_an_unknown_outcome() {
+        let (store, memory, s3) = begun().await;
+        let completions = AtomicU32::new(0);
+        store.front(move |line| {
+            let completes = line.starts_with("POST") && line.contains("uploadId=");
+            match line {
+                _ if completes && completions.fetch_add(1, SeqCst) == 0 => Answer::ApplyThenClose,
+                _ if line.starts_with("HEAD") && line.contains("/to") => Answer::Status(403, ""),
+                _ => Answer::Pass,
+            }
+        });
+        let error = long(&s3, "to").await.unwrap_err();
+        assert!(error.is_outcome_unknown() && error.attempts() == 2, "{error:?}");
+        assert!(memory.object("to").unwrap() == bytes());
     }
 
     #[tokio::test]

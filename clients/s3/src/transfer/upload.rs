@@ -6,7 +6,7 @@ mod source;
 
 use crate::{
     Checksums, CustomerKey, S3Client, S3Failure, Written,
-    call::{COMPLETE_UPLOAD, HEAD, Target, UPLOAD, UPLOAD_PART},
+    call::{COMPLETE_UPLOAD, Doubt, HEAD, Target, UPLOAD, UPLOAD_PART},
     checksum::{Crc, Sum, Told, fold},
     encryption::Encryption,
     numbers::Direction,
@@ -211,29 +211,12 @@ impl<'a> Job<'a> {
 
     async fn in_one(&self) -> Result<Written, Error> {
         let length = self.source.length;
-        let whole = Part { number: 1, start: 0, length };
-        let read = &OnceCell::new();
-        let options = &self.upload.options;
-        let mark = options.condition.is_some().then(mark);
+        let (read, doubt) = (&OnceCell::new(), &Doubt::default());
+        let mark = self.upload.options.condition.is_some().then(mark);
         let mark = mark.as_deref();
         let send = |sdk: Client, attempt| async move {
-            let block = self.block(read, whole).await?;
-            self.source.unchanged().await?;
-            let mut put = options.put(sdk.put_object()).bucket(self.target.bucket).key(self.key());
-            if let Some(mark) = mark {
-                put = put.metadata(MARK, mark);
-            }
-            let put = put
-                .set_checksum_crc32(block.sum.map(|sum| sum.crc.text(sum.value)))
-                .body(ByteStream::from(block.bytes))
-                .customize()
-                .disable_payload_signing();
-            let put = watched(self.idle(), |watch| async {
-                let put = put.interceptor(watch).send();
-                put.await.map_err(|e| S3Failure::of_write(e, attempt))
-            });
-            let put = put.await?;
-            Ok(Written { etag: put.e_tag, version_id: put.version_id })
+            doubt.sent();
+            self.put(sdk, attempt, read, mark).await.map_err(|e| doubt.of(e))
         };
         let client = self.client();
         let sent = client.move_part(Direction::Upload, &UPLOAD, self.target, length, send).await;
@@ -248,6 +231,35 @@ impl<'a> Job<'a> {
         };
         self.tracker.moved(length);
         Ok(written)
+    }
+
+    /// One attempt at the whole file in one request.
+    async fn put(
+        &self,
+        sdk: Client,
+        attempt: u32,
+        read: &OnceCell<Block>,
+        mark: Option<&str>,
+    ) -> Result<Written, S3Failure> {
+        let whole = Part { number: 1, start: 0, length: self.source.length };
+        let block = self.block(read, whole).await?;
+        self.source.unchanged().await?;
+        let put = self.upload.options.put(sdk.put_object());
+        let mut put = put.bucket(self.target.bucket).key(self.key());
+        if let Some(mark) = mark {
+            put = put.metadata(MARK, mark);
+        }
+        let put = put
+            .set_checksum_crc32(block.sum.map(|sum| sum.crc.text(sum.value)))
+            .body(ByteStream::from(block.bytes))
+            .customize()
+            .disable_payload_signing();
+        let put = watched(self.idle(), |watch| async {
+            let put = put.interceptor(watch).send();
+            put.await.map_err(|e| S3Failure::of_write(e, attempt))
+        });
+        let put = put.await?;
+        Ok(Written { etag: put.e_tag, version_id: put.version_id })
     }
 
     async fn in_parts(&self) -> Result<Written, Error> {
@@ -330,7 +342,7 @@ impl<'a> Job<'a> {
     ) -> Result<(Written, Option<Told>), Error> {
         let parts = Some(sent.into_iter().map(|sent| sent.part).collect());
         let upload = CompletedMultipartUpload::builder().set_parts(parts).build();
-        let length = self.source.length;
+        let (length, doubt) = (self.source.length, &Doubt::default());
         let sum = sums.filter(|_| begun.whole).map(|sums| {
             let value = fold(Crc::Crc32, sums.iter().copied());
             Crc::Crc32.text(value)
@@ -348,7 +360,9 @@ impl<'a> Job<'a> {
                     .multipart_upload(upload.clone())
                     .send();
                 async move {
-                    let done = complete.await.map_err(|e| S3Failure::of_write(e, attempt))?;
+                    doubt.sent();
+                    let done = complete.await;
+                    let done = done.map_err(|e| doubt.of(S3Failure::of_write(e, attempt)))?;
                     let told = Told::read(done.checksum_crc32(), None, None);
                     Ok((Written { etag: done.e_tag, version_id: done.version_id }, told))
                 }

@@ -1,13 +1,18 @@
 //! Writes that are done only if, and what a repeat of one means.
 
-use crate::client;
-use mainstay_policy::{Effect, Error, report};
+use crate::{builder, bytes, client, quick};
+use mainstay_policy::{Effect, Error, Hedge, report};
 use mainstay_s3::S3Failure;
 use mainstay_test_support::{
     S3,
     s3::{Answer, BUCKET, Memory, Sums},
 };
-use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
+use std::{
+    fs,
+    sync::atomic::{AtomicU32, Ordering::SeqCst},
+    time::Duration,
+};
+use tempfile::TempDir;
 
 fn failed_precondition(error: &Error) {
     let failure = error.downcast_ref::<S3Failure>().unwrap();
@@ -24,6 +29,22 @@ fn first_put(store: &S3, answer: impl Fn() -> Answer + Send + 'static) {
         false => Answer::Pass,
     });
 }
+
+/// The answer to the first request that makes an object is lost, and nobody may look for it.
+fn lost_and_hidden(store: &S3) {
+    let writes = AtomicU32::new(0);
+    store.front(move |line| {
+        let puts = line.starts_with("PUT") && !line.contains("partNumber=");
+        let completes = line.starts_with("POST") && line.contains("uploadId=");
+        match line {
+            _ if line.starts_with("HEAD") => Answer::Status(403, ""),
+            _ if (puts || completes) && writes.fetch_add(1, SeqCst) == 0 => Answer::ApplyThenClose,
+            _ => Answer::Pass,
+        }
+    });
+}
+
+const PART: u64 = 64 * 1024;
 
 async fn with_store() -> (S3, Memory, mainstay_s3::S3Client) {
     let (store, memory) = S3::in_memory(Sums::Full).await;
@@ -85,6 +106,80 @@ async fn after_a_refusal_the_outcome_is_known() {
     let error = s3.put(BUCKET, "lock", "mine").if_absent().await.unwrap_err();
     failed_precondition(&error);
     assert_eq!((error.attempts(), error.effect()), (2, Effect::Permanent));
+}
+
+#[tokio::test]
+async fn what_may_have_been_written_and_may_not_be_looked_at_is_an_unknown_outcome() {
+    let (store, memory, s3) = with_store().await;
+    let (dir, large) = (TempDir::new().unwrap(), bytes(3 * PART as usize));
+    let file = dir.path().join("file");
+    lost_and_hidden(&store);
+    let error = s3.put(BUCKET, "put", "mine").if_absent().await.unwrap_err();
+    failed_precondition(&error);
+    assert!(error.is_outcome_unknown(), "{error:?}");
+    for (key, data) in [("small", &large[..9]), ("large", &large)] {
+        fs::write(&file, data).unwrap();
+        lost_and_hidden(&store);
+        let upload = s3.upload_file(&file, BUCKET, key).part_size(PART).if_absent();
+        let error = upload.await.unwrap_err();
+        failed_precondition(&error);
+        assert!(error.is_outcome_unknown(), "{error:?}");
+        assert_eq!(memory.object(key).unwrap(), data);
+    }
+    // Without a condition it is the upload in parts that is gone.
+    lost_and_hidden(&store);
+    let error = s3.upload_file(&file, BUCKET, "k").part_size(PART).await.unwrap_err();
+    let code = error.downcast_ref().and_then(S3Failure::code);
+    assert_eq!((code, error.effect()), (Some("NoSuchUpload"), Effect::Unknown));
+    assert_eq!(memory.object("k").unwrap(), large);
+}
+
+#[tokio::test]
+async fn of_a_file_it_is_known_or_not_as_of_bytes() {
+    let (store, memory, s3) = with_store().await;
+    let dir = TempDir::new().unwrap();
+    let file = dir.path().join("file");
+    fs::write(&file, "mine").unwrap();
+    for (key, answer, effect) in [
+        ("a", Answer::Close, Effect::Unknown),
+        ("b", Answer::Status(503, "SlowDown"), Effect::Permanent),
+    ] {
+        let other = memory.clone();
+        first_put(&store, move || {
+            other.put(key, "theirs");
+            answer
+        });
+        let error = s3.upload_file(&file, BUCKET, key).if_absent().await.unwrap_err();
+        failed_precondition(&error);
+        assert_eq!((error.attempts(), error.effect()), (2, effect));
+    }
+}
+
+#[tokio::test]
+async fn an_empty_lock_whose_answer_never_comes_is_ours() {
+    let (store, _, _) = with_store().await;
+    let policy = |policy| quick(policy).timeout(Duration::from_millis(300));
+    let s3 = builder(store.endpoint()).policy(policy).build().unwrap();
+    first_put(&store, || Answer::ApplyThenHang);
+    s3.put(BUCKET, "lock", "").if_absent().await.unwrap();
+    let seen = |method| store.seen(|line| line.starts_with(method));
+    assert_eq!((seen("PUT"), seen("HEAD")), (2, 1));
+}
+
+#[tokio::test]
+async fn a_first_copy_that_meets_what_the_second_wrote_is_a_success() {
+    let (store, memory, _) = with_store().await;
+    let policy = |policy| quick(policy).hedge(Hedge::After(Duration::from_millis(20)));
+    let s3 = builder(store.endpoint()).policy(policy).build().unwrap();
+    let puts = AtomicU32::new(0);
+    store.front(move |line| match line.starts_with("PUT") {
+        true if puts.fetch_add(1, SeqCst) == 0 => Answer::AfterAnother,
+        true => Answer::ApplyThenHang,
+        false => Answer::Pass,
+    });
+    s3.put(BUCKET, "lock", "mine").if_absent().await.unwrap();
+    assert_eq!(memory.object("lock").unwrap(), "mine");
+    assert_eq!(store.seen(|line| line.starts_with("PUT")), 2);
 }
 
 #[tokio::test]
