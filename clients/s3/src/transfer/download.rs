@@ -159,8 +159,10 @@ impl Download {
             crc: OnceLock::new(),
             tracker: None,
         };
+        let checked = self.client.checksums() == Checksums::On;
         let mut sums = Vec::new();
         let mut told = None;
+        let resumed = earlier.is_some();
         if let Some(earlier) = earlier {
             job.size = earlier.size;
             job.begin(earlier.version);
@@ -171,7 +173,7 @@ impl Download {
         } else {
             let first = Part { number: 1, start: 0, length: job.size };
             let mut range = job.range(vec![first]).await?;
-            told = range.whole.filter(|_| job.client().checksums() == Checksums::On);
+            told = range.whole.filter(|_| checked);
             // A range asked for at 0 always learns its version.
             let version = range.version.take().unwrap_or_default();
             let length = version.total.min(job.size);
@@ -190,12 +192,15 @@ impl Download {
         let missing = part::parts(0, total, job.size).filter(|part| !there.contains(&part.number));
         let count = total.div_ceil(job.size).saturating_sub(there.len() as u64);
         let ranges = job.ranges(missing, count);
+        // Ranges show that the version is still that one; where all of them were there, nothing has.
+        let unseen = resumed && count == 0;
         // What the store says of the whole comes while the ranges do.
         let asked = async {
             match told {
-                Some(told) => Ok(Some(told)),
-                None if total == 0 => Ok(None),
-                None => job.ask(None).await.map(|head| head.told),
+                None if unseen || (checked && total > 0) => {
+                    job.ask(None).await.map(|head| head.told)
+                }
+                told => Ok(told),
             }
         };
         let (ranges, told) = future::try_join(ranges, asked).await?;

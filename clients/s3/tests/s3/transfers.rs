@@ -135,6 +135,43 @@ async fn without_checksums_none_is_sent_asked_for_or_compared() {
     assert_eq!(store.seen(|line| line.starts_with("HEAD")), 0);
 }
 
+/// All of it was there, and then it could not take the target's name.
+#[tokio::test]
+async fn what_was_whole_before_it_was_resumed_is_of_the_version_that_is_there_now() {
+    for checksums in [Checksums::On, Checksums::Off] {
+        let (store, memory) = S3::in_memory(Sums::Full).await;
+        let s3 = builder(store.endpoint()).checksums(checksums).build().unwrap();
+        let dir = TempDir::new().unwrap();
+        let to = dir.path().join("to");
+        let fails = || {
+            let to = to.clone();
+            let download = s3.download_file(BUCKET, "k", &to).part_size(PART).resume();
+            download.on_progress(move |progress| {
+                if progress.done == progress.total {
+                    fs::create_dir(&to).unwrap();
+                }
+            })
+        };
+        memory.put("k", bytes(3 * PART as usize));
+        for replaced in [false, true] {
+            fails().await.unwrap_err();
+            fs::remove_dir(&to).unwrap();
+            if replaced {
+                memory.put("k", vec![7; 3 * PART as usize]);
+            }
+            store.forget();
+            s3.download_file(BUCKET, "k", &to).resume().await.unwrap();
+            assert!(fs::read(&to).unwrap() == memory.object("k").unwrap());
+            assert_eq!(store.seen(|line| line.starts_with("GET")) > 0, replaced);
+            assert!(
+                store.sent("x-amz-checksum-mode").iter().all(String::is_empty)
+                    == (checksums == Checksums::Off)
+            );
+            fs::remove_file(&to).unwrap();
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_store_that_asks_for_less_load_gets_it_and_the_upload_ends_well() {
     let (store, memory, s3, dir) = begun(Sums::Full).await;

@@ -12,18 +12,15 @@ use mainstay_policy::Error;
 use std::sync::Arc;
 
 /// What HEAD says.
-#[derive(Default)]
 pub(crate) struct Head {
     pub(crate) told: Option<Told>,
     length: u64,
 }
 
 impl Job<'_> {
-    /// Asks for the object's checksum; for a part, for its length.
+    /// Asks for the object's checksum, and whether it is still that version; for a part, for its length.
     pub(super) async fn ask(&self, part: Option<i32>) -> Result<Head, Error> {
-        if self.client().checksums() == Checksums::Off {
-            return Ok(Head::default());
-        }
+        let checked = self.client().checksums() == Checksums::On;
         let etag = self.version.as_ref().and_then(|version| version.etag.clone());
         let customer = self.download.customer.as_ref();
         let head = self.client().call(&HEAD, self.target, 0, |sdk, attempt| {
@@ -36,7 +33,7 @@ impl Job<'_> {
                 .set_sse_customer_key(customer.map(CustomerKey::base64))
                 .set_sse_customer_key_md5(customer.map(CustomerKey::md5))
                 .set_part_number(part)
-                .checksum_mode(ChecksumMode::Enabled)
+                .set_checksum_mode(checked.then_some(ChecksumMode::Enabled))
                 .send();
             async move { head.await.map_err(|e| S3Failure::sdk(e, attempt)) }
         });
@@ -47,7 +44,7 @@ impl Job<'_> {
             return Err(self.client().local(&DOWNLOAD, S3Failure::changed()));
         }
         let (crc32, c) = (head.checksum_crc32(), head.checksum_crc32_c());
-        let told = Told::read(crc32, c, head.checksum_crc64_nvme());
+        let told = Told::read(crc32, c, head.checksum_crc64_nvme()).filter(|_| checked);
         if let Some(told) = told {
             let _ = self.crc.set(told.crc);
         }
