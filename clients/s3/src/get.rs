@@ -7,7 +7,7 @@ use crate::{
     numbers::{Direction, count_bytes, count_repeat},
     object::ObjectHead,
     stall::within,
-    stream::ObjectStream,
+    stream::{ObjectStream, whole},
     transfer::tuning::check_idle,
 };
 use aws_sdk_s3::{
@@ -127,8 +127,8 @@ impl Get {
         self
     }
 
-    /// Only these bytes of it; an end beyond the object's is the object's. The store does not let
-    /// the checksum of a part be verified.
+    /// Only these bytes of it; an end beyond the object's is the object's. Other bytes, of a store that
+    /// ignores ranges, are an error. The store does not let the checksum of a part be verified.
     pub const fn range(mut self, range: Range<u64>) -> Self {
         self.range = Some(range);
         self
@@ -213,19 +213,29 @@ impl Get {
             .set_range(range.map(|r| format!("bytes={}-{}", r.start, r.end - 1)))
     }
 
+    /// Whether the answer holds what was asked for: some stores ignore ranges.
+    pub(crate) fn is_answered_by(&self, got: &GetObjectOutput) -> bool {
+        self.range.as_ref().is_none_or(|range| {
+            whole(got).is_some_and(|(held, total)| held == (range.start..range.end.min(total)))
+        })
+    }
+
     async fn bytes(self) -> Result<Bytes, Error> {
         let target = self.target()?;
         let (mut most, mut expected) = (AT_ONCE.min(self.limit), 0);
-        let (started, idle) = (Instant::now(), self.idle());
+        let (this, started, idle) = (&self, Instant::now(), self.idle());
         loop {
             let read = self.client.call(&GET, target, expected, |sdk, attempt| {
                 count_repeat(Direction::Download, attempt);
-                let get = self.request(&sdk, self.range.as_ref(), None).send();
+                let get = this.request(&sdk, this.range.as_ref(), None).send();
                 async move {
                     let got = get.await.map_err(|e| S3Failure::sdk(e, attempt).of_a_read())?;
+                    if !this.is_answered_by(&got) {
+                        return Err(S3Failure::garbled());
+                    }
                     match length(&got) {
                         Some(length) if length > most => Ok(Err(length)),
-                        length => read(got.body, length, self.limit, idle).await.map(Ok),
+                        length => read(got.body, length, this.limit, idle).await.map(Ok),
                     }
                 }
             });

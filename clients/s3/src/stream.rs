@@ -52,13 +52,14 @@ impl fmt::Debug for ObjectStream {
 impl ObjectStream {
     pub(crate) async fn open(get: Get) -> Result<Self, Error> {
         let target = get.target()?;
-        let started = Instant::now();
+        let (asked, started) = (&get, Instant::now());
         let got = get.client.call(&GET, target, 0, |sdk, attempt| {
             count_repeat(Direction::Download, attempt);
-            let send = get.request(&sdk, get.range.as_ref(), None).send();
+            let send = asked.request(&sdk, asked.range.as_ref(), None).send();
             async move {
                 let got = send.await.map_err(|e| S3Failure::sdk(e, attempt).of_a_read())?;
-                let (left, total) = whole(&got).ok_or_else(S3Failure::garbled)?;
+                let held = whole(&got).filter(|_| asked.is_answered_by(&got));
+                let (left, total) = held.ok_or_else(S3Failure::garbled)?;
                 Ok((got, left, total))
             }
         });
@@ -245,7 +246,7 @@ impl ObjectStream {
 }
 
 /// The bytes that an answer holds, and the length of the whole object.
-fn whole(got: &GetObjectOutput) -> Option<(Range<u64>, u64)> {
+pub(crate) fn whole(got: &GetObjectOutput) -> Option<(Range<u64>, u64)> {
     match got.content_range() {
         Some(text) => {
             let (range, total) = text.strip_prefix("bytes ")?.split_once('/')?;

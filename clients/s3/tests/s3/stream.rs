@@ -71,6 +71,27 @@ async fn a_range_and_an_empty_object_are_streamed_too() {
 }
 
 #[tokio::test]
+async fn other_bytes_than_were_asked_for_are_an_error() {
+    const ELSEWHERE: &[(&str, &str)] = &[("etag", "\"a\""), ("content-range", "bytes 4-5/10")];
+    let (store, _, s3, _) = with_object(10).await;
+    let get = || s3.get(BUCKET, "k").range(2..4);
+    for answer in [
+        Answer::Reply(200, &[("etag", "\"a\"")], "0123456789"),
+        Answer::Reply(206, ELSEWHERE, "45"),
+    ] {
+        store.front(move |_| answer);
+        for error in [get().await.unwrap_err(), get().stream().await.unwrap_err()] {
+            let told = report(&error).to_string();
+            assert!(told.contains("check that the endpoint speaks S3 and byte ranges"), "{told}");
+            assert_eq!(error.attempts(), 1);
+        }
+    }
+    // Of what is shorter than the range, the whole is what was asked for.
+    store.front(|_| Answer::Reply(200, &[("etag", "\"a\"")], "0123456789"));
+    assert_eq!(s3.get(BUCKET, "k").range(0..99).await.unwrap(), "0123456789");
+}
+
+#[tokio::test]
 async fn versions_are_never_mixed() {
     let (store, memory, s3, _) = with_object(MIB).await;
     store.front(|_| Answer::Cut(500_000));
