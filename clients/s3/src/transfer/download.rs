@@ -25,7 +25,7 @@ use futures_util::{
     future,
     stream::{FuturesUnordered, StreamExt},
 };
-use mainstay_policy::Error;
+use mainstay_policy::{Deadline, Error};
 use range::{LastWrite, Range, Version};
 use std::{
     collections::HashSet,
@@ -40,12 +40,15 @@ use std::{
         atomic::{AtomicBool, Ordering::Relaxed},
     },
     task::{Poll, ready},
+    time::Duration,
 };
 use temporary::Temporary;
 use tokio::sync::Mutex;
 
 /// Parts in one range at most: one slow connection holds up no more than these.
 const MOST: u64 = 8;
+/// How long a failed download that may be resumed waits for its last write; no longer than its caller may.
+const WRITE_WAIT: Duration = Duration::from_secs(2);
 
 impl S3Client {
     /// Downloads an object into a file, replacing one that is there, when awaited.
@@ -129,20 +132,41 @@ impl Download {
     async fn run(self) -> Result<(), Error> {
         self.tuning.check()?;
         let target = Target::object(&self.bucket, &self.key)?;
-        match self.attempt(target, false).await {
+        let turn = &Arc::default();
+        match self.attempt(target, false, turn).await {
             Err(e) if e.downcast_ref().is_some_and(S3Failure::begins_anew) => {
-                self.attempt(target, true).await
+                self.attempt(target, true, turn).await
             }
             end => end,
         }
+    }
+
+    /// One download of one version. When one that is resumed has failed its last write is over: until then the
+    /// file is locked, and whoever begins anew or resumes wants it.
+    async fn attempt(
+        &self,
+        target: Target<'_>,
+        anew: bool,
+        turn: &Arc<Mutex<LastWrite>>,
+    ) -> Result<(), Error> {
+        let end = self.bring(target, anew, turn).await;
+        if end.is_err() && self.tuning.resume {
+            let left = Deadline::current().map_or(WRITE_WAIT, Deadline::left);
+            let _ = tokio::time::timeout(left.min(WRITE_WAIT), turn.lock()).await;
+        }
+        end
     }
 
     fn failed(&self, error: io::Error) -> Error {
         self.client.local(&DOWNLOAD, S3Failure::local("written", self.path.clone(), error))
     }
 
-    /// One download of one version.
-    async fn attempt(&self, target: Target<'_>, anew: bool) -> Result<(), Error> {
+    async fn bring(
+        &self,
+        target: Target<'_>,
+        anew: bool,
+        turn: &Arc<Mutex<LastWrite>>,
+    ) -> Result<(), Error> {
         let to = self.path.clone();
         let tag = self.tuning.resume.then(|| self.tag());
         let temporary = part::blocking(move || Ok(Temporary::create(&to, tag, anew))).await;
@@ -151,7 +175,7 @@ impl Download {
             download: self,
             target,
             temporary: &temporary,
-            turn: Arc::default(),
+            turn,
             queued: AtomicBool::new(false),
             starved: AtomicBool::new(false),
             size: self.tuning.part_size.unwrap_or(PART),
@@ -235,7 +259,7 @@ struct Job<'a> {
     target: Target<'a>,
     temporary: &'a Temporary,
     /// Whose turn it is to write.
-    turn: Arc<Mutex<LastWrite>>,
+    turn: &'a Arc<Mutex<LastWrite>>,
     /// At the last look what was sent was there before it was read: we are what is slow, not the network.
     queued: AtomicBool,
     /// The disk has waited for longer than it wrote.
@@ -363,6 +387,7 @@ fn next_run(parts: &mut Peekable<impl Iterator<Item = Part>>, most: u64) -> Vec<
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::pin::pin;
 
     #[test]
     fn a_slow_network_gets_all_streams_and_a_disk_that_waits_for_us_one_more() {
@@ -370,5 +395,22 @@ mod tests {
         assert_eq!((wanted(true, false, 0), wanted(true, false, 5)), (2, 2));
         assert_eq!((wanted(true, true, 0), wanted(true, true, 1)), (2, 2));
         assert_eq!((wanted(true, true, 2), wanted(true, true, 5)), (3, 6));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_failed_download_ends_when_its_last_write_has() {
+        let directory = tempfile::tempdir().unwrap();
+        let s3 = S3Client::builder().endpoint_url("http://last.write").credentials("key", "secret");
+        let s3 = s3.build().unwrap();
+        s3.policy().breaker().isolate();
+        let download = s3.download_file("bucket", "k", directory.path().join("to")).resume();
+        let target = Target::object("bucket", "k").unwrap();
+        let turn = Arc::<Mutex<LastWrite>>::default();
+        let write = Arc::clone(&turn).lock_owned().await;
+        let mut attempt = pin!(download.attempt(target, false, &turn));
+        let ended = tokio::time::timeout(WRITE_WAIT / 2, &mut attempt).await;
+        assert!(ended.is_err(), "it left a write behind: {ended:?}");
+        drop(write);
+        assert!(attempt.await.unwrap_err().is_rejected());
     }
 }

@@ -164,15 +164,18 @@ impl Range {
         self.settle(job).await?;
         let (file, mut at) = (Arc::clone(job.temporary.file()), self.at);
         // The kernel lets one at a time write to a file: more threads would wait for each other.
-        let mut turn = Arc::clone(&job.turn).lock_owned().await;
+        let mut turn = Arc::clone(job.turn).lock_owned().await;
         let end = task::spawn_blocking(move || {
             let begun = Instant::now();
-            for frame in frames {
+            let written = frames.into_iter().try_for_each(|frame| {
                 part::write_all_at(&file, &frame, at)?;
                 at += frame.len() as u64;
-            }
+                Ok(())
+            });
+            // Whose turn is next may be waiting for the file's lock.
+            drop(file);
             *turn = LastWrite { took: begun.elapsed(), end: Instant::now() };
-            Ok(())
+            written
         });
         self.writing = Some(Writing { length: length as u64, sums, end });
         Ok(())

@@ -177,7 +177,7 @@ async fn as_many_parts_as_allowed_are_asked_for_at_once() {
 /// Versions of one length: nothing but the ETag tells them apart.
 #[tokio::test]
 async fn an_object_replaced_during_a_download_never_becomes_a_mixture() {
-    for replacements in [1, u8::MAX] {
+    for (replacements, resumes) in [(1, false), (u8::MAX, false), (1, true)] {
         let (store, memory, s3, dir) = begun(Sums::Full).await;
         let target = dir.path().join("target");
         fs::write(&target, "before").unwrap();
@@ -190,7 +190,8 @@ async fn an_object_replaced_during_a_download_never_becomes_a_mixture() {
             }
             Answer::Pass
         });
-        let end = s3.download_file(BUCKET, "k", &target).part_size(PART).await;
+        let download = s3.download_file(BUCKET, "k", &target).part_size(PART);
+        let end = if resumes { download.resume() } else { download }.await;
         if replacements == 1 {
             end.unwrap();
             assert!(fs::read(&target).unwrap() == vec![1; LENGTH], "begun anew, it is the new one");
