@@ -11,7 +11,7 @@ use futures_util::{Stream, StreamExt, stream};
 use hyper::{
     HeaderMap, Request, Response,
     body::{Bytes, Incoming},
-    header::HeaderValue,
+    header::{CONTENT_LENGTH, HeaderValue},
     service::service_fn,
 };
 use hyper_util::{
@@ -60,6 +60,8 @@ pub enum Answer {
     AfterAnother,
     /// The store answers, and the connection is closed after so many bytes of the body.
     Cut(usize),
+    /// The store answers in chunks, and the connection is closed after all of the bytes, before the end.
+    CutEnd,
     /// The store answers, and nothing more comes after so many bytes of the body.
     Stall(usize),
     /// The store answers, and the byte at this place of the body is another.
@@ -276,6 +278,11 @@ async fn answer(
         Answer::ApplyThenClose => return Err(io::ErrorKind::ConnectionAborted.into()),
         Answer::ApplyThenHang => std::future::pending().await,
         Answer::Cut(at) => answered.map(|body| broken(body, at, Break::Cut)),
+        Answer::CutEnd => {
+            let (mut head, body) = answered.into_parts();
+            head.headers.remove(CONTENT_LENGTH);
+            Response::from_parts(head, unended(body))
+        }
         Answer::Stall(at) => answered.map(|body| broken(body, at, Break::Stall)),
         Answer::Flip(at) => answered.map(|body| broken(body, at, Break::Flip)),
         _ => answered,
@@ -325,6 +332,16 @@ fn broken(body: Body, at: usize, how: Break) -> Body {
         }
     };
     StreamingBlob::wrap(stream::unfold((Some(body), at), step)).into()
+}
+
+/// All of the body, and no end.
+fn unended(body: Body) -> Body {
+    let end = stream::once(async {
+        tokio::task::yield_now().await;
+        Err(io::ErrorKind::ConnectionAborted.into())
+    });
+    let body = StreamingBlob::from(body).map(|piece| piece.map_err(io::Error::other));
+    StreamingBlob::wrap(body.chain(end)).into()
 }
 
 fn refusal(status: u16, code: &str) -> Response<Body> {

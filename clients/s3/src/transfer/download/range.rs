@@ -115,6 +115,11 @@ impl Range {
         self.parts.first().map_or(0, |part| part.start)
     }
 
+    /// The end of what there is of it, as far as that is known.
+    fn stop(&self) -> u64 {
+        self.version.as_ref().map_or(self.end, |version| version.total.min(self.end))
+    }
+
     /// Waits for the write on its way.
     async fn settle(&mut self, job: &Job<'_>) -> Result<(), S3Failure> {
         let Some(writing) = &mut self.writing else { return Ok(()) };
@@ -202,6 +207,8 @@ impl Range {
                 self.settle(job).await?;
                 match self.ask(job, sdk, attempt, until).await? {
                     Some(open) => open,
+                    // An attempt before this one brought the last byte, and did not live to its end.
+                    None if self.at == self.stop() => return self.finish(job).await,
                     None => return Ok(()),
                 }
             }
@@ -218,8 +225,15 @@ impl Range {
                 self.open = Some(open);
                 Ok(())
             }
-            Ok(()) => self.compare(),
+            Ok(()) => self.finish(job).await,
         }
+    }
+
+    /// All of it has come.
+    async fn finish(&mut self, job: &Job<'_>) -> Result<(), S3Failure> {
+        self.sums.finish();
+        self.note(job).await?;
+        self.compare()
     }
 
     /// Asks for all that is missing; nothing if that is not needed.
@@ -230,10 +244,7 @@ impl Range {
         attempt: u32,
         until: u64,
     ) -> Result<Option<Open>, S3Failure> {
-        let (first, mut end) = (self.at, self.end);
-        if let Some(version) = &self.version {
-            end = end.min(version.total);
-        }
+        let (first, end) = (self.at, self.stop());
         if first >= end.min(until) {
             return Ok(None);
         }
@@ -295,7 +306,7 @@ impl Range {
     /// Reads on until these bytes have come; of the last ones also the answer's end.
     async fn read(&mut self, job: &Job<'_>, open: &mut Open, until: u64) -> Result<(), S3Failure> {
         let idle = job.download.tuning.idle.or(job.client().policy().timeout());
-        let stop = self.version.as_ref().map_or(self.end, |version| version.total.min(self.end));
+        let stop = self.stop();
         let broken = loop {
             if open.gathered >= GATHER {
                 open.gathered = 0;
@@ -321,13 +332,7 @@ impl Range {
         };
         self.write(job, take(&mut open.frames), open.sums.clone()).await?;
         self.settle(job).await?;
-        match broken {
-            Some(broken) => Err(broken),
-            None => {
-                self.sums.finish();
-                self.note(job).await
-            }
-        }
+        broken.map_or(Ok(()), Err)
     }
 
     /// A whole object in one range is compared at once, and fetched again by the next attempt.

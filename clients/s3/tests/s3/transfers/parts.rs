@@ -111,6 +111,23 @@ async fn the_checksum_of_each_part_in_a_long_range_is_compared() {
     }
 }
 
+#[tokio::test]
+async fn what_breaks_off_after_its_last_byte_is_not_asked_for_again() {
+    for (length, expected) in [(LENGTH, &[(0, 65_535), (65_536, 327_688)][..]), (9, &[(0, 65_535)])]
+    {
+        let (store, memory, s3, dir) = begun(Sums::Full).await;
+        let to = dir.path().join("to");
+        memory.put("k", bytes(length));
+        store.front(|line| match line.starts_with("GET") {
+            true => Answer::CutEnd,
+            false => Answer::Pass,
+        });
+        s3.download_file(BUCKET, "k", &to).part_size(PART).parallel(1).await.unwrap();
+        assert!(fs::read(&to).unwrap() == bytes(length));
+        assert_eq!(ranges(&store), expected);
+    }
+}
+
 /// With three attempts a range of five parts is cut eight times: each part has attempts of its own.
 #[tokio::test]
 async fn a_long_range_that_is_cut_in_each_of_its_parts_goes_on_each_time() {
