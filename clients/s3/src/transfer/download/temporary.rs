@@ -269,12 +269,17 @@ impl Earlier {
 pub(crate) fn remove_abandoned(directory: &Path) -> io::Result<usize> {
     let mut removed = 0;
     for entry in fs::read_dir(directory)? {
-        let path = entry?.path();
+        let entry = entry?;
+        let path = entry.path();
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         let is_ours = name.starts_with(PREFIX) && path.extension().is_some_and(|e| e == PART);
+        // Looked at before it is opened: opening a pipe waits for a writer.
+        if !is_ours || !entry.file_type()?.is_file() {
+            continue;
+        }
         // Locked until it is gone. A file system without locks keeps all of them.
         let Ok(file) = File::open(&path) else { continue };
-        if is_ours && file.try_lock().is_ok() {
+        if file.try_lock().is_ok() {
             fs::remove_file(&path)?;
             let _ = fs::remove_file(notes_of(&path));
             removed += 1;
@@ -337,6 +342,21 @@ mod tests {
         drop(finish);
         end(directory.path(), done);
         assert_eq!(fs::read_to_string(directory.path().join("target")).unwrap(), "old");
+    }
+
+    /// One of them with a name like ours.
+    #[cfg(unix)]
+    #[tokio::test]
+    async fn what_waits_in_a_directory_does_not_hold_its_clean_up() {
+        let directory = tempfile::tempdir().unwrap();
+        let pipes = ["pipe", ".mainstay-0123.part"].map(|name| directory.path().join(name));
+        let made = std::process::Command::new("mkfifo").args(&pipes).status().unwrap();
+        assert!(made.success());
+        let removes = crate::remove_partial_downloads(directory.path());
+        let removed = tokio::time::timeout(Duration::from_secs(5), removes).await;
+        // Whoever reads them has a writer, so that the thread ends.
+        let _writers = pipes.map(|pipe| open(&pipe).unwrap());
+        assert_eq!(removed.unwrap().unwrap(), 0);
     }
 
     #[tokio::test]
