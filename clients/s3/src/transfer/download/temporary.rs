@@ -80,10 +80,10 @@ impl Temporary {
         };
         let name = crc_fast::checksum(Crc::Crc64.algorithm(), name.as_encoded_bytes());
         let path = target.with_file_name(format!("{PREFIX}{:016x}.{PART}", name ^ tag));
-        let (file, notes) = (open(&path).map_err(failed)?, notes_of(&path));
-        if matches!(file.try_lock(), Err(TryLockError::WouldBlock)) {
+        let Some(file) = locked(&path, || ()).map_err(failed)? else {
             return Err(refuse(&"another download to it is on its way; wait for it to end"));
-        }
+        };
+        let notes = notes_of(&path);
         let text = fs::read_to_string(&notes).unwrap_or_default();
         let earlier = if anew { None } else { Earlier::read(&text, &file) };
         let notes = open_to_append(&notes).map_err(failed)?;
@@ -214,6 +214,35 @@ fn unnamed(target: &Path) -> io::Result<(File, PathBuf)> {
     }
 }
 
+/// The file of this name, new or old, unless somebody has locked it.
+fn locked(path: &Path, mut opened: impl FnMut()) -> io::Result<Option<File>> {
+    loop {
+        let file = open(path)?;
+        opened();
+        if matches!(file.try_lock(), Err(TryLockError::WouldBlock)) {
+            return Ok(None);
+        }
+        // Whoever had it may have made it the target meanwhile, or removed it.
+        if is_at(&file, path) {
+            return Ok(Some(file));
+        }
+    }
+}
+
+/// Whether the file still has this name.
+#[cfg(unix)]
+fn is_at(file: &File, path: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    let identity = |found: fs::Metadata| (found.dev(), found.ino());
+    let named = fs::metadata(path).map(identity);
+    named.is_ok_and(|named| file.metadata().is_ok_and(|file| identity(file) == named))
+}
+
+#[cfg(not(unix))]
+fn is_at(_: &File, path: &Path) -> bool {
+    path.exists()
+}
+
 fn open(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)
 }
@@ -279,7 +308,7 @@ pub(crate) fn remove_abandoned(directory: &Path) -> io::Result<usize> {
         }
         // Locked until it is gone. A file system without locks keeps all of them.
         let Ok(file) = File::open(&path) else { continue };
-        if file.try_lock().is_ok() {
+        if file.try_lock().is_ok() && is_at(&file, &path) {
             fs::remove_file(&path)?;
             let _ = fs::remove_file(notes_of(&path));
             removed += 1;
@@ -357,6 +386,21 @@ mod tests {
         // Whoever reads them has a writer, so that the thread ends.
         let _writers = pipes.map(|pipe| open(&pipe).unwrap());
         assert_eq!(removed.unwrap().unwrap(), 0);
+    }
+
+    #[test]
+    fn a_file_that_became_the_target_before_it_was_locked_is_not_taken_for_the_next_download() {
+        let directory = tempfile::tempdir().unwrap();
+        let (path, target) = (directory.path().join("part"), directory.path().join("target"));
+        fs::write(&path, "whole").unwrap();
+        let file = locked(&path, || {
+            if !target.exists() {
+                fs::rename(&path, &target).unwrap();
+            }
+        });
+        file.unwrap().unwrap().write_all(b"another").unwrap();
+        assert_eq!(fs::read_to_string(&target).unwrap(), "whole");
+        assert_eq!(fs::read_to_string(&path).unwrap(), "another");
     }
 
     #[tokio::test]
