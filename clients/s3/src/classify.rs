@@ -129,6 +129,14 @@ impl S3Failure {
         if self.what == What::Changed { self.of_the_condition() } else { self }
     }
 
+    /// A 416 to bytes of a version that has them: it is another by now.
+    pub(crate) fn of_a_version(mut self) -> Self {
+        if self.status == Some(416) {
+            self.what = What::Changed;
+        }
+        self
+    }
+
     /// Of one key among many, all of which were answered.
     pub(crate) fn is_of_a_key(&self) -> bool {
         self.status == Some(200) && self.source.is_none()

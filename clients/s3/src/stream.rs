@@ -189,7 +189,7 @@ impl ObjectStream {
                     if let Some(broken) = broken {
                         return Err(broken);
                     }
-                    let got = send.await.map_err(|e| S3Failure::sdk(e, attempt))?;
+                    let got = send.await.map_err(|e| S3Failure::sdk(e, attempt).of_a_version())?;
                     // Some stores ignore If-Match.
                     if got.e_tag() != etag {
                         return Err(S3Failure::changed());

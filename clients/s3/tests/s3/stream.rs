@@ -101,6 +101,13 @@ async fn versions_are_never_mixed() {
     assert!(error.downcast_ref::<S3Failure>().unwrap().is_precondition_failed(), "{error:?}");
     assert!(report(&error).to_string().contains("changed meanwhile"), "{}", report(&error));
     assert_eq!(stream.received(), 500_000);
+    // A store that ignores If-Match has no such bytes of the new one.
+    store.front(|line| match line.contains(" range ") {
+        true => Answer::Status(416, "InvalidRange"),
+        false => Answer::Cut(500_000),
+    });
+    let error = rest(&mut s3.get(BUCKET, "k").stream().await.unwrap()).await.unwrap_err();
+    assert!(report(&error).to_string().contains("changed meanwhile"), "{}", report(&error));
 }
 
 #[tokio::test]

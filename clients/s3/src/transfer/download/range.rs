@@ -269,7 +269,7 @@ impl Range {
                 self.version = Some(Version::default());
                 return Ok(None);
             }
-            Err(error) => return Err(error),
+            Err(error) => return Err(error.of_a_version()),
         };
         let left = self.expect(&got, first, end)?;
         let is_whole = got.content_range().is_none();
