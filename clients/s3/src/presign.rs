@@ -6,8 +6,12 @@ use crate::{
     options::put_options,
 };
 use aws_sdk_s3::presigning::{PresignedRequest, PresigningConfig};
-use mainstay_policy::Error;
-use std::{fmt, pin::Pin, time::Duration};
+use mainstay_policy::{CallError, Deadline, Decider, Effect, Error};
+use std::{
+    fmt,
+    pin::Pin,
+    time::{Duration, Instant},
+};
 
 /// What S3 takes.
 const LONGEST: Duration = Duration::from_secs(7 * 24 * 60 * 60);
@@ -65,7 +69,7 @@ impl S3Client {
     /// URL ends with the session of temporary credentials, whatever it says.
     ///
     /// # Errors
-    /// A time out of range, no credentials, an anonymous client.
+    /// A time out of range, no credentials or none by the deadline around it, an anonymous client.
     ///
     /// # Examples
     /// ```no_run
@@ -85,8 +89,8 @@ impl S3Client {
         let target = Target::object(bucket, key)?;
         let config = self.presigning(expires_in)?;
         let get = self.sdk()?.get_object().bucket(bucket).key(key);
-        let signed = get.presigned(config).await;
-        signed.map(Presigned::from).map_err(|e| self.unsigned(target, S3Failure::sdk(e, 1)))
+        let signing = async { get.presigned(config).await.map_err(|e| S3Failure::sdk(e, 1)) };
+        self.signed(target, signing).await
     }
 
     /// A URL to write an object with, for 1 s to 7 days from now by this machine's clock.
@@ -116,8 +120,32 @@ impl S3Client {
         })
     }
 
-    fn unsigned(&self, target: Target<'_>, error: S3Failure) -> Error {
-        self.local(&PRESIGN, error.about(target.bucket, true))
+    /// Waits for credentials until the deadline around it at most.
+    async fn signed(
+        &self,
+        target: Target<'_>,
+        signing: impl Future<Output = Result<PresignedRequest, S3Failure>> + Send,
+    ) -> Result<Presigned, Error> {
+        let started = Instant::now();
+        let signed = match Deadline::current() {
+            Some(deadline) => tokio::time::timeout(deadline.left(), signing).await,
+            None => Ok(signing.await),
+        };
+        match signed {
+            Ok(Ok(request)) => Ok(request.into()),
+            Ok(Err(error)) => Err(self.local(&PRESIGN, error.about(target.bucket, true))),
+            Err(_) => {
+                let end = CallError::<S3Failure>::Stopped {
+                    by: Decider::Deadline,
+                    attempts: 0,
+                    elapsed: started.elapsed(),
+                    effect: Effect::NeverSent,
+                    retry_after: None,
+                    last: None,
+                };
+                Err(Error::from_call(self.policy().name(), PRESIGN.name(), end))
+            }
+        }
     }
 }
 
@@ -132,10 +160,8 @@ impl IntoFuture for PresignPut {
             let config = self.client.presigning(self.expires_in)?;
             let sdk = self.client.sdk()?;
             let put = self.options.put(sdk.put_object()).bucket(&self.bucket).key(&self.key);
-            let signed = put.presigned(config).await;
-            signed
-                .map(Presigned::from)
-                .map_err(|e| self.client.unsigned(target, S3Failure::sdk(e, 1)))
+            let signing = async { put.presigned(config).await.map_err(|e| S3Failure::sdk(e, 1)) };
+            self.client.signed(target, signing).await
         })
     }
 }

@@ -1,13 +1,14 @@
 //! URLs for those who have no credentials.
 
 use crate::{builder, client};
-use mainstay_policy::{ErrorKind, report};
+use aws_credential_types::provider::{ProvideCredentials, future};
+use mainstay_policy::{Deadline, ErrorKind, report};
 use mainstay_s3::Presigned;
 use mainstay_test_support::{
     S3,
     s3::{BUCKET, SECRET, Sums},
 };
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -73,4 +74,32 @@ async fn a_time_out_of_range_and_a_client_without_keys_are_refused() {
     let error = anonymous.presign_get(BUCKET, "k", Duration::from_secs(1)).await.unwrap_err();
     assert!(error.to_string().contains("nothing to sign"), "{}", report(&error));
     assert_eq!(store.seen(|_| true), 0);
+}
+
+#[derive(Debug)]
+struct Never;
+
+impl ProvideCredentials for Never {
+    fn provide_credentials<'a>(&'a self) -> future::ProvideCredentials<'a>
+    where
+        Self: 'a,
+    {
+        future::ProvideCredentials::new(std::future::pending())
+    }
+}
+
+#[tokio::test]
+async fn credentials_that_do_not_come_are_waited_for_until_the_deadline() {
+    let (store, _) = S3::in_memory(Sums::Full).await;
+    let s3 = builder(store.endpoint()).credentials_provider(Never).build().unwrap();
+    let (started, minute) = (Instant::now(), Duration::from_secs(60));
+    let deadline = || Deadline::within(Duration::from_millis(100));
+    for error in [
+        deadline().scope(s3.presign_get(BUCKET, "k", minute)).await.unwrap_err(),
+        deadline().scope(s3.presign_put(BUCKET, "k", minute)).await.unwrap_err(),
+    ] {
+        assert!(error.is_timeout() && !error.is_outcome_unknown(), "{error:?}");
+    }
+    // The search alone would have 5 s.
+    assert!(started.elapsed() < Duration::from_secs(4), "{:?}", started.elapsed());
 }

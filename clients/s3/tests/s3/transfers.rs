@@ -7,7 +7,7 @@ mod parts;
 mod stalls;
 
 use crate::{builder, bytes, eventually, files, quick};
-use mainstay_policy::report;
+use mainstay_policy::{BreakGrowth, PolicyBuilder, report};
 use mainstay_s3::{Checksums, S3Client};
 use mainstay_test_support::{
     S3,
@@ -236,6 +236,37 @@ async fn an_open_breaker_refuses_before_the_file_is_read() {
     let refused = s3.upload_file(&file, BUCKET, "k").await.unwrap_err();
     assert!(refused.is_rejected(), "{refused:?}");
     assert_eq!(store.seen(|_| true), 0);
+}
+
+#[tokio::test]
+async fn a_clean_up_does_not_wait_for_the_breaker() {
+    let (store, memory) = S3::in_memory(Sums::Full).await;
+    let policy = |policy: PolicyBuilder| {
+        let policy = policy.failure_threshold(1).recovery_timeout(Duration::from_secs(30));
+        policy.break_growth(BreakGrowth::Fixed).max_attempts(1)
+    };
+    let s3 = builder(store.endpoint()).policy(policy).build().unwrap();
+    let sdk = s3.sdk().unwrap();
+    sdk.create_multipart_upload().bucket(BUCKET).key("k").send().await.unwrap();
+    let listed = |line: &str| line.starts_with("GET") && line.contains("uploads");
+    store.front(move |line| match line {
+        _ if listed(line) => Answer::AfterAnother,
+        _ if line.contains("/fails") => Answer::Status(500, "InternalError"),
+        _ => Answer::Pass,
+    });
+    // It opens while the list is on its way.
+    let opens = async {
+        eventually("the list is asked for", || store.seen(listed) == 1).await;
+        s3.get(BUCKET, "fails").await.unwrap_err();
+        sdk.head_bucket().bucket(BUCKET).send().await.unwrap();
+    };
+    let cleans = s3.abort_uploads(BUCKET, "", Duration::ZERO);
+    let both = async { tokio::join!(cleans, opens).0 };
+    let ended = tokio::time::timeout(Duration::from_secs(10), both).await;
+    let refused = ended.unwrap().unwrap_err();
+    assert!(refused.is_circuit_open(), "{refused:?}");
+    assert!(refused.retry_after().unwrap() > Duration::from_secs(10), "{refused:?}");
+    assert_eq!(memory.uploads(), 1);
 }
 
 #[tokio::test]

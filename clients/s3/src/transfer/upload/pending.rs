@@ -103,7 +103,7 @@ impl Pending {
         Some(self.runtime.spawn(async move {
             let abort = async {
                 if let Some(id) = id {
-                    abort(&client, &bucket, &key, &id).await?;
+                    patient(|| abort(&client, &bucket, &key, &id)).await?;
                 }
                 match asked {
                     Some(asked) => abort_nameless(&client, &bucket, &key, asked).await,
@@ -145,21 +145,19 @@ pub(crate) async fn abort(
     id: &str,
 ) -> Result<(), Error> {
     let target = Target { bucket, key: Some(key) };
-    patient(|| {
-        client.call(&ABORT_UPLOAD, target, 0, |sdk, attempt| {
-            let abort = sdk.abort_multipart_upload().bucket(bucket).key(key).upload_id(id).send();
-            async move {
-                match abort.await.map_err(|e| S3Failure::sdk(e, attempt)) {
-                    Err(e) if e.code() != Some("NoSuchUpload") => Err(e),
-                    _ => Ok(()),
-                }
+    let aborted = client.call(&ABORT_UPLOAD, target, 0, |sdk, attempt| {
+        let abort = sdk.abort_multipart_upload().bucket(bucket).key(key).upload_id(id).send();
+        async move {
+            match abort.await.map_err(|e| S3Failure::sdk(e, attempt)) {
+                Err(e) if e.code() != Some("NoSuchUpload") => Err(e),
+                _ => Ok(()),
             }
-        })
-    })
-    .await
+        }
+    });
+    aborted.await
 }
 
-/// What failed the upload may have opened the breaker: comes back when it lets a probe in.
+/// What failed the upload may have opened the breaker: comes back when it lets a probe in, where nobody waits.
 async fn patient<T, Fut>(mut send: impl FnMut() -> Fut) -> Result<T, Error>
 where
     Fut: Future<Output = Result<T, Error>>,
@@ -189,7 +187,7 @@ async fn abort_nameless(
         if (since..=SystemTime::now() + SKEW).contains(&initiated)
             && super::resume::parts(client, bucket, key, id).await?.parts.is_empty()
         {
-            abort(client, bucket, key, id).await?;
+            patient(|| abort(client, bucket, key, id)).await?;
         }
     }
     Ok(())
