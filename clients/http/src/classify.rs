@@ -19,6 +19,8 @@ enum What {
     Body(reqwest::Error),
     TooLarge(usize),
     Stalled(Duration),
+    /// It ended before its length.
+    Short,
     OutOfTime,
     Redirects(usize),
     Upload(Option<reqwest::Error>),
@@ -56,9 +58,10 @@ impl HttpFailure {
         Self::of(What::Stalled(idle), Verdict::unknown())
     }
 
-    /// As [`Self::stalled`], of a body whose attempt has ended: a failure that is not repeated.
-    pub(crate) const fn stalled_after_head(idle: Duration) -> Self {
-        Self::of(What::Stalled(idle), Verdict::permanent().with_outcome(Outcome::Failure))
+    /// The body was over before its length, with no error: so a stream of HTTP/2 ends that the server
+    /// resets with NO_ERROR.
+    pub(crate) const fn short() -> Self {
+        Self::of(What::Short, Verdict::unknown())
     }
 
     /// The caller's own deadline: it says nothing about the server.
@@ -103,7 +106,7 @@ impl HttpFailure {
 
     /// Not our own limit, and not the caller's deadline.
     pub(crate) const fn is_of_the_server(&self) -> bool {
-        matches!(self.what, What::Body(_) | What::Stalled(_))
+        matches!(self.what, What::Body(_) | What::Stalled(_) | What::Short)
     }
 
     /// Before the head of an answer.
@@ -119,10 +122,10 @@ impl HttpFailure {
         Self::of(What::Body(error.without_url()), Verdict::unknown())
     }
 
-    /// As [`Self::body`], of a body whose attempt has ended: a failure that is not repeated.
-    pub(crate) fn body_after_head(error: reqwest::Error) -> Self {
-        let verdict = Verdict::permanent().with_outcome(Outcome::Failure);
-        Self::of(What::Body(error.without_url()), verdict)
+    /// Of a body whose attempt has ended: a failure that is not repeated.
+    pub(crate) const fn after_head(mut self) -> Self {
+        self.verdict = Verdict::permanent().with_outcome(Outcome::Failure);
+        self
     }
 
     /// After the body of a request that cannot be sent again was begun, all that is known is that
@@ -291,6 +294,7 @@ impl fmt::Display for HttpFailure {
             ),
             What::Lost(true) => f.write_str("the connection was lost before an answer"),
             What::Lost(false) => f.write_str("the server could not be reached"),
+            What::Short => f.write_str("the body of the answer was cut off"),
             What::Body(error) if error.is_timeout() => f.write_str("the body did not come in time"),
             What::Body(error) if is_broken(error) => {
                 f.write_str("the body of the answer was cut off, or is garbled")

@@ -3,7 +3,7 @@
 use crate::{
     classify::HttpFailure,
     incoming::Incoming,
-    send::{Call, Head},
+    send::Call,
 };
 use bytes::Bytes;
 use futures_core::Stream;
@@ -81,11 +81,12 @@ impl Download {
             (own, around) => own.or(around),
         };
         let until = limit.and_then(|limit| started.checked_add(limit));
-        let Head { mut answer, attempts } = call.begin().await?;
-        let (status, headers) = (answer.status(), std::mem::take(answer.headers_mut()));
+        let mut head = call.begin().await?;
+        let (status, attempts) = (head.answer.status(), head.attempts);
+        let headers = std::mem::take(head.answer.headers_mut());
         let resume = resume.then(|| Resume::of(&call, status, &headers)).flatten();
         let most = max_body.map(|most| most as u64);
-        let state = State::Reading(Incoming::new(answer, call.body_idle(), until));
+        let state = State::Reading(Incoming::new(head, call.body_idle(), until));
         let call = Arc::new(call);
         Ok(Self { status, headers, state, call, attempts, started, received: 0, most, resume })
     }
@@ -223,21 +224,20 @@ async fn rest(
     let started = Instant::now();
     let call = call.ranged(from, &etag);
     let begin = call.begin();
-    let Head { answer, attempts } = match until {
+    let head = match until {
         None => begin.await?,
         Some(until) => {
             Deadline::within(until.saturating_duration_since(started)).scope(begin).await?
         }
     };
-    let headers = answer.headers();
+    let (status, headers) = (head.answer.status(), head.answer.headers());
     let place = headers.get(header::CONTENT_RANGE).and_then(begin_of_rest);
     let same = headers.get(header::ETAG).is_none_or(|now| *now == etag);
-    if answer.status() != StatusCode::PARTIAL_CONTENT || place != Some(from) || !same {
+    if status != StatusCode::PARTIAL_CONTENT || place != Some(from) || !same {
         let changed = HttpFailure::changed();
-        return Err(failure_of_body(&call, attempts, started.elapsed(), changed));
+        return Err(failure_of_body(&call, head.attempts, started.elapsed(), changed));
     }
-    let idle = call.body_idle();
-    Ok(Incoming::new(answer, idle, until))
+    Ok(Incoming::new(head, call.body_idle(), until))
 }
 
 /// Where a range begins that reaches to the end: a server may send less than it was asked for.

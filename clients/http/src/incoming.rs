@@ -2,6 +2,7 @@
 
 use crate::{classify::HttpFailure, response::Response};
 use bytes::{Bytes, BytesMut};
+use http::{Method, StatusCode};
 use http_body::Body;
 use std::{
     future::{Future, poll_fn},
@@ -32,12 +33,20 @@ pub(crate) enum Begun<'a> {
     Rest(Pin<Box<dyn Future<Output = Result<Response, HttpFailure>> + Send + 'a>>),
 }
 
+/// The length of the body, where it is known. An answer without one may name the length that another
+/// would have, which over HTTP/2 is given for its own.
+pub(crate) fn announced(method: &Method, answer: &reqwest::Response) -> Option<u64> {
+    let bodiless = *method == Method::HEAD
+        || matches!(answer.status(), StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+    answer.content_length().filter(|_| !bodiless)
+}
+
 /// Reads what of the body is there with its head, which mostly is all.
 pub(crate) fn begin(
     mut answer: reqwest::Response,
+    announced: Option<u64>,
     limits: Limits,
 ) -> Result<Begun<'static>, HttpFailure> {
-    let announced = answer.content_length();
     if announced.is_some_and(|length| length > limits.size as u64) {
         return Err(HttpFailure::too_large(limits.size));
     }
@@ -83,6 +92,7 @@ impl Pieces {
         while let Poll::Ready(piece) = pin!(answer.chunk()).poll(cx) {
             match piece.map_err(HttpFailure::body)? {
                 Some(piece) => self.add(piece, limit)?,
+                None if self.size < self.announced => return Err(HttpFailure::short()),
                 None => return Ok(Poll::Ready(())),
             }
         }
@@ -220,9 +230,19 @@ pub(crate) async fn of_failure(answer: &mut reqwest::Response, limit: usize) -> 
     body.freeze()
 }
 
+/// What a streamed body needs to know beside the answer.
+pub(crate) struct Head {
+    pub(crate) answer: reqwest::Response,
+    /// As [`announced`] says.
+    pub(crate) announced: Option<u64>,
+    pub(crate) attempts: u32,
+}
+
 /// A body that its owner reads piece by piece.
 pub(crate) struct Incoming {
     body: reqwest::Body,
+    /// How many bytes are to come; 0 too where that is not known.
+    left: u64,
     idle: Duration,
     until: Option<Instant>,
     timer: Option<Pin<Box<Sleep>>>,
@@ -230,8 +250,9 @@ pub(crate) struct Incoming {
 
 impl Incoming {
     /// `until` is the end of the whole body, whatever comes meanwhile.
-    pub(crate) fn new(answer: reqwest::Response, idle: Duration, until: Option<Instant>) -> Self {
-        Self { body: answer.into(), idle, until, timer: None }
+    pub(crate) fn new(head: Head, idle: Duration, until: Option<Instant>) -> Self {
+        let Head { answer, announced, .. } = head;
+        Self { body: answer.into(), left: announced.unwrap_or(0), idle, until, timer: None }
     }
 
     pub(crate) const fn until(&self) -> Option<Instant> {
@@ -244,9 +265,12 @@ impl Incoming {
     ) -> Poll<Result<Option<Bytes>, HttpFailure>> {
         loop {
             match Pin::new(&mut self.body).poll_frame(cx) {
+                Poll::Ready(None) if self.left > 0 => {
+                    return Poll::Ready(Err(HttpFailure::short().after_head()));
+                }
                 Poll::Ready(None) => return Poll::Ready(Ok(None)),
                 Poll::Ready(Some(Err(error))) => {
-                    return Poll::Ready(Err(HttpFailure::body_after_head(error)));
+                    return Poll::Ready(Err(HttpFailure::body(error).after_head()));
                 }
                 Poll::Ready(Some(Ok(frame))) => {
                     self.timer = None;
@@ -257,6 +281,7 @@ impl Incoming {
                     if let Ok(piece) = frame.into_data()
                         && !piece.is_empty()
                     {
+                        self.left = self.left.saturating_sub(piece.len() as u64);
                         return Poll::Ready(Ok(Some(piece)));
                     }
                 }
@@ -278,7 +303,7 @@ impl Incoming {
             Poll::Ready(()) if until.is_some_and(|until| until <= Instant::now()) => {
                 Poll::Ready(Err(HttpFailure::out_of_time()))
             }
-            Poll::Ready(()) => Poll::Ready(Err(HttpFailure::stalled_after_head(idle))),
+            Poll::Ready(()) => Poll::Ready(Err(HttpFailure::stalled(idle).after_head())),
         }
     }
 }

@@ -5,7 +5,7 @@ use crate::{
     classify::HttpFailure,
     client::HttpClient,
     driver::Driver,
-    incoming::{self, Begun, Limits},
+    incoming::{self, Begun, Head, Limits},
     pace::{Pace, Seen},
     redirect::{self, Hop},
     response::Response,
@@ -57,12 +57,6 @@ pub(crate) struct Call {
     early: AtomicBool,
     /// When the next retry may be sent, while there are turns.
     turn: Mutex<Option<Instant>>,
-}
-
-/// What a streamed body needs to know beside the answer.
-pub(crate) struct Head {
-    pub(crate) answer: reqwest::Response,
-    pub(crate) attempts: u32,
 }
 
 impl Call {
@@ -180,7 +174,8 @@ impl Call {
         }
         self.answered(seen);
         let limits = Limits { size: self.max_body, idle: self.body_idle() };
-        incoming::begin(answer, limits)
+        let announced = incoming::announced(&self.method, &answer);
+        incoming::begin(answer, announced, limits)
     }
 
     /// The head of the answer, its body still to be read.
@@ -195,7 +190,8 @@ impl Call {
                     return Err(Box::pin(self.failure(answer, seen)).await);
                 }
                 self.answered(seen);
-                Ok(Head { answer, attempts: attempt.number() })
+                let announced = incoming::announced(&self.method, &answer);
+                Ok(Head { answer, announced, attempts: attempt.number() })
             }
         })
         .await

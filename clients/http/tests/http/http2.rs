@@ -2,7 +2,10 @@
 
 use crate::server::quick;
 use bytes::Bytes;
-use h2::{Reason, server::SendResponse};
+use h2::{
+    Reason,
+    server::{Connection, SendResponse},
+};
 use mainstay_http::HttpClient;
 use mainstay_policy::{BreakerState, Effect, report};
 use std::{
@@ -14,7 +17,7 @@ use std::{
     },
     task::Poll,
 };
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 
 #[derive(Clone, Copy)]
 enum Then {
@@ -26,6 +29,10 @@ enum Then {
     OkAndGoAway,
     /// The connection is dropped in the middle of the body.
     CutBody,
+    /// Five bytes of ten, and the stream is reset as if all was well.
+    Short,
+    /// This status, and a length of what is not sent.
+    NoBody(u16),
 }
 
 /// Does `script` of the number of the request; counts requests.
@@ -48,18 +55,17 @@ async fn server(
                         Then::GoAway(reason) => connection.abrupt_shutdown(reason),
                         Then::OkAndGoAway => connection.graceful_shutdown(),
                         Then::CutBody => {
-                            let mut body = head(respond, false);
+                            let mut body = head(respond, ok(), false);
                             body.send_data(Bytes::from("half"), false).unwrap();
-                            // What is written goes out, then the connection ends.
-                            for _ in 0..10 {
-                                poll_fn(|cx| {
-                                    let _ = connection.poll_accept(cx);
-                                    Poll::Ready(())
-                                })
-                                .await;
-                                tokio::task::yield_now().await;
-                            }
+                            flush(&mut connection).await;
                             return;
+                        }
+                        Then::Short => {
+                            let mut body = head(respond, with_length(200, 10), false);
+                            body.send_data(Bytes::from("short"), false).unwrap();
+                            flush(&mut connection).await;
+                            body.send_reset(Reason::NO_ERROR);
+                            continue;
                         }
                         _ => {}
                     }
@@ -71,17 +77,45 @@ async fn server(
     (address, seen)
 }
 
-fn head(mut respond: SendResponse<Bytes>, end: bool) -> h2::SendStream<Bytes> {
-    respond.send_response(http::Response::new(()), end).unwrap()
+/// What is written goes out.
+async fn flush(connection: &mut Connection<TcpStream, Bytes>) {
+    for _ in 0..10 {
+        poll_fn(|cx| {
+            let _ = connection.poll_accept(cx);
+            Poll::Ready(())
+        })
+        .await;
+        tokio::task::yield_now().await;
+    }
+}
+
+fn ok() -> http::Response<()> {
+    http::Response::new(())
+}
+
+fn with_length(status: u16, length: u64) -> http::Response<()> {
+    let head = http::Response::builder().status(status).header("content-length", length);
+    head.body(()).unwrap()
+}
+
+fn head(
+    mut respond: SendResponse<Bytes>,
+    head: http::Response<()>,
+    end: bool,
+) -> h2::SendStream<Bytes> {
+    respond.send_response(head, end).unwrap()
 }
 
 fn answer(mut respond: SendResponse<Bytes>, then: Then) {
     match then {
         Then::Ok | Then::OkAndGoAway => {
-            head(respond, false).send_data(Bytes::from("ok"), true).unwrap();
+            head(respond, ok(), false).send_data(Bytes::from("ok"), true).unwrap();
+        }
+        Then::NoBody(status) => {
+            head(respond, with_length(status, 20_000_000), true);
         }
         Then::Reset(reason) => respond.send_reset(reason),
-        Then::GoAway(_) | Then::CutBody => {}
+        Then::GoAway(_) | Then::CutBody | Then::Short => {}
     }
 }
 
@@ -179,5 +213,42 @@ async fn a_body_cut_off_with_its_connection_is_repeated_for_a_get_only() {
     assert_eq!(seen.load(SeqCst), 2);
     let error = client.post("x").await.unwrap_err();
     assert_eq!((error.effect(), seen.load(SeqCst)), (Effect::Unknown, 3));
+    assert!(report(&error).to_string().contains("cut off"), "{}", report(&error));
+}
+
+#[tokio::test]
+async fn the_length_of_a_body_that_is_not_sent_is_no_length() {
+    for (method, status) in [("HEAD", 200), ("GET", 304)] {
+        let (address, seen) = server(move |_| Then::NoBody(status)).await;
+        let client = client(address);
+        let request = || client.request(method.parse().unwrap(), "x");
+        let response = request().await.unwrap();
+        assert_eq!(response.headers()["content-length"], "20000000", "{method} {status}");
+        assert_eq!((response.status().as_u16(), response.bytes().len()), (status, 0));
+        let mut download = request().stream().await.unwrap();
+        assert!(download.chunk().await.unwrap().is_none(), "{method} {status}");
+        assert_eq!(seen.load(SeqCst), 2);
+    }
+}
+
+/// RFC 9113 section 8.1 lets a server stop reading a request so; its own answer is no less cut off.
+#[tokio::test]
+async fn a_body_that_a_calm_reset_ends_before_its_length_is_cut_off() {
+    let (address, seen) = server(|n| if n == 2 { Then::Ok } else { Then::Short }).await;
+    let client = client(address);
+    assert_eq!(client.get("x").await.unwrap().text(), "ok");
+    assert_eq!(seen.load(SeqCst), 2);
+    let error = client.post("x").await.unwrap_err();
+    assert_eq!((error.effect(), seen.load(SeqCst)), (Effect::Unknown, 3));
+    assert!(report(&error).to_string().contains("cut off"), "{}", report(&error));
+}
+
+#[tokio::test]
+async fn a_streamed_body_that_a_calm_reset_ends_before_its_length_is_cut_off() {
+    let (address, _) = server(|_| Then::Short).await;
+    let client = client(address);
+    let mut download = client.get("x").stream().await.unwrap();
+    assert_eq!(download.chunk().await.unwrap().unwrap(), "short");
+    let error = download.chunk().await.unwrap_err();
     assert!(report(&error).to_string().contains("cut off"), "{}", report(&error));
 }
