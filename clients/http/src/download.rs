@@ -203,15 +203,20 @@ impl Resume {
         let etag = headers.get(header::ETAG)?;
         // A weak one says that it means the same, not that it is the same bytes.
         let strong = etag.as_bytes().starts_with(b"\"");
-        let encoded = headers.contains_key(header::CONTENT_ENCODING);
         let whole = status == StatusCode::OK && call.is_plain_get();
-        (strong && whole && !encoded).then(|| Self {
+        (strong && whole && is_as_sent(headers)).then(|| Self {
             etag: etag.clone(),
             begins: 0,
             in_a_row: 0,
             received: 0,
         })
     }
+}
+
+/// Whether the bytes that come are those that a range counts. A body that is decompressed, whether we
+/// asked for that or not, has lost both headers.
+fn is_as_sent(headers: &HeaderMap) -> bool {
+    headers.contains_key(header::CONTENT_LENGTH) && !headers.contains_key(header::CONTENT_ENCODING)
 }
 
 /// Asks for what is missing, as one more operation of the policy.
@@ -232,7 +237,7 @@ async fn rest(
     };
     let (status, headers) = (head.answer.status(), head.answer.headers());
     let place = headers.get(header::CONTENT_RANGE).and_then(begin_of_rest);
-    let same = headers.get(header::ETAG).is_none_or(|now| *now == etag);
+    let same = headers.get(header::ETAG).is_none_or(|now| *now == etag) && is_as_sent(headers);
     if status != StatusCode::PARTIAL_CONTENT || place != Some(from) || !same {
         let changed = HttpFailure::changed();
         return Err(failure_of_body(&call, head.attempts, started.elapsed(), changed));

@@ -77,7 +77,8 @@ impl Request {
         self
     }
 
-    /// Sets a header, in place of the client's default of that name.
+    /// Sets a header, in place of the client's default of that name. With Range, compression is not
+    /// asked for.
     pub fn header(mut self, name: &str, value: &str) -> Self {
         match (HeaderName::try_from(name), HeaderValue::try_from(value)) {
             (Ok(name), Ok(value)) => {
@@ -238,8 +239,9 @@ impl Request {
 
     /// For [`Self::stream`]: when a body breaks off, asks for the rest by Range, as long as the
     /// server's ETag (a strong one) says that it is still the same and the server sends the rest to
-    /// its end. Compression is then not asked for. It gives up after five requests for the rest in a
-    /// row that brought less than 64 KiB each. Default: a broken body is an error.
+    /// its end. Compression is then not asked for; a body that is compressed all the same, or has no
+    /// Content-Length, is not resumed. It gives up after five requests for the rest in a row that
+    /// brought less than 64 KiB each. Default: a broken body is an error.
     pub const fn resume_by_range(mut self) -> Self {
         self.resume = true;
         self
@@ -274,8 +276,8 @@ impl Request {
         if let Some(value) = traceparent.and_then(|value| HeaderValue::try_from(value).ok()) {
             self.headers.insert(HeaderName::from_static("traceparent"), value);
         }
-        if self.resume {
-            // A range is of the bytes as they are sent.
+        if self.resume || self.headers.contains_key(header::RANGE) {
+            // A range is of the bytes as they are sent: a part of a compressed body is no use.
             let identity = HeaderValue::from_static("identity");
             self.headers.entry(header::ACCEPT_ENCODING).or_insert(identity);
         }

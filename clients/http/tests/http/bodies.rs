@@ -100,19 +100,28 @@ async fn a_streamed_body_has_an_idle_limit_a_deadline_and_a_size() {
 }
 
 /// Serves `content`, `piece` bytes at a time, then breaks off; by Range if it is asked to.
-async fn breaks_off(content: &'static [u8], piece: usize, etag: fn(usize) -> String) -> Server {
+async fn breaks_off(
+    content: impl Into<Bytes>,
+    piece: usize,
+    headers: &'static str,
+    etag: fn(usize) -> String,
+) -> Server {
+    let content = content.into();
     Server::scripted(move |n, request| {
         let from = request.split("range: bytes=").nth(1);
         let from = from.map_or(0, |from| from.split('-').next().unwrap().parse().unwrap());
-        let body = &content[from..];
         let tag = etag(n);
         let asked = request.split("if-range: ").nth(1).and_then(|t| t.split("\r\n").next());
         let partial = from > 0 && asked == Some(&*tag.to_lowercase());
+        let (last, length) = (content.len() - 1, content.len());
         let (status, body) = match partial {
-            true => (format!("206 Partial\r\ncontent-range: bytes {from}-9/10"), body),
-            false => ("200 OK".to_owned(), content),
+            true => {
+                let range = format!("content-range: bytes {from}-{last}/{length}");
+                (format!("206 Partial\r\n{range}"), &content[from..])
+            }
+            false => ("200 OK".to_owned(), &content[..]),
         };
-        let bytes = answer(&status, &format!("etag: {tag}\r\n"), body);
+        let bytes = answer(&status, &format!("etag: {tag}\r\n{headers}"), body);
         let end = bytes.len() - body.len() + piece.min(body.len());
         Step::Close(bytes[..end].to_vec())
     })
@@ -121,7 +130,7 @@ async fn breaks_off(content: &'static [u8], piece: usize, etag: fn(usize) -> Str
 
 #[tokio::test]
 async fn a_download_that_breaks_off_goes_on_where_it_was() {
-    let server = breaks_off(b"0123456789", 3, |_| "\"v1\"".to_owned()).await;
+    let server = breaks_off(&b"0123456789"[..], 3, "", |_| "\"v1\"".to_owned()).await;
     let client = server.client();
     let mut download = client.get("x").resume_by_range().stream().await.unwrap();
     assert_eq!(rest(&mut download).await, (b"0123456789".to_vec(), None));
@@ -141,17 +150,58 @@ async fn a_download_that_breaks_off_goes_on_where_it_was() {
     let (bytes, error) = rest(&mut begin.unwrap()).await;
     assert!(bytes == b"012" && error.unwrap().contains("not sent as a whole; begin anew"));
     for etag in [|_| "W/\"v1\"".to_owned(), |n| format!("\"v{n}\"")] as [fn(usize) -> String; 2] {
-        let server = breaks_off(b"0123456789", 3, etag).await;
+        let server = breaks_off(&b"0123456789"[..], 3, "", etag).await;
         let begin = server.client().get("x").resume_by_range().stream().await;
         let (bytes, error) = rest(&mut begin.unwrap()).await;
         assert!(bytes == b"012" && error.is_some());
     }
     // A server that gives less and less of a body without end is not asked for ever.
-    let server = breaks_off(b"0123456789", 1, |_| "\"v1\"".to_owned()).await;
+    let server = breaks_off(&b"0123456789"[..], 1, "", |_| "\"v1\"".to_owned()).await;
     let client = server.builder().policy(|p| p.failure_threshold(9)).build().unwrap();
     let begin = client.get("x").resume_by_range().stream().await;
     let (bytes, error) = rest(&mut begin.unwrap()).await;
     assert_eq!((bytes.len(), server.seen(), error.is_some()), (6, 6, true));
+}
+
+/// Stores serve what was stored compressed, whatever is asked for.
+#[tokio::test]
+async fn a_download_that_comes_compressed_is_not_resumed() {
+    let mut noise = vec![0; 100_000];
+    fastrand::Rng::with_seed(7).fill(&mut noise);
+    let etag = |_| "\"v1\"".to_owned();
+    let server = breaks_off(gzip(&noise), 60_000, "content-encoding: gzip\r\n", etag).await;
+    let client = server.client();
+    let mut download = client.get("x").resume_by_range().stream().await.unwrap();
+    let (bytes, error) = rest(&mut download).await;
+    assert!(!bytes.is_empty() && noise.starts_with(&bytes), "{} bytes", bytes.len());
+    assert_eq!(server.seen(), 1);
+    assert!(error.as_ref().unwrap().contains("cut off"), "{error:?}");
+    // Nor is what was sent as it is gone on with by what is not.
+    let cut = answer("200 OK", "etag: \"v1\"\r\n", "0123456789");
+    let cut = cut[..cut.len() - 7].to_vec();
+    let compressed = gzip(b"0123456789");
+    let (last, length) = (compressed.len() - 1, compressed.len());
+    let part = format!("content-range: bytes 3-{last}/{length}\r\ncontent-encoding: gzip\r\n");
+    let steps = [cut, answer("206 Partial", &part, &compressed[3..])];
+    let server = Server::scripted(move |n, _| Step::Close(steps[(n - 1).min(1)].clone())).await;
+    let begin = server.client().get("x").resume_by_range().stream().await;
+    let (bytes, error) = rest(&mut begin.unwrap()).await;
+    assert_eq!((&*bytes, server.seen()), (&b"012"[..], 2));
+    assert!(error.as_ref().unwrap().contains("begin anew"), "{error:?}");
+}
+
+#[tokio::test]
+async fn a_part_is_asked_for_as_it_is() {
+    let server = Server::scripted(|_, request| {
+        let compressed = gzip(&[b'x'; 1000]);
+        Step::Close(match request.contains("gzip") {
+            true => answer("206 Partial", "content-encoding: gzip\r\n", &compressed[10..]),
+            false => answer("206 Partial", "content-range: bytes 10-14/1000\r\n", "xxxxx"),
+        })
+    })
+    .await;
+    let response = server.client().get("x").header("range", "bytes=10-14").await.unwrap();
+    assert_eq!((response.status().as_u16(), &*response.text(), server.seen()), (206, "xxxxx", 1));
 }
 
 fn gzip(bytes: &[u8]) -> Vec<u8> {
