@@ -16,6 +16,7 @@ pub(crate) use permit::{Ended, Permit};
 #[cfg(feature = "metrics")]
 use crate::telemetry::{handles::Handles, numbers::Numbers};
 use crate::{
+    classify::Outcome,
     clock::{self, Instant},
     error::{Cause, Decider, OpenedBy},
     event::{self, Event},
@@ -71,6 +72,11 @@ impl BreakerState {
         }
     }
 }
+
+/// The time between two transitions of a breaker. What was begun in one and ends in another says
+/// nothing of the dependency as it is now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Generation(u64);
 
 /// Operations by how they ended, and extra attempts.
 #[derive(Debug, Default)]
@@ -216,6 +222,12 @@ impl Breaker {
         self.0.state()
     }
 
+    /// The one that it is in now, for [`Policy::stream_broke`](crate::Policy::stream_broke).
+    #[must_use]
+    pub fn generation(&self) -> Generation {
+        Generation(self.0.word.load(Acquire) >> GENERATION_SHIFT)
+    }
+
     /// Closes it and forgets its failures; calls in flight no longer count.
     pub fn reset(&self) {
         self.0.change(None, |machine, _| machine.reset());
@@ -241,6 +253,14 @@ impl Breaker {
         if permit.if_closed() {
             permit.forget_failures(clock::now());
         }
+    }
+
+    /// What a streamed operation began has broken off: as an attempt and an operation that fail now.
+    pub(crate) fn stream_broke(&self, begun: Generation, cause: &dyn Fn(Trip) -> Cause) {
+        let (mut permit, now) = (Permit::of(&self.0, begun.0), clock::now());
+        permit.begin_attempt(now);
+        permit.end_attempt(Ended::Failed, now, cause);
+        permit.finish(Outcome::Failure, now, cause);
     }
 
     pub(crate) fn configure(&self, config: BreakerConfig) {

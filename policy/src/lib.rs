@@ -57,7 +57,7 @@ mod watch;
 
 pub use attempt::Attempt;
 pub use backoff::Jitter;
-pub use breaker::{Breaker, BreakerState};
+pub use breaker::{Breaker, BreakerState, Generation};
 pub use call::Call;
 #[cfg(feature = "chaos")]
 pub use chaos::{Chaos, Storm};

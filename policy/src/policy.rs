@@ -16,16 +16,18 @@ pub(crate) use builder::{defaults, resolve};
 use limits::LimitCells;
 pub(crate) use limits::{Limits, Tuning};
 
+#[cfg(feature = "metrics")]
+use crate::classify::Outcome;
 use crate::{
     attempt::Attempt,
-    breaker::Breaker,
+    breaker::{Breaker, Generation},
     budget::Budget,
     bulkhead::{Bulkhead, Place},
     call::{self, Call},
-    classify::{Classify, Idempotency, Operation},
+    classify::{Classify, Effect, Idempotency, Operation},
     clock::{self, Instant},
     config::Overrides,
-    deadline::Deadline,
+    deadline::{Deadline, Scope},
     error::{CallError, Decider},
     event::{self, Event},
     hedge::Hedge,
@@ -297,10 +299,27 @@ impl Policy {
         !limits.observe() && (limits.guarded() || limits.owns_retries())
     }
 
-    /// What a [streamed](Operation::streamed) operation began has ended well. One that breaks off is
-    /// told as an operation that fails.
+    /// What a [streamed](Operation::streamed) operation began has ended well.
     pub fn stream_ended(&self) {
         self.0.breaker.stream_ended();
+    }
+
+    /// What a [streamed](Operation::streamed) operation began has broken off: one more operation that
+    /// failed, of a single attempt. `begun` is the [generation](Breaker::generation) that the breaker
+    /// was in then; in a later one this decides nothing, since the dependency may be up again and the
+    /// connection is from before.
+    pub fn stream_broke(&self, begun: Generation, what: &Operation, effect: Effect) {
+        let limits = self.0.limits();
+        // As every failure of ours: who is around it does not repeat it.
+        Scope::mark(limits.owns_retries(), false);
+        #[cfg(feature = "metrics")]
+        self.0.breaker.numbers(|numbers| {
+            numbers.attempt_failed(Duration::ZERO);
+            numbers.call_ended(Outcome::Failure, Duration::ZERO);
+        });
+        if limits.guarded() {
+            self.0.breaker.stream_broke(begun, &|trip| retry::cause(what, trip, effect, None));
+        }
     }
 
     /// How long one step may take from now on: the attempt timeout, or what is left of the deadline

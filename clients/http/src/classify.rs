@@ -171,11 +171,6 @@ impl HttpFailure {
         };
         Self::of(What::Status(Box::new(response)), verdict)
     }
-
-    /// The same for a report to the breaker, which needs no more than the verdict.
-    pub(crate) const fn reported(&self) -> Self {
-        Self::of(What::Lost(true), self.verdict)
-    }
 }
 
 /// The table of what is known to have been sent.

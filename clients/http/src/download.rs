@@ -1,20 +1,16 @@
 //! A body that is read piece by piece, and whose end is told to the breaker.
 
-use crate::{
-    classify::HttpFailure,
-    incoming::Incoming,
-    send::Call,
-};
+use crate::{classify::HttpFailure, incoming::Incoming, send::Call};
 use bytes::Bytes;
 use futures_core::Stream;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
-use mainstay_policy::{CallError, Deadline, Effect, Error, Idempotency, Operation};
+use mainstay_policy::{CallError, Deadline, Effect, Error, Generation, Idempotency, Operation};
 use std::{
     fmt,
-    future::{poll_fn, ready},
-    pin::{Pin, pin},
+    future::poll_fn,
+    pin::Pin,
     sync::Arc,
-    task::{Context, Poll, Waker, ready},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 use tokio::time::Instant;
@@ -23,15 +19,18 @@ use tokio::time::Instant;
 const MOST_RESUMES: u32 = 5;
 const PROGRESS: u64 = 64 * 1024;
 
+/// What breaks off when a body does.
+const BODY: Operation = Operation::new("body", Idempotency::Unsafe);
+
 type Resuming = Pin<Box<dyn Future<Output = Result<Incoming, Error>> + Send>>;
 
 /// The answer to a request whose body is still coming.
 ///
 /// It is also a [`Stream`] of pieces. The body has an idle limit, the client's `body_idle`, and ends
 /// by the request's deadline or the one around the call that began it, if there is one. A body that
-/// breaks off or stalls is a failure for the breaker, in its window and in a row; one that is read to
-/// its end is a success. Dropping it before its end closes the connection and tells the breaker
-/// nothing.
+/// breaks off or stalls is a failure for the breaker, in its window and in a row, unless that has opened
+/// or closed since the body began; one that is read to its end is a success. Dropping it before its end
+/// closes the connection and tells the breaker nothing.
 pub struct Download {
     status: StatusCode,
     headers: HeaderMap,
@@ -133,7 +132,7 @@ impl Download {
                     }
                 },
                 State::Reading(incoming) => {
-                    let until = incoming.until();
+                    let (until, begun) = (incoming.until(), incoming.begun());
                     let failure = match ready!(incoming.poll_piece(cx)) {
                         Ok(Some(piece)) => {
                             self.received += piece.len() as u64;
@@ -151,7 +150,7 @@ impl Download {
                         }
                         Err(failure) => failure,
                     };
-                    match self.broken(&failure, until) {
+                    match self.broken(&failure, until, begun) {
                         Some(rest) => self.state = State::Resuming(rest),
                         None => {
                             self.state = State::Ended;
@@ -164,11 +163,21 @@ impl Download {
     }
 
     /// Tells the breaker, and asks for the rest if that may be done.
-    fn broken(&mut self, failure: &HttpFailure, until: Option<Instant>) -> Option<Resuming> {
+    fn broken(
+        &mut self,
+        failure: &HttpFailure,
+        until: Option<Instant>,
+        begun: Option<Generation>,
+    ) -> Option<Resuming> {
         if !failure.is_of_the_server() {
             return None;
         }
-        report(&self.call, failure);
+        // The attempt ended with the head, as a success that forgets no failures. Five broken bodies
+        // in a row open the breaker, and so does a server that always breaks off, at half of its
+        // attempts.
+        if let Some(begun) = begun {
+            self.call.policy().stream_broke(begun, &BODY, Effect::Permanent);
+        }
         let resume = self.resume.as_mut()?;
         let progress = self.received - resume.received;
         resume.received = self.received;
@@ -255,14 +264,4 @@ fn begin_of_rest(content_range: &HeaderValue) -> Option<u64> {
 
 fn failure_of_body(call: &Call, attempts: u32, elapsed: Duration, error: HttpFailure) -> Error {
     call.error(CallError::Backend { attempts, elapsed, effect: Effect::Permanent, error })
-}
-
-/// The attempt ended with the head, as a success that forgets no failures. A body that broke is one
-/// more operation that failed, without a request of its own: five in a row open the breaker, and so
-/// does a server that always breaks off, at half of its attempts.
-fn report(call: &Call, failure: &HttpFailure) {
-    let operation = Operation::new("body", Idempotency::Unsafe);
-    let tell = call.policy().run(&operation, |_| ready(Err::<(), _>(failure.reported())));
-    // It is ready at once, or has to wait for a place at a bulkhead: then it is not told.
-    let _ = pin!(tell).poll(&mut Context::from_waker(Waker::noop()));
 }

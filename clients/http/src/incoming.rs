@@ -4,6 +4,7 @@ use crate::{classify::HttpFailure, response::Response};
 use bytes::{Bytes, BytesMut};
 use http::{Method, StatusCode};
 use http_body::Body;
+use mainstay_policy::Generation;
 use std::{
     future::{Future, poll_fn},
     pin::{Pin, pin},
@@ -236,6 +237,8 @@ pub(crate) struct Head {
     /// As [`announced`] says.
     pub(crate) announced: Option<u64>,
     pub(crate) attempts: u32,
+    /// Which the breaker was in when the answer began; `None` for one of another server.
+    pub(crate) begun: Option<Generation>,
 }
 
 /// A body that its owner reads piece by piece.
@@ -243,6 +246,7 @@ pub(crate) struct Incoming {
     body: reqwest::Body,
     /// How many bytes are to come; 0 too where that is not known.
     left: u64,
+    begun: Option<Generation>,
     idle: Duration,
     until: Option<Instant>,
     timer: Option<Pin<Box<Sleep>>>,
@@ -251,12 +255,18 @@ pub(crate) struct Incoming {
 impl Incoming {
     /// `until` is the end of the whole body, whatever comes meanwhile.
     pub(crate) fn new(head: Head, idle: Duration, until: Option<Instant>) -> Self {
-        let Head { answer, announced, .. } = head;
-        Self { body: answer.into(), left: announced.unwrap_or(0), idle, until, timer: None }
+        let Head { answer, announced, begun, .. } = head;
+        let (body, left) = (answer.into(), announced.unwrap_or(0));
+        Self { body, left, begun, idle, until, timer: None }
     }
 
     pub(crate) const fn until(&self) -> Option<Instant> {
         self.until
+    }
+
+    /// As [`Head::begun`].
+    pub(crate) const fn begun(&self) -> Option<Generation> {
+        self.begun
     }
 
     pub(crate) fn poll_piece(

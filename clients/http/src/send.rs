@@ -175,13 +175,23 @@ impl Call {
         self.answered(seen);
         let limits = Limits { size: self.max_body, idle: self.body_idle() };
         let announced = incoming::announced(&self.method, &answer);
-        incoming::begin(answer, announced, limits)
+        let elsewhere = self.is_elsewhere(&answer);
+        let begun = incoming::begin(answer, announced, limits);
+        if !elsewhere {
+            return begun;
+        }
+        match begun.map_err(HttpFailure::of_another_server)? {
+            Begun::Rest(rest) => Ok(Begun::Rest(Box::pin(async {
+                rest.await.map_err(HttpFailure::of_another_server)
+            }))),
+            whole => Ok(whole),
+        }
     }
 
     /// The head of the answer, its body still to be read.
     pub(crate) async fn begin(&self) -> Result<Head, Error> {
         let driver = self.client.driver()?;
-        self.run(self.operation().streamed(), |attempt| {
+        let begin = self.run(self.operation().streamed(), |attempt| {
             let driver = &driver;
             async move {
                 let seen = self.pace().seen();
@@ -190,11 +200,15 @@ impl Call {
                     return Err(Box::pin(self.failure(answer, seen)).await);
                 }
                 self.answered(seen);
-                let announced = incoming::announced(&self.method, &answer);
-                Ok(Head { answer, announced, attempts: attempt.number() })
+                Ok((answer, attempt.number()))
             }
-        })
-        .await
+        });
+        let (answer, attempts) = begin.await?;
+        let announced = incoming::announced(&self.method, &answer);
+        // After the head is told: that of a probe has closed the breaker.
+        let own = !self.is_elsewhere(&answer);
+        let begun = own.then(|| self.policy().breaker().generation());
+        Ok(Head { answer, announced, attempts, begun })
     }
 
     fn operation(&self) -> Operation {
@@ -281,7 +295,7 @@ impl Call {
     /// A failing status, with what is worth having of its body.
     async fn failure(&self, mut answer: reqwest::Response, seen: Seen) -> HttpFailure {
         let status = answer.status();
-        let elsewhere = answer.extensions().get::<Elsewhere>().is_some();
+        let elsewhere = self.is_elsewhere(&answer);
         let body = incoming::of_failure(&mut answer, self.max_body).await;
         let response = Response { status, headers: std::mem::take(answer.headers_mut()), body };
         let again = status == StatusCode::TOO_EARLY && self.early.swap(true, Relaxed);
@@ -300,6 +314,12 @@ impl Call {
             failure = failure.of_another_server();
         }
         if self.body.is_spent() { failure.of_a_spent_body() } else { failure }
+    }
+
+    /// Whether a redirect has led to another server than the call is for.
+    fn is_elsewhere(&self, answer: &reqwest::Response) -> bool {
+        let may_be = self.client.0.options.redirects_elsewhere;
+        may_be && answer.extensions().get::<Elsewhere>().is_some()
     }
 
     /// One attempt, to the head of the answer that counts.

@@ -51,6 +51,12 @@ impl<'a> Permit<'a> {
         (calm & GUARDED == 0).then(permit)
     }
 
+    /// Of an operation that was let pass at this generation, and was no probe.
+    pub(super) const fn of(breaker: &'a Inner, generation: u64) -> Self {
+        let attempt_since = Instant::NEVER;
+        Self { breaker, calm: calm(generation), lease: NO_LEASE, attempt_since }
+    }
+
     /// The right to pass, if the breaker is plainly closed.
     #[inline]
     pub(crate) fn if_closed(&mut self) -> bool {

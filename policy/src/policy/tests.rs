@@ -1,7 +1,7 @@
 //! The whole call, in memory, on a paused clock.
 
 use super::*;
-use crate::{BreakerState, Jitter, Outcome, Verdict};
+use crate::{BreakerState, Jitter, Verdict};
 use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 
 const S: Duration = Duration::from_secs(1);
@@ -22,6 +22,7 @@ impl Classify for Fault {
 
 const WRITE: Operation = Operation::new("write", Idempotency::Unsafe);
 const READ: Operation = Operation::new("read", Idempotency::Safe);
+const BROKEN: Operation = Operation::new("body", Idempotency::Unsafe);
 
 /// Runs `operation` against a backend that always answers `fault`; the end and the sends counted.
 async fn against(
@@ -247,15 +248,16 @@ mod told;
 #[tokio::test(start_paused = true)]
 async fn a_streamed_success_forgets_no_failures_until_its_end() {
     const STREAM: Operation = Operation::new("stream", Idempotency::Safe).streamed();
-    const BROKEN: Operation = Operation::new("body", Idempotency::Unsafe);
-    let broken = Verdict::permanent().with_outcome(Outcome::Failure);
     let begin =
         async |policy: &Policy| policy.run(&STREAM, |_| async { Ok::<_, Fault>(()) }).await.is_ok();
+    let broke = |policy: &Policy| {
+        policy.stream_broke(policy.breaker().generation(), &BROKEN, Effect::Permanent);
+    };
     let policy = database("t-streamed").failure_threshold(3).build().unwrap();
     for n in 1..=3 {
         assert_eq!(policy.breaker().state(), BreakerState::Closed, "{n}");
         assert!(begin(&policy).await);
-        against(&policy, &BROKEN, broken).await;
+        broke(&policy);
     }
     assert_eq!(policy.breaker().state(), BreakerState::Open);
     assert!(!begin(&policy).await);
@@ -265,7 +267,7 @@ async fn a_streamed_success_forgets_no_failures_until_its_end() {
         for _ in 0..4 {
             for _ in 0..2 {
                 assert!(begin(&policy).await);
-                against(&policy, &BROKEN, broken).await;
+                broke(&policy);
             }
             assert!(begin(&policy).await);
             if ends {
@@ -276,6 +278,40 @@ async fn a_streamed_success_forgets_no_failures_until_its_end() {
         }
         assert_eq!(policy.breaker().state(), BreakerState::Closed, "{name}");
     }
+}
+
+/// A host that went without a word: its old connections stall long after it is back.
+#[tokio::test(start_paused = true)]
+async fn a_stream_from_before_an_outage_decides_nothing_after_it() {
+    let policy = database("t-stream-late").failure_threshold(1).build().unwrap();
+    let broke = |begun| {
+        policy.stream_broke(begun, &BROKEN, Effect::Permanent);
+        policy.breaker().state()
+    };
+    let begun = policy.breaker().generation();
+    against(&policy, &WRITE, Verdict::unknown()).await;
+    assert_eq!(broke(begun), BreakerState::Open);
+    tokio::time::advance(2 * S).await;
+    assert_eq!(broke(begun), BreakerState::HalfOpen, "it is no probe");
+    policy.run(&READ, |_| async { Ok::<_, Fault>(()) }).await.unwrap();
+    assert_eq!(broke(begun), BreakerState::Closed);
+    let health = crate::get_resilience_health();
+    assert_eq!(health.circuit_breakers["t-stream-late"].blocked_calls, 0);
+    assert_eq!(broke(policy.breaker().generation()), BreakerState::Open);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_is_around_a_stream_that_broke_does_not_repeat_it() {
+    let (inside, around) = (database("t-stream-inside"), database("t-stream-around"));
+    let (inside, around) = (inside.build().unwrap(), around.build().unwrap());
+    let reads = AtomicU32::new(0);
+    let end = around.call(|| async {
+        reads.fetch_add(1, SeqCst);
+        inside.stream_broke(inside.breaker().generation(), &BROKEN, Effect::Permanent);
+        Err::<(), _>("cut off")
+    });
+    end.await.unwrap_err();
+    assert_eq!(reads.load(SeqCst), 1);
 }
 
 #[test]

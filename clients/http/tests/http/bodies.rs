@@ -5,12 +5,12 @@ use bytes::Bytes;
 use flate2::{Compression, write::GzEncoder};
 use futures_util::{StreamExt, stream};
 use mainstay_http::{Download, HttpDouble, Multipart, Reply, RequestBody};
-use mainstay_policy::{BreakerState, Deadline, report};
+use mainstay_policy::{BreakerState, Deadline, get_resilience_health, report};
 use std::{
     io::{self, Write},
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering::SeqCst},
+        atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
     },
     time::Duration,
 };
@@ -63,6 +63,46 @@ async fn a_streamed_body_comes_piece_by_piece_and_its_end_is_told_to_the_breaker
     }
     assert_eq!(client.policy().breaker().state(), BreakerState::Open);
     assert!(client.get("x").stream().await.unwrap_err().is_circuit_open());
+}
+
+/// A host that went without a word: its old connections stall long after it is back.
+#[tokio::test(start_paused = true)]
+async fn a_body_from_before_an_outage_says_nothing_of_the_server_that_is_back() {
+    let down = Arc::new(AtomicBool::new(false));
+    let is_down = Arc::clone(&down);
+    let double = HttpDouble::new(move |r| match r.url.ends_with("export") {
+        true => Reply::body("half").cut_off(),
+        false => Reply::status(if is_down.load(SeqCst) { 500 } else { 200 }),
+    });
+    let client = crate::server::builder("http://reboots.example").double(&double);
+    let client = client.policy(|p| p.failure_threshold(1).max_attempts(1)).build().unwrap();
+    let begin = async || {
+        let mut download = client.get("export").stream().await.unwrap();
+        assert_eq!(download.chunk().await.unwrap().unwrap(), "half");
+        download
+    };
+    let breaks = async |mut download: Download| {
+        download.chunk().await.unwrap_err();
+        client.policy().breaker().state()
+    };
+    let (first, second, third) = (begin().await, begin().await, begin().await);
+    down.store(true, SeqCst);
+    client.get("x").await.unwrap_err();
+    assert_eq!(breaks(first).await, BreakerState::Open);
+    tokio::time::advance(2_000 * MS).await;
+    assert_eq!(breaks(second).await, BreakerState::HalfOpen, "it is no probe");
+    down.store(false, SeqCst);
+    client.get("x").await.unwrap();
+    assert_eq!(breaks(third).await, BreakerState::Closed);
+    let health = get_resilience_health();
+    assert_eq!(health.circuit_breakers[client.policy().name()].blocked_calls, 0);
+    // Of a probe, too, the body counts: it is from after the outage.
+    let fourth = begin().await;
+    assert_eq!(breaks(fourth).await, BreakerState::Open);
+    tokio::time::advance(5_000 * MS).await;
+    let probe = begin().await;
+    assert_eq!(client.policy().breaker().state(), BreakerState::Closed);
+    assert_eq!(breaks(probe).await, BreakerState::Open);
 }
 
 #[tokio::test]

@@ -1,7 +1,9 @@
 //! Redirects: where they are followed, and what goes along.
 
+use crate::server::{Server, Step, answer};
 use mainstay_http::{HttpClient, HttpClientBuilder, HttpDouble, Reply, RequestBody};
 use mainstay_policy::{BreakerState, report};
+use std::time::Duration;
 
 fn builder(double: &HttpDouble) -> HttpClientBuilder {
     HttpClient::builder("https://own.example/v1")
@@ -95,6 +97,37 @@ async fn where_allowed_nothing_secret_goes_along_and_tls_stays() {
     let double = to(302, "http://own.example/end");
     let client = builder(&double).follow_redirects_elsewhere().build().unwrap();
     assert_eq!(client.get("x").await.unwrap().status(), 302, "never from https to http");
+}
+
+/// One that comes at once, and one that is waited for.
+#[tokio::test]
+async fn a_body_that_breaks_elsewhere_is_no_fault_of_the_server_that_sent_us_there() {
+    let double = HttpDouble::new(|r| match r.url.contains("other.example") {
+        true => Reply::body("x").cut_off(),
+        false => Reply::status(302).with_header("location", "https://other.example/"),
+    });
+    let stalls = b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nhello".to_vec();
+    let other = Server::always(Step::Stall(stalls)).await;
+    let location = format!("location: {}/end\r\n", other.url());
+    let own = Server::always(Step::Keep(answer("302 Found", &location, ""))).await;
+    for (name, client) in
+        [("cut", builder(&double)), ("stalls", own.builder().body_idle(Duration::from_millis(50)))]
+    {
+        let client = client
+            .follow_redirects_elsewhere()
+            .name(format!("body elsewhere {name}"))
+            .policy(|p| p.failure_threshold(1).max_attempts(1))
+            .build()
+            .unwrap();
+        let error = client.get("x").await.unwrap_err();
+        assert!(error.is_outcome_unknown(), "{name}: {}", report(&error));
+        assert_eq!(client.policy().breaker().state(), BreakerState::Closed, "{name}");
+        let mut download = client.get("x").stream().await.unwrap();
+        download.chunk().await.unwrap();
+        let error = download.chunk().await.unwrap_err();
+        assert!(report(&error).to_string().contains("body"), "{name}: {}", report(&error));
+        assert_eq!(client.policy().breaker().state(), BreakerState::Closed, "{name}");
+    }
 }
 
 #[tokio::test]
