@@ -2,7 +2,7 @@
 
 use crate::{response::Response, retry_after::retry_after};
 use http::StatusCode;
-use mainstay_policy::{Classify, Idempotency, Outcome, Verdict};
+use mainstay_policy::{Classify, Effect, Idempotency, Outcome, Verdict};
 use rustls::{AlertDescription, CertificateError};
 use std::{error::Error as StdError, fmt, time::Duration};
 
@@ -128,12 +128,16 @@ impl HttpFailure {
         self
     }
 
-    /// After the body of a request that cannot be sent again was begun, all that is known is that
-    /// nothing is.
+    /// After the body of a request that cannot be sent again was begun, nothing is repeated, whatever
+    /// the server said of it; and that nothing was sent is not known.
     pub(crate) fn of_a_spent_body(mut self) -> Self {
-        if matches!(self.verdict.effect, mainstay_policy::Effect::NeverSent) {
-            self.verdict = Verdict::unknown();
-        }
+        self.verdict = match self.verdict.effect {
+            Effect::NeverSent => Verdict::unknown(),
+            Effect::Transient | Effect::Throttled { .. } => {
+                Verdict::permanent().with_outcome(self.verdict.outcome)
+            }
+            _ => self.verdict,
+        };
         self
     }
 
@@ -150,7 +154,7 @@ impl HttpFailure {
 
     /// RFC 9110: a method that may be repeated is, after any of these; another only if the server
     /// refused before it did any work. `again` says that the server has answered 425 before, `turn` is
-    /// the wait that was given to this request.
+    /// how long the next request waits.
     pub(crate) fn status(
         response: Response,
         idempotency: Idempotency,

@@ -256,19 +256,8 @@ impl Call {
         }
     }
 
-    /// How long a retry has to wait still. Its turn is from the refusal before it; else it takes one,
-    /// as a first attempt does.
+    /// How long a retry has to wait still: it takes a turn, as a first attempt does.
     fn hold(&self) -> Option<Duration> {
-        let now = Instant::now();
-        let turn = self.next_turn().filter(|turn| *turn > now);
-        if turn.is_none() {
-            *self.turn.lock().unwrap_or_else(PoisonError::into_inner) = None;
-        }
-        turn.map(|turn| turn - now)
-    }
-
-    /// When the next attempt may be sent, where there are turns.
-    fn next_turn(&self) -> Option<Instant> {
         let pace = self.pace();
         let mut turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         *turn = match *turn {
@@ -276,7 +265,10 @@ impl Call {
             Some(turn) if pace.holds(turn) => Some(turn),
             _ => pace.take_turn(None).ok(),
         };
-        *turn
+        // One that has come is used now.
+        let now = Instant::now();
+        *turn = turn.filter(|turn| *turn > now);
+        turn.map(|turn| turn - now)
     }
 
     #[inline]
@@ -307,7 +299,8 @@ impl Call {
             if let Some(stop) = self.pace().refused(seen, hint) {
                 self.policy().tell_slowed(Some(stop));
             }
-            turn = self.next_turn().map(|turn| turn.saturating_duration_since(Instant::now()));
+            // A look: who does repeat it takes its turn then.
+            turn = self.pace().wait();
         }
         let mut failure = HttpFailure::status(response, self.idempotency, again, turn);
         if elsewhere {

@@ -4,7 +4,7 @@ use crate::server::{Server, Step, answer};
 use bytes::Bytes;
 use flate2::{Compression, write::GzEncoder};
 use futures_util::{StreamExt, stream};
-use mainstay_http::{Download, HttpDouble, Multipart, Reply, RequestBody};
+use mainstay_http::{Download, ErrorResponse, HttpDouble, Multipart, Reply, RequestBody};
 use mainstay_policy::{BreakerState, Deadline, get_resilience_health, report};
 use std::{
     io::{self, Write},
@@ -327,13 +327,18 @@ async fn a_stream_that_can_be_made_again_is_repeated_and_one_that_cannot_is_not(
         assert!(error.is_outcome_unknown(), "{error}");
         assert!(server.request(1).contains("transfer-encoding: chunked"));
     }
-    // 429 says that it did not happen, but there is nothing left to send.
-    let later = "HTTP/1.1 429 Later\r\nretry-after: 0\r\ncontent-length: 0\r\n\r\n";
-    let server = Server::start(&[later, ok]).await;
-    let body = RequestBody::streamed_once(pieces());
-    let error = server.client().put("x").body(body).await.unwrap_err();
-    assert_eq!(server.seen(), 1);
-    assert!(report(&error).to_string().contains("streamed_by"), "{}", report(&error));
+    // These say that it did not happen, but there is nothing left to send.
+    for (status, hint) in [(429, Some(1)), (425, None)] {
+        let headers = if status == 429 { "retry-after: 1\r\n" } else { "" };
+        let later = format!("HTTP/1.1 {status} Later\r\n{headers}content-length: 0\r\n\r\n");
+        let server = Server::start(&[&later, ok]).await;
+        let body = RequestBody::streamed_once(pieces());
+        let error = server.client().put("x").body(body).await.unwrap_err();
+        assert_eq!((server.seen(), error.attempts()), (1, 1), "{}", report(&error));
+        assert_eq!(error.response().unwrap().status(), status);
+        assert_eq!(error.retry_after(), hint.map(Duration::from_secs));
+        assert!(error.elapsed() < Duration::from_secs(1), "{}", report(&error));
+    }
     // Nobody has begun to read it while there was no connection.
     let double = HttpDouble::new(|r| match r.number {
         1 => Reply::refused(),

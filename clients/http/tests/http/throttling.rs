@@ -93,6 +93,26 @@ async fn a_call_that_cannot_wait_is_refused_at_once_and_told_when_to_come_again(
 }
 
 #[tokio::test(start_paused = true)]
+async fn who_does_not_come_again_takes_no_turn() {
+    for (name, status, method) in [("unsafe", 503, "POST"), ("last attempt", 429, "GET")] {
+        // Late enough for all of them to be on their way.
+        let double = HttpDouble::new(move |_| later(status, 1).after(5 * MS));
+        let client = builder(&double, name)
+            .policy(|p| p.max_attempts(1).failure_threshold(1_000).without_failure_rate())
+            .build()
+            .unwrap();
+        let mut calls = JoinSet::new();
+        for _ in 0..500 {
+            calls.spawn(client.request(method.parse().unwrap(), "x").into_future());
+        }
+        assert!(calls.join_all().await.iter().all(|end| end.is_err()), "{name}");
+        assert_eq!(double.requests().len(), 500, "{name}");
+        let wait = client.slowed_for().unwrap();
+        assert!(wait <= 1_100 * MS, "{name}: {wait:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_hour_silences_one_call_for_an_hour_and_the_rest_for_half_a_minute() {
     let double = HttpDouble::new(|_| later(429, 3_600));
     let client = builder(&double, "an hour").build().unwrap();
