@@ -137,9 +137,9 @@ impl HttpClientBuilder {
     }
 
     /// Follows redirects to other origins too, though never from https to http, and without the
-    /// default headers, Authorization and Cookie. An answer there, or a connection or body that breaks, does
-    /// not count against the server that sent us there; an attempt that runs out of time does. Default:
-    /// such a redirect is the response.
+    /// default headers, Authorization and Cookie, nor what a request sends in their place. An answer
+    /// there, or a connection or body that breaks, does not count against the server that sent us
+    /// there; an attempt that runs out of time does. Default: such a redirect is the response.
     pub const fn follow_redirects_elsewhere(mut self) -> Self {
         self.options.redirects_elsewhere = true;
         self

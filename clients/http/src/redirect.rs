@@ -10,7 +10,7 @@ pub(crate) struct Hop {
     pub(crate) method: Method,
     /// With the client's default headers.
     pub(crate) defaults: bool,
-    /// With the request's own Authorization and Cookie.
+    /// With the request's own Authorization, Cookie, and headers of a default's name.
     pub(crate) secrets: bool,
     pub(crate) body: bool,
 }

@@ -406,6 +406,12 @@ impl Call {
                 headers.entry(name).or_insert_with(|| value.clone());
             }
         }
+        if !secrets {
+            // A value of the request's own, such as another tenant's key, is as secret as the default.
+            for name in inner.headers.keys() {
+                headers.remove(name);
+            }
+        }
         let left = attempt.and_then(|attempt| attempt.timeout());
         if let (Some(name), Some(left)) = (&inner.options.deadline_header, left) {
             let left = u32::try_from(left.as_millis()).unwrap_or(u32::MAX);

@@ -86,6 +86,13 @@ async fn where_allowed_nothing_secret_goes_along_and_tls_stays() {
     assert_eq!(seen[0].headers["authorization"], "Bearer mine");
     assert_eq!(seen[1].headers.keys().map(|name| name.as_str()).collect::<Vec<_>>(), ["x-mine"]);
     assert_eq!(seen[1].body.as_deref(), Some(&b"data"[..]));
+    // Nor what a request sends in a default's place.
+    let double = to(302, "https://other.example/end");
+    let client = builder(&double).follow_redirects_elsewhere().build().unwrap();
+    client.get("x").header("x-api-key", "s3cret too").await.unwrap();
+    let seen = double.requests();
+    assert_eq!(seen[0].headers["x-api-key"], "s3cret too");
+    assert!(seen[1].headers.is_empty(), "{:?}", seen[1].headers.keys());
     // And they do not come back on the way home.
     let double = HttpDouble::new(|r| match r.number {
         1 => Reply::status(302).with_header("location", "https://other.example/"),
