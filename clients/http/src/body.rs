@@ -113,7 +113,8 @@ impl RequestBody {
             Source::Once(slot, length) => (Arc::clone(slot), *length),
         };
         let failed = failed.cloned().unwrap_or_default();
-        let upload = Upload { slot, pieces: Mutex::new(None), left, failed };
+        let (pieces, last) = (Mutex::new(None), Bytes::new());
+        let upload = Upload { slot, pieces, left, last, ended: false, failed };
         Ok(Some(reqwest::Body::wrap(upload)))
     }
 
@@ -162,6 +163,10 @@ struct Upload {
     /// Never locked, only borrowed: the mutex is what makes a `Send` stream `Sync`.
     pieces: Mutex<Option<Pieces>>,
     left: Option<u64>,
+    /// The piece that brings the stream to its length, until it is known that no more comes: the
+    /// driver reads on no further.
+    last: Bytes,
+    ended: bool,
     failed: Arc<AtomicBool>,
 }
 
@@ -181,6 +186,9 @@ impl Body for Upload {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
         let this = &mut *self;
+        if this.ended {
+            return Poll::Ready(None);
+        }
         let pieces = this.pieces.get_mut().unwrap_or_else(PoisonError::into_inner);
         if pieces.is_none() {
             *pieces = lock(&this.slot).take();
@@ -188,27 +196,40 @@ impl Body for Upload {
         let Some(stream) = pieces.as_mut() else {
             return this.fail(io::Error::other("the stream was read by another attempt"));
         };
-        let piece = match ready!(stream.as_mut().poll_next(cx)) {
-            Some(Ok(piece)) => piece,
-            Some(Err(error)) => return this.fail(error),
-            None if this.left.is_some_and(|left| left > 0) => {
-                return this.fail(io::Error::other("the stream is shorter than its length says"));
-            }
-            None => return Poll::Ready(None),
-        };
-        if let Some(left) = &mut this.left {
+        loop {
+            let piece = match ready!(stream.as_mut().poll_next(cx)) {
+                Some(Ok(piece)) => piece,
+                Some(Err(error)) => return this.fail(error),
+                None if this.left.is_some_and(|left| left > 0) => {
+                    let error = io::Error::other("the stream is shorter than its length says");
+                    return this.fail(error);
+                }
+                None => {
+                    this.ended = true;
+                    let last = std::mem::take(&mut this.last);
+                    return Poll::Ready((!last.is_empty()).then(|| Ok(Frame::data(last))));
+                }
+            };
+            let Some(left) = &mut this.left else {
+                return Poll::Ready(Some(Ok(Frame::data(piece))));
+            };
             match left.checked_sub(piece.len() as u64) {
-                Some(rest) => *left = rest,
                 None => {
                     let error = io::Error::other("the stream is longer than its length says");
                     return this.fail(error);
                 }
+                Some(0) if piece.is_empty() => {}
+                Some(0) => (*left, this.last) = (0, piece),
+                Some(rest) => {
+                    *left = rest;
+                    return Poll::Ready(Some(Ok(Frame::data(piece))));
+                }
             }
         }
-        Poll::Ready(Some(Ok(Frame::data(piece))))
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.left.map_or_else(SizeHint::default, SizeHint::with_exact)
+        let exact = |left| SizeHint::with_exact(left + self.last.len() as u64);
+        self.left.map_or_else(SizeHint::default, exact)
     }
 }

@@ -362,7 +362,8 @@ async fn a_stream_that_fails_is_the_callers_fault_and_is_not_repeated() {
     let error = client.put("x").body(RequestBody::streamed_by(failing)).await.unwrap_err();
     let text = report(&error).to_string();
     assert!(text.contains("the stream that is the request's body failed"), "{text}");
-    for length in [5, 7] {
+    // Also where a piece ends at the length that was announced.
+    for length in [2, 4, 5, 7] {
         let body = RequestBody::streamed_by(pieces).with_length(length);
         let error = client.put("x").body(body).await.unwrap_err();
         let text = report(&error).to_string();
@@ -464,10 +465,17 @@ async fn a_file_that_is_missing_or_changes_is_the_callers_fault() {
     let client = server.builder().policy(|p| p.failure_threshold(1)).build().unwrap();
     client.put("x").body(RequestBody::file(&path).await.unwrap()).await.unwrap();
     assert!(server.request(1).ends_with("\r\n\r\n12345"));
-    for change in [Some(&b"1234567"[..]), Some(b"1"), None] {
-        std::fs::write(&path, b"12345").unwrap();
+    // Read in pieces of 128 KiB, one of which may end where the file did.
+    let piece = vec![b'x'; 128 * 1024];
+    for (before, after) in [
+        (&b"12345"[..], Some(&b"1234567"[..])),
+        (b"12345", Some(b"1")),
+        (b"12345", None),
+        (&piece, Some(&[&piece[..], b"more"].concat())),
+    ] {
+        std::fs::write(&path, before).unwrap();
         let body = RequestBody::file(&path).await.unwrap();
-        match change {
+        match after {
             Some(bytes) => std::fs::write(&path, bytes).unwrap(),
             None => std::fs::remove_file(&path).unwrap(),
         }
@@ -475,5 +483,9 @@ async fn a_file_that_is_missing_or_changes_is_the_callers_fault() {
         let text = report(&error).to_string();
         assert!(error.attempts() == 1 && text.contains("the request's body failed"), "{text}");
     }
-    assert_eq!((server.seen(), client.policy().breaker().state()), (1, BreakerState::Closed));
+    // One that has not changed is sent, whatever its length.
+    std::fs::write(&path, &piece).unwrap();
+    client.put("x").body(RequestBody::file(&path).await.unwrap()).await.unwrap();
+    assert!(server.request(2).ends_with("xxx"));
+    assert_eq!((server.seen(), client.policy().breaker().state()), (2, BreakerState::Closed));
 }
