@@ -16,6 +16,7 @@ use crate::{
     statement::Statement,
 };
 use futures_core::{future::BoxFuture, stream::BoxStream};
+use futures_util::TryStreamExt;
 use mainstay_policy::Singletons;
 use sqlx::{
     AssertSqlSafe, Connection, Database, Either, Executor, SqlSafeStr, SqlStr, error::DatabaseError,
@@ -191,6 +192,32 @@ where
 {
     let first = connection.fetch_optional(statement);
     Box::pin(async move { Ok((first.await?, false)) })
+}
+
+/// For drivers that stop at the first row. Of a SELECT one more step tells whether that was all; what
+/// may write is read to its end, where it may yet fail, and before which it is not done.
+#[cfg_attr(not(any(feature = "mysql", feature = "sqlite")), allow(dead_code))]
+fn first_row<'c, DB>(
+    connection: &'c mut DB::Connection,
+    statement: Statement<DB>,
+) -> BoxFuture<'c, Result<First<DB>, sqlx::Error>>
+where
+    DB: Database<Arguments: 'static>,
+    &'c mut DB::Connection: Executor<'c, Database = DB>,
+{
+    let select = statement.is_select();
+    let mut steps = connection.fetch_many(statement);
+    Box::pin(async move {
+        let mut first = None;
+        while let Some(step) = steps.try_next().await? {
+            match step {
+                Either::Right(_) if select && first.is_some() => return Ok((first, true)),
+                Either::Right(row) if first.is_none() => first = Some(row),
+                _ => {}
+            }
+        }
+        Ok((first, false))
+    })
 }
 
 /// The part of [`Sealed`] that reads the same for every driver, but for how it fetches one row.

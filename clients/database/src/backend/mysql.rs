@@ -1,7 +1,6 @@
 //! MariaDB and MySQL. Numbers: <https://mariadb.com/kb/en/mariadb-error-code-reference/>.
 
 use super::*;
-use futures_util::TryStreamExt;
 use sqlx::{
     MySql, Row,
     mysql::{MySqlConnectOptions, MySqlConnection, MySqlDatabaseError, MySqlRow, MySqlSslMode},
@@ -150,25 +149,6 @@ impl Sealed for MySql {
     }
 
     driver_calls!(MySql, first_row);
-}
-
-/// The driver's own stops at the first row. One more step tells whether that was all.
-fn first_row(
-    connection: &mut MySqlConnection,
-    statement: Statement<MySql>,
-) -> BoxFuture<'_, Result<First<MySql>, sqlx::Error>> {
-    let mut steps = connection.fetch_many(statement);
-    Box::pin(async move {
-        let mut first = None;
-        while let Some(step) = steps.try_next().await? {
-            match step {
-                Either::Right(_) if first.is_some() => return Ok((first, true)),
-                Either::Right(row) => first = Some(row),
-                Either::Left(_) => {}
-            }
-        }
-        Ok((first, false))
-    })
 }
 
 // The SQLSTATE does not tell: a lock wait has HY000.

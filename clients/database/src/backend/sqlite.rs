@@ -83,7 +83,19 @@ impl Sealed for Sqlite {
         matches!(code(error) & 0xff, 7 | 9 | 10 | 13)
     }
 
-    driver_calls!(Sqlite, first_alone);
+    driver_calls!(Sqlite, first);
+}
+
+/// The driver's own stops at the first row, and throws away that what it did failed to commit.
+fn first(
+    connection: &mut SqliteConnection,
+    statement: Statement<Sqlite>,
+) -> BoxFuture<'_, Result<First<Sqlite>, sqlx::Error>> {
+    if statement.is_select() {
+        first_alone(connection, statement)
+    } else {
+        first_row(connection, statement)
+    }
 }
 
 fn code(error: &dyn DatabaseError) -> u32 {

@@ -10,6 +10,7 @@ mod mistakes;
 mod plain_sqlx;
 mod pool;
 mod pooler;
+mod returning;
 mod session;
 mod tls;
 
