@@ -14,7 +14,7 @@ mod link;
 mod numbers;
 mod upkeep;
 
-pub(crate) use lease::{Lease, Marks};
+pub(crate) use lease::{Lease, Marks, roll_back};
 pub(crate) use link::Link;
 
 use crate::{

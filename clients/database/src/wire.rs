@@ -13,7 +13,7 @@ use crate::{
     backend::{Backend, Begin, Call, Step},
     classify::{self, Class, DatabaseFailure, Phase},
     options::SessionOptions,
-    pool::{First, Lease, Pool, Want},
+    pool::{First, Lease, Pool, Want, roll_back},
     statement::Statement,
 };
 use async_stream::try_stream;
@@ -439,7 +439,7 @@ impl<DB: Backend> Wire<DB> {
             self.lease.discard();
             return Ok(());
         }
-        self.step(DB::TransactionManager::rollback).await?;
+        self.step(roll_back::<DB>).await?;
         self.lease.marks.open = false;
         Ok(())
     }

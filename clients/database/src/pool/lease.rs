@@ -167,6 +167,16 @@ impl<DB: Backend> Lease<DB> {
     }
 }
 
+/// To the beginning: a savepoint that was forgotten comes off first.
+pub(crate) async fn roll_back<DB: Backend>(
+    connection: &mut DB::Connection,
+) -> Result<(), sqlx::Error> {
+    while DB::TransactionManager::get_transaction_depth(connection) > 0 {
+        DB::TransactionManager::rollback(connection).await?;
+    }
+    Ok(())
+}
+
 impl<DB: Backend> Drop for Lease<DB> {
     fn drop(&mut self) {
         // The driver would read a stream's rows away before the next statement, without a pause.
@@ -176,7 +186,7 @@ impl<DB: Backend> Drop for Lease<DB> {
         }
         let Some(mut link) = self.link.take() else { return };
         if self.marks.changed {
-            link.close();
+            link.kept().close();
             return;
         }
         let Marks { open, rest, .. } = self.marks;
@@ -197,11 +207,7 @@ impl<DB: Backend> Drop for Lease<DB> {
                 if !open {
                     DB::execute(connection, Statement::text("select 1")).await?;
                 }
-                // A savepoint that was forgotten comes off first.
-                while DB::TransactionManager::get_transaction_depth(connection) > 0 {
-                    DB::TransactionManager::rollback(connection).await?;
-                }
-                Ok::<_, sqlx::Error>(())
+                roll_back::<DB>(connection).await
             };
             match tokio::time::timeout(if open { ROLLBACK } else { REST }, rolled_back).await {
                 Ok(Ok(())) => permit.pool().put(link),

@@ -92,14 +92,19 @@ async fn a_commit_says_ok_for_what_was_rolled_back() {
         session.rollback().await.unwrap();
     };
     assert!(!error.is_outcome_unknown(), "{}", text(&error));
-    // And one that was leaked is no reason to keep COMMIT back.
+    // And one that was leaked is no reason to keep COMMIT back, or ROLLBACK.
+    let mut session = ours.session().await.unwrap();
+    sqlx::query("insert into honest values (5)").execute(&mut session).await.unwrap();
+    std::mem::forget(session.savepoint().await.unwrap());
+    session.rollback().await.unwrap();
+    sqlx::query("insert into honest values (6)").execute(&ours).await.unwrap();
     let mut session = ours.session().await.unwrap();
     sqlx::query("insert into honest values (4)").execute(&mut session).await.unwrap();
     std::mem::forget(session.savepoint().await.unwrap());
     session.commit().await.unwrap();
     let rows: Vec<i32> =
-        sqlx::query_scalar("select n from honest where n > 2").fetch_all(&ours).await.unwrap();
-    assert_eq!(rows, [4]);
+        sqlx::query_scalar("select n from honest where n > 2").fetch_all(&plain).await.unwrap();
+    assert_eq!(rows, [6, 4]);
 }
 
 #[tokio::test]

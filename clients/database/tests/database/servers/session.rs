@@ -116,6 +116,28 @@ async fn a_connection_that_was_changed_is_not_handed_on() {
     assert_eq!(rows, [2]);
 }
 
+/// A pool of the caller's own would lend it again as it is.
+#[tokio::test]
+async fn nor_does_one_of_an_adopted_pool_go_back_there() {
+    let pool = sqlx::postgres::PgPoolOptions::new().max_connections(1);
+    let pool = pool.connect_lazy(&POSTGRES.url()).unwrap();
+    let db = PgDatabase::from_pool(pool.clone()).unwrap();
+    sqlx::query("create table changed_lent (n int)").execute(&db).await.unwrap();
+    let insert = |n: i32| sqlx::query("insert into changed_lent values ($1)").bind(n);
+    let mut connection = db.acquire().await.unwrap();
+    sqlx::query("begin").execute(&mut connection).await.unwrap();
+    insert(1).execute(&mut connection).await.unwrap();
+    drop(connection);
+    insert(2).execute(&db).await.unwrap();
+    let mut session = db.session().await.unwrap();
+    insert(3).execute(&mut session).await.unwrap();
+    session.commit().await.unwrap();
+    let rows = || sqlx::query_scalar::<_, i32>("select n from changed_lent").fetch_all(&pool);
+    assert_eq!(rows().await.unwrap(), [2, 3]);
+    sqlx::query("set search_path = nowhere").execute(&db).await.unwrap();
+    assert_eq!(rows().await.unwrap(), [2, 3]);
+}
+
 /// Dropped, it is rolled back at once: its locks are not kept until the connection's next use.
 #[tokio::test]
 async fn a_dropped_session_lets_go_of_its_locks() {
