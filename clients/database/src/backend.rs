@@ -13,7 +13,7 @@ use crate::{
     config::TlsMode,
     hosts::Target,
     options::{Isolation, SessionOptions},
-    statement::Statement,
+    statement::{Dialect, Statement},
 };
 use futures_core::{future::BoxFuture, stream::BoxStream};
 use futures_util::TryStreamExt;
@@ -91,6 +91,7 @@ pub(crate) mod sealed {
         const EXAMPLE: &'static str;
         /// The URL names hosts, not a file.
         const HAS_HOSTS: bool = true;
+        const DIALECT: Dialect;
         /// What the driver knows after the `?` of a URL with hosts.
         const PARAMETERS: &'static [&'static str] = &[];
         const TLS_MODES: &'static str = "";
@@ -102,10 +103,10 @@ pub(crate) mod sealed {
         }
         fn options(url: &str, tuning: &Tuning) -> Result<Options<Self>, sqlx::Error>;
         fn begin(options: &SessionOptions) -> Begin;
+        /// An error may have ended the transaction without saying so: BEGIN finds out.
+        const ERRORS_MAY_ROLL_BACK: bool = false;
         /// COMMIT answers Ok for a transaction that an error has already ended.
         const COMMIT_HIDES_ERRORS: bool = false;
-        /// Several statements in one text are one transaction.
-        const ONE_TEXT_IS_ONE_TRANSACTION: bool = false;
         /// The first round trip on a new connection.
         fn greet<'c>(
             connection: &'c mut Self::Connection,

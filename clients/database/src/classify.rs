@@ -161,12 +161,25 @@ impl DatabaseFailure {
         Self::new(What::Aborted, verdict)
     }
 
+    /// Not sent: it would not do what its words say.
+    const fn refused(words: &'static str) -> Self {
+        Self::new(What::Seen(words), Verdict::permanent().with_outcome(Outcome::Neutral))
+    }
+
     /// A BEGIN for one statement, which is none.
     pub(crate) const fn begins_nothing() -> Self {
-        let verdict = Verdict::permanent().with_outcome(Outcome::Neutral);
-        let words = "each statement may take another connection, so this would begin nothing; \
-                     take session() or transaction()";
-        Self::new(What::Seen(words), verdict)
+        Self::refused(
+            "each statement may take another connection, so this would begin nothing; take \
+             session() or transaction()",
+        )
+    }
+
+    /// A COMMIT in text, or what the server commits before.
+    pub(crate) const fn ends_transaction() -> Self {
+        Self::refused(
+            "this would end the transaction unseen, and what follows would stand for itself; end \
+             it with commit() or rollback(), and take acquire() for what commits by itself",
+        )
     }
 
     /// What a session saw go by on its way to the caller.

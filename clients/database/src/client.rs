@@ -275,7 +275,7 @@ impl<DB: Backend> DatabaseClient<DB> {
             (Idempotency::Unsafe, First::Once)
         };
         let operation = Operation::new("statement", idempotency);
-        let halfway = !select && statement.may_stop_halfway(DB::ONE_TEXT_IS_ONE_TRANSACTION);
+        let halfway = !select && statement.may_stop_halfway();
         let call = &call;
         let prepared = &Prepared {
             has_arguments: statement.has_arguments(),
@@ -388,7 +388,7 @@ impl<DB: Backend> View<DB> {
         call: Call<DB, T>,
         split: fn(T) -> (U, bool),
     ) -> BoxFuture<'e, Result<U, sqlx::Error>> {
-        let statement = Statement::take(query);
+        let statement = Statement::take(query, DB::DIALECT);
         Box::pin(async move {
             let step = |mut wire: Wire<DB>, statement| async move {
                 wire.whole(statement, call, split).await
@@ -401,7 +401,7 @@ impl<DB: Backend> View<DB> {
         self,
         query: Q,
     ) -> BoxStream<'e, Result<Step<DB>, sqlx::Error>> {
-        let (statement, started) = (Statement::take(query), Instant::now());
+        let (statement, started) = (Statement::take(query, DB::DIALECT), Instant::now());
         Box::pin(try_stream! {
             // Repeated until its first row is there; rows once given are not taken back.
             let open = |wire, statement| async move {

@@ -16,7 +16,10 @@ use std::time::{Duration, Instant};
 /// An sqlx executor, as `&mut connection`. Statements are not repeated; each is bounded by the
 /// policy's timeout, and cancelled on the server when it is dropped or its time is up. A connection
 /// on which a statement changed the session, as `set`, `listen` or a BEGIN of the caller's own do,
-/// is closed when it is dropped: the next caller gets another one.
+/// is closed when it is dropped: the next caller gets another one. That is known by a statement's
+/// words. What a function does is not: what `pg_advisory_lock` or `get_lock` holds, or
+/// `set_config` has set, the next caller meets, unless it is given back before the drop;
+/// `pg_advisory_xact_lock` in a session gives itself back.
 pub struct DatabaseConnection<DB: Backend>(Wire<DB>);
 
 /// A transaction: [`commit`](Session::commit) it, or it is rolled back when dropped.
@@ -24,6 +27,10 @@ pub struct DatabaseConnection<DB: Backend>(Wire<DB>);
 /// An sqlx executor, as `&mut session`. Statements are not repeated; each is bounded by the policy's
 /// timeout and the deadline around it, and cancelled on the server when it is dropped or its time
 /// is up. After a statement that did not end, the session refuses further ones.
+///
+/// A statement that would end the transaction is refused: COMMIT, ROLLBACK and BEGIN in text, and on
+/// MariaDB and MySQL what they commit before, as `alter`, `create`, `drop` and `truncate`. Take
+/// [`acquire`](crate::DatabaseClient::acquire) for those. What procedures do is not looked into.
 pub struct Session<DB: Backend>(Wire<DB>);
 
 /// A part of a transaction that can be undone on its own: [`release`](Savepoint::release) it, or it

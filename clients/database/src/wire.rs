@@ -161,10 +161,20 @@ impl<DB: Backend> Wire<DB> {
         if self.is_usable() { self.lease.take() } else { None }
     }
 
-    /// What the text of a statement means for those who have this connection next.
-    fn look_at(&mut self, statement: &Statement<DB>) {
-        if statement.changes_session(self.autocommit) {
-            self.lease.marks.changed = true;
+    /// Whether an error before has ended the transaction, where that is in doubt: what is sent then
+    /// would stand for itself.
+    async fn look_before_step(&mut self) {
+        if !std::mem::take(&mut self.record.in_doubt) || !self.is_usable() {
+            return;
+        }
+        let (connection, marks, _) = self.lease.parts();
+        let Some(connection) = connection else { return };
+        marks.unfinished = true;
+        let begun = DB::execute(connection, Statement::text("begin")).await;
+        marks.unfinished = false;
+        // Within a transaction it is refused.
+        if begun.is_ok() {
+            self.record.state = State::Over;
         }
     }
 
@@ -176,6 +186,7 @@ impl<DB: Backend> Wire<DB> {
     where
         F: Future<Output = Result<T, sqlx::Error>>,
     {
+        self.look_before_step().await;
         let limit = self.policy().time_for_attempt();
         let usable = self.is_usable();
         let Self { lease, policy, record, .. } = self;
@@ -212,7 +223,7 @@ impl<DB: Backend> Wire<DB> {
         call: Call<DB, T>,
         split: fn(T) -> (U, bool),
     ) -> Result<U, DatabaseFailure> {
-        let statement = self.prepared(statement);
+        let statement = self.prepared(statement)?;
         let (value, rest) = split(self.step(|connection| call(connection, statement)).await?);
         self.lease.marks.rest = rest;
         self.end().await?;
@@ -228,9 +239,16 @@ impl<DB: Backend> Wire<DB> {
         }
     }
 
-    fn prepared(&mut self, statement: Statement<DB>) -> Statement<DB> {
-        self.look_at(&statement);
-        if self.lease.pool().is_pooler() { statement.unnamed() } else { statement }
+    /// What the text of a statement means for what follows it, and for those who have this connection
+    /// next.
+    fn prepared(&mut self, statement: Statement<DB>) -> Result<Statement<DB>, DatabaseFailure> {
+        if !self.autocommit && statement.ends_transaction() {
+            return Err(DatabaseFailure::ends_transaction());
+        }
+        if statement.changes_session(self.autocommit) {
+            self.lease.marks.changed = true;
+        }
+        Ok(if self.lease.pool().is_pooler() { statement.unnamed() } else { statement })
     }
 
     /// As an sqlx executor: one statement.
@@ -243,11 +261,14 @@ impl<DB: Backend> Wire<DB> {
     where
         Q: 'q + Execute<'q, DB>,
     {
-        let statement = Statement::take(query);
+        let statement = Statement::take(query, DB::DIALECT);
         Box::pin(async move {
-            let statement = self.prepared(statement?);
             let started = Instant::now();
-            match self.step(|connection| call(connection, statement)).await {
+            let done = match self.prepared(statement?) {
+                Ok(statement) => self.step(|connection| call(connection, statement)).await,
+                Err(refused) => Err(refused),
+            };
+            match done {
                 Ok(value) => {
                     let (value, rest) = split(value);
                     self.lease.marks.rest = rest;
@@ -266,7 +287,7 @@ impl<DB: Backend> Wire<DB> {
         &'c mut self,
         query: Q,
     ) -> BoxStream<'e, Result<Step<DB>, sqlx::Error>> {
-        let (statement, policy) = (Statement::take(query), self.policy.clone());
+        let (statement, policy) = (Statement::take(query, DB::DIALECT), self.policy.clone());
         Box::pin(try_stream! {
             let started = Instant::now();
             let mut steps = self.steps(statement?);
@@ -307,7 +328,8 @@ impl<DB: Backend> Wire<DB> {
         statement: Statement<DB>,
     ) -> BoxStream<'_, Result<Step<DB>, DatabaseFailure>> {
         Box::pin(try_stream! {
-            let statement = self.prepared(statement);
+            let statement = self.prepared(statement)?;
+            self.look_before_step().await;
             let (limit, usable) = (self.policy.time_for_attempt(), self.is_usable());
             let ended = {
                 let Self { lease, policy, record, .. } = &mut *self;
@@ -435,6 +457,7 @@ impl<DB: Backend> Wire<DB> {
     }
 
     pub(crate) async fn rollback(&mut self) -> Result<(), DatabaseFailure> {
+        self.look_before_step().await;
         if self.record.state == State::Over {
             self.lease.discard();
             return Ok(());

@@ -19,6 +19,7 @@ impl Sealed for MySql {
     const LABEL: &'static str = "MariaDB or MySQL";
     const SCHEMES: &'static [&'static str] = &["mysql", "mariadb"];
     const EXAMPLE: &'static str = "mysql://user:password@host:3306/database";
+    const DIALECT: Dialect = Dialect::MySql;
     const TLS_MODES: &'static str = "disabled, preferred, required, verify_ca, verify_identity";
     const PARAMETERS: &'static [&'static str] = &[
         "sslmode",
@@ -143,9 +144,10 @@ impl Sealed for MySql {
         number(error) == Some(1153)
     }
 
-    /// A deadlock rolls back the whole transaction, a lock wait only its statement.
+    /// A deadlock and a full table of locks roll back the whole transaction, a lock wait only its
+    /// statement.
     fn ends_transaction(error: &dyn DatabaseError) -> bool {
-        matches!(number(error), Some(1213 | 1614 | 1020 | 3058))
+        matches!(number(error), Some(1213 | 1206 | 1614 | 1020 | 3058))
     }
 
     driver_calls!(MySql, first_row);

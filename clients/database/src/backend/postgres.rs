@@ -19,6 +19,7 @@ impl Sealed for Postgres {
     const LABEL: &'static str = "PostgreSQL";
     const SCHEMES: &'static [&'static str] = &["postgres", "postgresql"];
     const EXAMPLE: &'static str = "postgres://user:password@host:5432/database";
+    const DIALECT: Dialect = Dialect::Postgres;
     const TLS_MODES: &'static str = "disable, allow, prefer, require, verify-ca, verify-full";
     const PARAMETERS: &'static [&'static str] = &[
         "sslmode",
@@ -42,7 +43,6 @@ impl Sealed for Postgres {
     ];
     // COMMIT of a failed transaction is answered by ROLLBACK, and sqlx calls it done.
     const COMMIT_HIDES_ERRORS: bool = true;
-    const ONE_TEXT_IS_ONE_TRANSACTION: bool = true;
     type Key = Process;
 
     fn options(url: &str, tuning: &Tuning) -> Result<PgConnectOptions, sqlx::Error> {

@@ -20,6 +20,9 @@ impl Sealed for Sqlite {
     const SCHEMES: &'static [&'static str] = &["sqlite"];
     const EXAMPLE: &'static str = "sqlite://path/to/file.db?mode=rwc";
     const HAS_HOSTS: bool = false;
+    const DIALECT: Dialect = Dialect::Sqlite;
+    // As `insert or rollback` does, and a trigger with `raise(rollback, ..)`.
+    const ERRORS_MAY_ROLL_BACK: bool = true;
     /// Set, the connection's worker gives up what it is doing.
     type Key = Arc<AtomicBool>;
 

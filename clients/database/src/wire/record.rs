@@ -34,13 +34,15 @@ pub(super) struct Record {
     /// The breaker learns from each statement; elsewhere the whole call tells it.
     pub(super) watched: bool,
     pub(super) state: State,
+    /// Before anything else is sent, it is asked whether the transaction is still there.
+    pub(super) in_doubt: bool,
     pub(super) seen: Seen,
 }
 
 impl Record {
     pub(super) const fn new(read_only: bool) -> Self {
         let (phase, state) = (Phase::Statement, State::Clean);
-        Self { phase, read_only, watched: false, state, seen: None }
+        Self { phase, read_only, watched: false, state, in_doubt: false, seen: None }
     }
 
     pub(super) fn watch<'p>(&self, policy: &'p Policy, what: Operation) -> Option<Watch<'p>> {
@@ -85,6 +87,7 @@ impl Record {
         };
         let over = marks.unfinished || (ended && self.phase == Phase::Transaction);
         self.state = if over { State::Over } else { State::Failed };
+        self.in_doubt = DB::ERRORS_MAY_ROLL_BACK && self.phase == Phase::Transaction;
         match class {
             // The server has changed its part: no connection to it is of use.
             Some(Class::WrongNode) => pool.evict(),

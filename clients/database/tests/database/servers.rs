@@ -2,6 +2,7 @@
 
 mod cancel;
 mod codes;
+mod endings;
 mod failover;
 mod faults;
 mod learning;

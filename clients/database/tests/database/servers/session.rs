@@ -54,7 +54,7 @@ async fn isolation_and_read_only_reach_the_server() {
     let db = mariadb("isolation-maria");
     let options = SessionOptions::new().isolation(Isolation::ReadCommitted).read_only();
     let mut session = db.session_with(options).await.unwrap();
-    let error = sqlx::query("create table never (n int)").execute(&mut session).await.unwrap_err();
+    let error = sqlx::query("delete from db").execute(&mut session).await.unwrap_err();
     assert!(error.to_string().contains("1792"), "{error}");
     session.rollback().await.unwrap();
 }
@@ -114,6 +114,36 @@ async fn a_connection_that_was_changed_is_not_handed_on() {
     drop(connection);
     let rows: Vec<i32> = sqlx::query_scalar("select n from changed").fetch_all(&db).await.unwrap();
     assert_eq!(rows, [2]);
+}
+
+/// What PostgreSQL forgets with the transaction, MariaDB keeps, or takes for the next one.
+#[tokio::test]
+async fn nor_one_of_mariadb_by_words_that_are_harmless_elsewhere() {
+    let db: MySqlDatabase = DatabaseClient::builder()
+        .name("changed-maria")
+        .url(MARIADB.url())
+        .max_connections(1)
+        .build()
+        .unwrap();
+    let connection = || async {
+        let id = sqlx::query_scalar::<_, u64>("select connection_id()").fetch_one(&db);
+        id.await.unwrap()
+    };
+    let mut kept = Vec::new();
+    for change in [
+        "set local foreign_key_checks = 0",
+        "set transaction read only",
+        "# all of it\nset foreign_key_checks = 0",
+        "/*!40014 set foreign_key_checks = 0 */",
+        "flush tables",
+    ] {
+        let before = connection().await;
+        sqlx::raw_sql(change).execute(&db).await.unwrap();
+        if connection().await == before {
+            kept.push(change);
+        }
+    }
+    assert!(kept.is_empty(), "{kept:?}");
 }
 
 /// A pool of the caller's own would lend it again as it is.

@@ -1,0 +1,448 @@
+//! What a statement is, by its words: what its functions and procedures do is not looked into.
+
+/// How a database reads a text, and what it makes of some statements.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(dead_code)] // Where not all drivers are there.
+pub enum Dialect {
+    /// PostgreSQL.
+    Postgres,
+    /// MariaDB and MySQL.
+    MySql,
+    /// SQLite.
+    Sqlite,
+}
+
+/// Answers of a [`Statement`](super::Statement), whose methods say what each is about.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Meaning {
+    pub(super) selects: bool,
+    pub(super) changes: bool,
+    pub(super) begins: bool,
+    pub(super) only_begins: bool,
+    pub(super) ends: bool,
+    pub(super) halfway: bool,
+}
+
+impl Meaning {
+    pub(super) fn of(sql: &str, dialect: Dialect) -> Self {
+        let one_text_is_one_transaction = dialect == Dialect::Postgres;
+        let mut meaning = Self::default();
+        let mut wrote = false;
+        for (n, part) in parts(sql, dialect).enumerate() {
+            let first = part.first;
+            meaning.selects = n == 0 && is(first, &["select"]) && !part.into;
+            meaning.changes |= part.changes_session();
+            meaning.begins |= is(first, &["begin", "start", "savepoint", "xa"]);
+            meaning.only_begins = n == 0
+                && (is(first, &["begin", "savepoint", "xa"])
+                    || (is(first, &["start"]) && part.second_is(&["transaction"])));
+            meaning.ends |= part.ends_transaction();
+            meaning.halfway |= is(first, COMMITTING) || (wrote && !one_text_is_one_transaction);
+            wrote = !is(first, &["select", "set", "pragma", "use"]);
+        }
+        meaning
+    }
+}
+
+/// First words of what lasts as long as the connection does, its prepared statements too.
+const SESSION: &[&str] = &[
+    "attach",
+    "deallocate",
+    "detach",
+    "discard",
+    "listen",
+    "lock",
+    "pragma",
+    "prepare",
+    "reset",
+    "use",
+];
+
+/// First words of what may commit by itself.
+const COMMITTING: &[&str] = &["begin", "call", "commit", "do", "end", "execute", "start"];
+
+/// First words of that before which MariaDB and MySQL commit:
+/// <https://mariadb.com/kb/en/sql-statements-that-cause-an-implicit-commit/>.
+const COMMITTED_BEFORE: &[&str] = &[
+    "alter",
+    "flush",
+    "grant",
+    "install",
+    "lock",
+    "optimize",
+    "rename",
+    "repair",
+    "reset",
+    "revoke",
+    "stop",
+    "truncate",
+    "uninstall",
+    "unlock",
+];
+
+/// One statement of a text.
+struct Part<'s> {
+    first: &'s [u8],
+    rest: Words<'s>,
+    /// INTO is among its words.
+    into: bool,
+}
+
+impl<'s> Part<'s> {
+    fn second_is(&self, any: &[&str]) -> bool {
+        self.words().next().is_some_and(|word| is(word, any))
+    }
+
+    fn has(&self, any: &[&str]) -> bool {
+        self.words().any(|word| is(word, any))
+    }
+
+    /// All but the first.
+    fn words(&self) -> Words<'s> {
+        self.rest.clone()
+    }
+
+    fn changes_session(&self) -> bool {
+        let (first, temporary) = (self.first, |word: &[u8]| is(word, &["temp", "temporary"]));
+        match self.rest.dialect {
+            Dialect::Postgres if is(first, &["set"]) => {
+                !self.second_is(&["local", "constraints", "transaction"])
+            }
+            // To the others LOCAL is the session, and TRANSACTION the next one.
+            _ if is(first, &["set"]) => true,
+            // Perhaps after `or replace`, `local` or `global`.
+            _ if is(first, &["create"]) => self.words().take(4).any(temporary),
+            _ if is(first, SESSION) => true,
+            // A cursor `with hold`.
+            Dialect::Postgres if is(first, &["declare"]) => {
+                self.words().take_while(|word| !is(word, &["for"])).any(|word| is(word, &["with"]))
+            }
+            Dialect::Postgres if self.into && is(first, &["select", "with"]) => {
+                let mut words = self.words();
+                words.any(|word| is(word, &["into"])) && words.take(2).any(temporary)
+            }
+            Dialect::Postgres => is(first, &["load"]),
+            Dialect::MySql => is(first, &["backup", "flush", "handler"]),
+            Dialect::Sqlite => false,
+        }
+    }
+
+    fn ends_transaction(&self) -> bool {
+        let first = self.first;
+        match self.rest.dialect {
+            _ if is(first, &["rollback"]) => !self.has(&["to"]),
+            _ if is(first, &["commit", "start"]) => true,
+            // A block of statements begins nothing.
+            Dialect::MySql if is(first, &["begin"]) => !self.second_is(&["not"]),
+            Dialect::MySql if is(first, &["create", "drop"]) => {
+                !self.words().take(4).any(|word| is(word, &["temporary"]))
+            }
+            Dialect::MySql if is(first, &["analyze"]) => self.second_is(&["table"]),
+            Dialect::MySql => is(first, COMMITTED_BEFORE),
+            Dialect::Postgres if is(first, &["prepare"]) => self.second_is(&["transaction"]),
+            Dialect::Postgres | Dialect::Sqlite => is(first, &["abort", "begin", "end"]),
+        }
+    }
+
+    /// It may hold semicolons, up to an end that is hard to find.
+    fn has_body(&self) -> bool {
+        const ROUTINE: &[&str] = &["event", "function", "package", "procedure", "trigger"];
+        is(self.first, &["create"])
+            && self.words().take(8).any(|word| is(word, ROUTINE))
+            && self.has(&["begin"])
+    }
+}
+
+fn parts(sql: &str, dialect: Dialect) -> impl Iterator<Item = Part<'_>> {
+    let mut text = Some(sql.as_bytes());
+    std::iter::from_fn(move || {
+        while let Some(rest) = text {
+            let mut words = Words { rest, dialect };
+            let first = words.next();
+            let rest = words.clone();
+            let into = words.by_ref().fold(false, |into, word| into | is(word, &["into"]));
+            text = words.rest.strip_prefix(b";");
+            if let Some(first) = first {
+                let part = Part { first, rest, into };
+                text = text.filter(|_| !part.has_body());
+                return Some(part);
+            }
+        }
+        None
+    })
+}
+
+fn is(word: &[u8], any: &[&str]) -> bool {
+    any.iter().any(|known| word.eq_ignore_ascii_case(known.as_bytes()))
+}
+
+/// The words up to the end of a statement; comments and what is quoted are left out.
+#[derive(Clone)]
+struct Words<'s> {
+    rest: &'s [u8],
+    dialect: Dialect,
+}
+
+impl<'s> Iterator for Words<'s> {
+    type Item = &'s [u8];
+
+    fn next(&mut self) -> Option<&'s [u8]> {
+        loop {
+            let begins = |b: &u8| {
+                is_letter(*b) || matches!(b, b';' | b'-' | b'#' | b'/' | b'\'' | b'"' | b'`' | b'$')
+            };
+            let start = self.rest.iter().position(begins).unwrap_or(self.rest.len());
+            self.rest = self.rest.split_at(start).1;
+            let first = *self.rest.first().filter(|first| **first != b';')?;
+            if !is_letter(first) {
+                self.rest = self.after_gap();
+                continue;
+            }
+            let ends = |b: &u8| !is_letter(*b) && *b != b'$';
+            let end = self.rest.iter().position(ends).unwrap_or(self.rest.len());
+            let (word, rest) = self.rest.split_at(end);
+            self.rest = rest;
+            // `E'it\'s'`
+            if self.dialect == Dialect::Postgres && rest.starts_with(b"'") && is(word, &["e"]) {
+                self.rest = after_quoted(rest, true);
+                continue;
+            }
+            return Some(word);
+        }
+    }
+}
+
+impl<'s> Words<'s> {
+    /// What comes after a comment, something quoted, or one sign that begins neither.
+    fn after_gap(&self) -> &'s [u8] {
+        let (mysql, postgres) = (self.dialect == Dialect::MySql, self.dialect == Dialect::Postgres);
+        match self.rest {
+            // Without a blank it is two signs to MySQL.
+            [b'-', b'-', rest @ ..] if !mysql || rest.first().is_none_or(|b| *b <= b' ') => {
+                after(rest, b"\n")
+            }
+            [b'#', rest @ ..] if mysql => after(rest, b"\n"),
+            // It is executed, by that version and later ones.
+            [b'/', b'*', b'!', rest @ ..] | [b'/', b'*', b'M', b'!', rest @ ..] if mysql => {
+                let digits = rest.iter().take_while(|b| b.is_ascii_digit()).count();
+                rest.split_at(digits).1
+            }
+            [b'/', b'*', rest @ ..] if postgres => after_nested(rest),
+            [b'/', b'*', rest @ ..] => after(rest, b"*/"),
+            [b'\'' | b'"', ..] => after_quoted(self.rest, mysql),
+            [b'`', ..] if !postgres => after_quoted(self.rest, false),
+            [b'$', ..] if postgres => after_dollar(self.rest),
+            [_, rest @ ..] => rest,
+            [] => &[],
+        }
+    }
+}
+
+/// Of a name, or a number; all that is not ASCII may be.
+const fn is_letter(b: u8) -> bool {
+    b.is_ascii_alphanumeric() || b == b'_' || !b.is_ascii()
+}
+
+fn after<'s>(text: &'s [u8], end: &[u8]) -> &'s [u8] {
+    let place = text.windows(end.len()).position(|window| window == end);
+    place.map_or(&[], |place| text.split_at(place + end.len()).1)
+}
+
+/// After the quote that the text begins with is closed; one that is doubled closes and opens again.
+fn after_quoted(text: &[u8], escapes: bool) -> &[u8] {
+    let Some((quote, mut rest)) = text.split_first() else { return text };
+    while let Some((b, after)) = rest.split_first() {
+        rest = after;
+        if b == quote {
+            break;
+        }
+        if escapes && *b == b'\\' {
+            rest = rest.get(1..).unwrap_or(rest);
+        }
+    }
+    rest
+}
+
+/// After a comment that may hold comments.
+fn after_nested(mut text: &[u8]) -> &[u8] {
+    let mut depth = 1_u32;
+    while depth > 0 {
+        (depth, text) = match text {
+            [b'/', b'*', rest @ ..] => (depth + 1, rest),
+            [b'*', b'/', rest @ ..] => (depth - 1, rest),
+            [_, rest @ ..] => (depth, rest),
+            [] => break,
+        };
+    }
+    text
+}
+
+/// After `$$ .. $$` or `$tag$ .. $tag$`; `$1` is a value.
+fn after_dollar(text: &[u8]) -> &[u8] {
+    let Some((_, rest)) = text.split_first() else { return text };
+    let tag = rest.iter().take_while(|b| is_letter(**b)).count();
+    match (rest.first(), rest.get(tag), text.split_at_checked(tag + 2)) {
+        (Some(first), Some(b'$'), Some((quote, body))) if !first.is_ascii_digit() => {
+            after(body, quote)
+        }
+        _ => rest,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Dialect::*, *};
+
+    const ALL: [Dialect; 3] = [Postgres, MySql, Sqlite];
+
+    #[test]
+    fn only_a_select_on_its_own_may_be_repeated() {
+        for (sql, expected) in [
+            ("select 1", true),
+            ("  SELECT * from t;", true),
+            ("select(1)", true),
+            ("selection", false),
+            ("select 1; delete from t", false),
+            ("insert into t select 1", false),
+            ("with x as (delete from t returning 1) select * from x", false),
+            ("/* hint */ -- why\n select 1", true),
+            ("/* select", false),
+            ("select * into copy from t", false),
+            ("select 'x into y; delete'", true),
+            ("select 1 -- then; insert into\n;", true),
+            ("select into_ from t", true),
+            ("", false),
+        ] {
+            for dialect in ALL {
+                assert_eq!(Meaning::of(sql, dialect).selects, expected, "{sql} {dialect:?}");
+            }
+        }
+        assert!(!Meaning::of("select 1 /*! into outfile 'x' */", MySql).selects);
+    }
+
+    #[test]
+    fn what_changes_the_session_is_known_by_its_first_words() {
+        for (sql, alone, inside) in [
+            ("select 1", false, false),
+            ("set search_path = x", true, true),
+            ("insert into t values ('set x; set y')", false, false),
+            ("select 1; set x = 1", true, true),
+            ("create temporary table t (n int)", true, true),
+            ("create table t (n int)", false, false),
+            ("BEGIN", true, false),
+            ("/* x */ start transaction", true, false),
+            ("update t set begin = 1", false, false),
+            ("listen channel", true, true),
+            ("create or replace local temp view v as select 1", true, true),
+            ("create index temp on t (n)", true, true),
+            ("discard all", true, true),
+            ("reset statement_timeout", true, true),
+            ("reset_all()", false, false),
+            ("-- tune; see docs\nset work_mem = '1GB'", true, true),
+            ("/* ; */ select ';' -- ;\n; set x = 1", true, true),
+        ] {
+            for dialect in ALL {
+                let Meaning { changes, begins, .. } = Meaning::of(sql, dialect);
+                assert_eq!((changes || begins, changes), (alone, inside), "{sql} {dialect:?}");
+            }
+        }
+        for (sql, expected) in [
+            ("SET LOCAL x = 1", [false, true]),
+            ("set transaction read only", [false, true]),
+            ("set constraints all deferred", [false, true]),
+            ("flush tables with read lock", [false, true]),
+            ("handler t open", [false, true]),
+            ("backup stage start", [false, true]),
+            ("/*!40014 SET foreign_key_checks = 0 */", [false, true]),
+            ("/*M!100100 set x = 1 */", [false, true]),
+            ("# why\nset global x = 1", [false, true]),
+            ("select '\\'; set x = '", [true, false]),
+            ("load data infile 'x' into table t", [true, false]),
+            ("declare c cursor with hold for select 1", [true, false]),
+            ("declare c cursor for with x as (select 1) select * from x", [false, false]),
+            ("select 1 as n into temp t", [true, false]),
+            ("with x as (select 1) select * into local temporary t from x", [true, false]),
+            ("select 1 into kept", [false, false]),
+            ("/* a /* b */ ; set x = 1; */ select 1", [false, true]),
+            ("select $$;set x = 1$$, $x$;set $$ x;$x$, $1", [false, true]),
+            ("select E'\\';set x', e'';", [false, false]),
+        ] {
+            let changes = [Postgres, MySql].map(|dialect| Meaning::of(sql, dialect).changes);
+            assert_eq!(changes, expected, "{sql}");
+        }
+    }
+
+    #[test]
+    fn a_begin_on_its_own_is_told_from_one_that_goes_on() {
+        for (sql, expected) in [
+            ("begin", true),
+            ("BEGIN IMMEDIATE;", true),
+            ("/* why */ start transaction read only", true),
+            ("savepoint here", true),
+            ("start slave", false),
+            ("begin; insert into t values (1); commit", false),
+            ("begin not atomic insert into t values (1); end", false),
+            ("select 1", false),
+            ("", false),
+        ] {
+            for dialect in ALL {
+                assert_eq!(Meaning::of(sql, dialect).only_begins, expected, "{sql} {dialect:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_may_stop_halfway_is_known_by_its_parts() {
+        for (sql, by_parts, as_one) in [
+            ("insert into t values (1)", false, false),
+            ("insert into t values (1);", false, false),
+            ("insert into t values (';')", false, false),
+            ("pragma max_page_count = 1; insert into t values (1)", false, false),
+            ("insert into t values (1); select 1", true, false),
+            ("insert into t values (1); insert into u values (1)", true, false),
+            ("insert into t values (1); commit; insert into u values (1)", true, true),
+            ("insert into t values (1); set x = 1; update t set n = 1", true, false),
+            ("call move_money(1)", true, true),
+            ("-- nightly; moves money\ncall move_money()", true, true),
+            ("/* nightly */ DO $$ begin end $$", true, true),
+        ] {
+            for (dialect, expected) in [(Sqlite, by_parts), (MySql, by_parts), (Postgres, as_one)] {
+                assert_eq!(Meaning::of(sql, dialect).halfway, expected, "{sql} {dialect:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_ends_a_transaction_is_known_in_the_words_of_its_database() {
+        for (sql, expected) in [
+            ("commit", [true, true, true]),
+            ("insert into t values (1); COMMIT AND CHAIN;", [true, true, true]),
+            ("/* x */ rollback", [true, true, true]),
+            ("rollback work to savepoint x", [false, false, false]),
+            ("begin", [true, true, true]),
+            ("start transaction", [true, true, true]),
+            ("end", [true, false, true]),
+            ("abort", [true, false, true]),
+            ("prepare transaction 'x'", [true, false, false]),
+            ("prepare x as select 1", [false, false, false]),
+            ("truncate t", [false, true, false]),
+            ("create table temp (n int)", [false, true, false]),
+            ("create or replace temporary table t (n int)", [false, false, false]),
+            ("drop table t", [false, true, false]),
+            ("drop temporary table t", [false, false, false]),
+            ("/*!40000 alter table t disable keys */", [false, true, false]),
+            ("analyze table t", [false, true, false]),
+            ("analyze format = json select 1", [false, false, false]),
+            ("begin not atomic insert into t values (1); end", [true, false, true]),
+            ("begin not atomic insert into t values (1); commit; end", [true, true, true]),
+            ("insert into t values ('first; commit to it')", [false, false, false]),
+            ("insert into \"a; commit\" values (1)", [false, false, false]),
+            ("do $$ begin perform 1; end $$", [false, false, true]),
+            ("create trigger x after insert on t begin delete from u; end", [false, true, false]),
+            ("create function f() returns int begin atomic select 1; end", [false, true, false]),
+            ("select case when n then 1 end from t", [false, false, false]),
+        ] {
+            assert_eq!(ALL.map(|dialect| Meaning::of(sql, dialect).ends), expected, "{sql}");
+        }
+    }
+}
