@@ -182,6 +182,14 @@ impl DatabaseFailure {
         )
     }
 
+    /// A statement prepared behind a pooler.
+    pub(crate) const fn names_nothing() -> Self {
+        Self::refused(
+            "behind a transaction pooler a prepared statement would stay where another client meets \
+             it; leave it to query(), which prepares without a name",
+        )
+    }
+
     /// What a session saw go by on its way to the caller.
     pub(crate) const fn seen(words: &'static str, verdict: Verdict) -> Self {
         Self::new(What::Seen(words), verdict)

@@ -141,8 +141,8 @@ impl<DB: Backend> DatabaseClientBuilder<DB> {
     /// connection of the server's. Setting: `pooler` (`transaction`, `none`).
     ///
     /// Statements then have no name on the server, and one with bound values is a transaction of
-    /// its own, as what prepares it and what runs it would otherwise meet two connections. What is
-    /// given up ends when the pooler says so.
+    /// its own, as what prepares it and what runs it would otherwise meet two connections;
+    /// [`prepare`](sqlx::Executor::prepare) is refused. What is given up ends when the pooler says so.
     pub const fn transaction_pooler(mut self) -> Self {
         self.connection.pooler = Some(true);
         self

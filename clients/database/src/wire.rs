@@ -305,7 +305,10 @@ impl<DB: Backend> Wire<DB> {
     ) -> BoxFuture<'e, Result<DB::Statement, sqlx::Error>> {
         Box::pin(async move {
             let (policy, started) = (self.policy.clone(), Instant::now());
-            let prepared = self.step(|c| DB::prepare(c, sql, parameters)).await;
+            let prepared = match self.may_name() {
+                Ok(()) => self.step(|c| DB::prepare(c, sql, parameters)).await,
+                Err(refused) => Err(refused),
+            };
             prepared.map_err(|failure| hand_on(&policy, started, failure))
         })
     }
@@ -317,9 +320,18 @@ impl<DB: Backend> Wire<DB> {
     ) -> BoxFuture<'e, Result<Describe<DB>, sqlx::Error>> {
         Box::pin(async move {
             let (policy, started) = (self.policy.clone(), Instant::now());
-            let described = self.step(|c| DB::describe(c, sql)).await;
+            let described = match self.may_name() {
+                Ok(()) => self.step(|c| DB::describe(c, sql)).await,
+                Err(refused) => Err(refused),
+            };
             described.map_err(|failure| hand_on(&policy, started, failure))
         })
+    }
+
+    /// A statement with a name stays on a connection of the server's, which behind a pooler is
+    /// everybody's.
+    fn may_name(&self) -> Result<(), DatabaseFailure> {
+        if self.lease.pool().is_pooler() { Err(DatabaseFailure::names_nothing()) } else { Ok(()) }
     }
 
     /// All of a statement's rows.

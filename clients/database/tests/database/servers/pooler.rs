@@ -2,6 +2,7 @@
 
 use super::*;
 use mainstay_database::SessionOptions;
+use sqlx::{Executor, SqlSafeStr};
 
 fn behind(name: &str, url: String) -> PgDatabase {
     DatabaseClient::builder()
@@ -64,4 +65,25 @@ async fn many_callers_share_two_connections_without_an_error() {
     assert_eq!(named, 0);
     let refused = sqlx::query("insert into t values (1)").execute(db.read()).await.unwrap_err();
     assert_eq!(refused.as_database_error().unwrap().code().unwrap(), "25006");
+}
+
+/// What prepares a statement and keeps it by name would leave it to all who are behind the pooler.
+#[tokio::test]
+async fn nothing_is_prepared_by_name() {
+    let server = Postgres::start();
+    let pooler = server.pooler();
+    let db = behind("pooler-names", pooler.url());
+    let refused = |error: sqlx::Error| {
+        let text = text(&error.into());
+        assert!(text.contains("leave it to query()"), "{text}");
+    };
+    refused((&db).prepare("select $1::int4".into_sql_str()).await.unwrap_err());
+    refused((&db).describe("select $1::int4".into_sql_str()).await.unwrap_err());
+    let mut held = futures_util::future::try_join_all((0..2).map(|_| db.session())).await.unwrap();
+    for session in &mut held {
+        refused(session.prepare("select $1::int4".into_sql_str()).await.unwrap_err());
+        let named = "select count(*) from pg_prepared_statements where name <> ''";
+        let named: i64 = sqlx::query_scalar(named).fetch_one(session).await.unwrap();
+        assert_eq!(named, 0);
+    }
 }
