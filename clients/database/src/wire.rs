@@ -70,12 +70,16 @@ impl<DB: Backend> Wire<DB> {
             wire.autocommit = false;
             wire.record.read_only = options.read_only;
             let used = wire.lease.link().is_some_and(|link| link.is_used());
+            // Behind a pooler it waits its turn, and in a file for whoever writes.
+            let at_once = used && DB::HAS_HOSTS && !pool.is_pooler();
             let left = end.map(|end| end.saturating_duration_since(Instant::now()));
-            let limit = if used {
+            let limit = if at_once {
                 Some(left.map_or(LONGEST_BEGIN, |l| l.min(LONGEST_BEGIN)))
             } else {
                 left
             };
+            // For a caller in a hurry nothing is found out.
+            let enough = || policy.timeout().map_or(LONGEST_BEGIN, |t| LONGEST_BEGIN.min(t / 2));
             match wire.send_begin(limit, options).await {
                 Ok(()) => return Ok(wire),
                 Err(Some(error)) => {
@@ -85,7 +89,7 @@ impl<DB: Backend> Wire<DB> {
                     }
                     return Err(DatabaseFailure::driver::<DB>(error, Phase::Acquire));
                 }
-                Err(None) if used => pool.evict(),
+                Err(None) if at_once && limit >= Some(enough()) => pool.evict(),
                 Err(None) => {
                     let limit = limit.unwrap_or_default();
                     return Err(DatabaseFailure::timed_out(Phase::Acquire, limit));

@@ -2,7 +2,7 @@
 
 use super::*;
 use mainstay_database::DatabaseFailure;
-use mainstay_policy::HealthStatus;
+use mainstay_policy::{Deadline, HealthStatus};
 use mainstay_test_support::{Port, Proxy};
 use sqlx::postgres::PgPoolOptions;
 
@@ -273,6 +273,37 @@ async fn close_is_bounded_and_what_comes_after_is_refused() {
     db.close(ms(10_000)).await;
     until_at_rest(&db).await;
     until("all are closed", || async { db.pool_status().unwrap().size == 0 }).await;
+}
+
+/// SQLite's BEGIN waits for whoever writes, and is no sign of a dead connection.
+#[tokio::test]
+async fn a_begin_that_waits_for_a_writer_costs_no_connection() {
+    let dir = tempfile::tempdir().unwrap();
+    let url = format!("sqlite://{}?mode=rwc", dir.path().join("a.db").display());
+    let db: mainstay_database::SqliteDatabase = client("waits-sqlite", url);
+    drop(futures_util::future::try_join_all((0..3).map(|_| db.acquire())).await.unwrap());
+    until_at_rest(&db).await;
+    let held = db.session().await.unwrap();
+    let mut second = Box::pin(db.session());
+    tokio::time::timeout(ms(1_300), &mut second).await.unwrap_err();
+    assert_eq!(db.pool_status().unwrap().size, 3);
+    held.rollback().await.unwrap();
+    second.await.unwrap().commit().await.unwrap();
+    assert_eq!(db.pool_status().unwrap().size, 3);
+}
+
+/// That a BEGIN was not answered in the little time its caller had left says nothing of the others.
+#[tokio::test]
+async fn a_caller_in_a_hurry_costs_the_pool_one_connection() {
+    let proxy = Proxy::in_front_of(POSTGRES.address());
+    let db: PgDatabase = client("hurry", Postgres::url_at(proxy.addr()));
+    drop(futures_util::future::try_join_all((0..3).map(|_| db.acquire())).await.unwrap());
+    until_at_rest(&db).await;
+    proxy.set(|faults| faults.replies.hold = true);
+    let hurried = Deadline::within(ms(50)).scope(db.session()).await.unwrap_err();
+    assert!(hurried.is_timeout(), "{}", text(&hurried));
+    proxy.heal();
+    assert_eq!(db.pool_status().unwrap().idle, 2);
 }
 
 #[tokio::test]

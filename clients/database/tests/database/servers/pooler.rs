@@ -87,3 +87,20 @@ async fn nothing_is_prepared_by_name() {
         assert_eq!(named, 0);
     }
 }
+
+/// A BEGIN waits there for its turn: that is no reason to close what others have.
+#[tokio::test]
+async fn a_begin_that_waits_its_turn_costs_no_connection() {
+    let server = Postgres::start();
+    let pooler = server.pooler();
+    let db = behind("pooler-turns", pooler.url());
+    drop(futures_util::future::try_join_all((0..6).map(|_| db.acquire())).await.unwrap());
+    until_at_rest(&db).await;
+    let held = futures_util::future::try_join_all((0..2).map(|_| db.session())).await.unwrap();
+    let mut third = Box::pin(db.session());
+    tokio::time::timeout(ms(1_300), &mut third).await.unwrap_err();
+    assert_eq!(db.pool_status().unwrap().size, 6);
+    drop(held);
+    third.await.unwrap().commit().await.unwrap();
+    assert_eq!(db.pool_status().unwrap().size, 6);
+}
