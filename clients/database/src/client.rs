@@ -332,6 +332,11 @@ impl<'p> Clock<'p> {
         Self { policy, attempt, began: Instant::now() }
     }
 
+    /// Of the attempt's time, for what comes after something else.
+    pub(crate) fn left(&self) -> Option<Duration> {
+        shorter(self.attempt).map(|limit| limit.saturating_sub(self.began.elapsed()))
+    }
+
     /// Where nothing more is known than that time is up, the policy says so itself.
     pub(crate) async fn judge<T>(
         &self,

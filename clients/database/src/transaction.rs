@@ -140,7 +140,7 @@ impl<DB: Backend> DatabaseClient<DB> {
                 let pool = self.require_pool().map_err(TxFailure::Own)?;
                 let begun = Session::begin(&pool, policy, limit, options).await;
                 let mut session = clock.judge(begun).await.map_err(TxFailure::Own)?;
-                let value = match within(limit, run.call(&mut session)).await {
+                let value = match within(clock.left(), run.call(&mut session)).await {
                     Some(Ok(value)) => value,
                     Some(Err(error)) => return Err(TxFailure::Closure(error, session.seen())),
                     None => {

@@ -3,7 +3,10 @@
 
 use super::*;
 use mainstay_policy::{BreakerState, Deadline, PolicyBuilder, get_resilience_health};
-use mainstay_test_support::servers::{Program, Server};
+use mainstay_test_support::{
+    Proxy,
+    servers::{Program, Server},
+};
 
 fn holding<DB: Backend>(
     name: &str,
@@ -124,4 +127,34 @@ async fn nothing_of_what_is_no_fault_of_the_server() {
     let conflict = sqlx::query("lock table innocent nowait").execute(&mut session).await;
     conflict.unwrap_err();
     assert_eq!(db.policy().breaker().state(), BreakerState::Closed);
+}
+
+/// BEGIN has taken a part of the attempt's time: the closure has the rest, by our own clock, which knows
+/// that nothing was committed, and not by the policy's, which does not.
+async fn takes_too_long(name: &str, work: &'static str) {
+    let proxy = Proxy::in_front_of(POSTGRES.address());
+    let policy = |p: PolicyBuilder| p.max_attempts(1).failure_threshold(1).timeout(ms(500));
+    let db: PgDatabase = holding(name, Postgres::url_at(proxy.addr()), policy);
+    db.session().await.unwrap().commit().await.unwrap();
+    proxy.set(|faults| faults.replies.latency = ms(20));
+    let error = db
+        .transaction(async |tx| {
+            sqlx::query(work).execute(&mut *tx).await?;
+            std::future::pending::<Result<(), Error>>().await
+        })
+        .await
+        .unwrap_err();
+    assert!(error.is_timeout() && !error.is_outcome_unknown(), "{}", text(&error));
+    assert_eq!(error.decider(), Some(mainstay_policy::Decider::Timeout));
+    assert_eq!(db.policy().breaker().state(), BreakerState::Open, "{}", text(&error));
+}
+
+#[tokio::test]
+async fn of_a_transaction_whose_statement_hangs_after_a_slow_begin() {
+    takes_too_long("begin", "select pg_sleep(60)").await;
+}
+
+#[tokio::test]
+async fn of_a_transaction_that_waits_for_something_else_after_a_slow_begin() {
+    takes_too_long("begin-else", "select 1").await;
 }
