@@ -292,8 +292,8 @@ impl fmt::Display for DatabaseFailure {
             ),
             What::Closed => f.write_str("the client is closed; build a new one"),
             What::ReadOnly(_) => f.write_str(
-                "a write where only reads were asked for; take the client itself, or a session \
-                 that is not read-only",
+                "a write where only reads were asked for; take the client itself, a session that \
+                 is not read-only, or a URL whose target_session_attrs is another",
             ),
             What::PoolExhausted { in_use, max, waited } => write!(
                 f,

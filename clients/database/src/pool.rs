@@ -20,7 +20,7 @@ pub(crate) use link::Link;
 use crate::{
     backend::{Backend, Options},
     classify::{DatabaseFailure, Phase},
-    hosts::{ConnectError, Hosts},
+    hosts::{ConnectError, Hosts, Target},
 };
 use cancel::Canceller;
 use futures_util::{
@@ -211,6 +211,12 @@ impl<DB: Backend> Pool<DB> {
     /// Nothing of a session lasts beyond a transaction.
     pub(crate) fn is_pooler(&self) -> bool {
         self.0.hosts.tuning().pooler
+    }
+
+    /// Of replicas: that they refuse writes says nothing about them.
+    pub(crate) fn is_for_reading(&self) -> bool {
+        use Target::{PreferStandby, ReadOnly, Standby};
+        matches!(self.0.hosts.tuning().target, ReadOnly | Standby | PreferStandby)
     }
 
     /// A read-only statement needs a transaction to say so in.

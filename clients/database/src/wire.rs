@@ -48,7 +48,7 @@ impl<DB: Backend> Wire<DB> {
         want: Want,
     ) -> Result<Self, DatabaseFailure> {
         let lease = pool.acquire(limit, want).await?;
-        let record = Record::new(want.read_only);
+        let record = Record::new(want.read_only || pool.is_for_reading());
         Ok(Self { lease, policy: policy.clone(), autocommit: true, record })
     }
 
@@ -68,7 +68,7 @@ impl<DB: Backend> Wire<DB> {
             let want = Want { read_only: switched, first: First::Begin };
             let mut wire = Self::acquire(pool, policy, left, want).await?;
             wire.autocommit = false;
-            wire.record.read_only = options.read_only;
+            wire.record.read_only |= options.read_only;
             let used = wire.lease.link().is_some_and(|link| link.is_used());
             // Behind a pooler it waits its turn, and in a file for whoever writes.
             let at_once = used && DB::HAS_HOSTS && !pool.is_pooler();

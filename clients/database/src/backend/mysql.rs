@@ -136,7 +136,11 @@ impl Sealed for MySql {
     }
 
     fn class(error: &dyn DatabaseError) -> Class {
-        class(number(error).unwrap_or_default())
+        match number(error).unwrap_or_default() {
+            // Whichever option is in the way: only its name tells.
+            1290 if !error.message().contains("read-only") => Class::Permanent,
+            number => class(number),
+        }
     }
 
     /// After a packet that is too large for it, it hangs up.

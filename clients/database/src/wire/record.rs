@@ -29,7 +29,7 @@ pub(crate) type Seen = Option<(&'static str, Verdict)>;
 
 pub(super) struct Record {
     pub(super) phase: Phase,
-    /// The server was asked to refuse writes, so that doing so says nothing about it.
+    /// The server was asked to refuse writes, or chosen for it, so that doing so says nothing about it.
     pub(super) read_only: bool,
     /// The breaker learns from each statement; elsewhere the whole call tells it.
     pub(super) watched: bool,

@@ -85,3 +85,29 @@ async fn without_a_host_that_fits_it_says_so() {
     let db: PgDatabase = client("failover-prefers", prefers);
     sqlx::query("select 1").execute(&db).await.unwrap();
 }
+
+/// Who asked for one has no reason to wonder that it refuses a write.
+#[tokio::test]
+async fn a_write_to_a_standby_that_was_asked_for_is_no_failover() {
+    let primary = Postgres::start();
+    let standby = primary.standby();
+    let writer: PgDatabase = client("failover-writer", primary.url());
+    sqlx::query("create table t (n int)").execute(&writer).await.unwrap();
+    for target in ["standby", "read-only", "prefer-standby"] {
+        let db: PgDatabase = DatabaseClient::builder()
+            .name(format!("failover-{target}"))
+            .url(format!("{}?target_session_attrs={target}", standby.url()))
+            .policy(|p| p.failure_threshold(1))
+            .build()
+            .unwrap();
+        until_following(&db).await;
+        until_at_rest(&db).await;
+        let idle = db.pool_status().unwrap().idle;
+        let write = sqlx::query("insert into t values (1)").execute(&db).await;
+        let error = Error::from(write.unwrap_err());
+        let driver = error.downcast_ref::<sqlx::Error>().unwrap().as_database_error().unwrap();
+        assert_eq!((driver.code().unwrap().as_ref(), error.attempts()), ("25006", 1), "{target}");
+        assert_eq!(db.policy().breaker().state(), mainstay_policy::BreakerState::Closed);
+        assert_eq!(db.pool_status().unwrap().idle, idle, "{target}");
+    }
+}

@@ -3,7 +3,11 @@ use super::*;
 #[tokio::test]
 async fn its_answers() {
     type My = sqlx::MySql;
-    let server = Mariadb::start_with(&["--max-connections=10", "--max-user-connections=8"]);
+    let server = Mariadb::start_with(&[
+        "--max-connections=10",
+        "--max-user-connections=8",
+        "--secure-file-priv=/usr",
+    ]);
     let name = "codes-maria";
     let db: MySqlDatabase = once(name, &server.url());
     let referee: MySqlDatabase = client("codes-maria-referee", server.url());
@@ -12,6 +16,8 @@ async fn its_answers() {
     judge::<My>(name, "23000", run(&db, "insert into t values (1, 1)"), OWN_FAULT).await;
     judge::<My>(name, "42S02", run(&db, "select * from nowhere"), OWN_FAULT).await;
     judge::<My>(name, "42000", run(&db, "selec 1"), OWN_FAULT).await;
+    // 1290, which is also that of a server that takes no writes, below.
+    judge::<My>(name, "HY000", run(&db, "select 1 into outfile '/tmp/x'"), OWN_FAULT).await;
     let slow = "set statement max_statement_time = 0.02 for select sleep(9) from t";
     judge::<My>(name, "70100", run(&db, slow), ILL).await;
     // 1205, whose SQLSTATE says nothing.
