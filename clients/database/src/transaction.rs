@@ -91,9 +91,14 @@ impl<DB: Backend> DatabaseClient<DB> {
     /// turned out: `check` is asked, on the client, within the time that is left.
     ///
     /// [`CommitOutcome::Committed`] makes it a success, [`CommitOutcome::RolledBack`] lets the
-    /// closure run again, [`CommitOutcome::Unknown`] and an error leave it unknown. What to look
-    /// for: a row that the closure writes, with a key that no other run of it and nobody else uses;
-    /// or, on PostgreSQL, [`Session::transaction_id`] and [`DatabaseClient::commit_outcome`].
+    /// closure run again, [`CommitOutcome::Unknown`] and an error leave it unknown.
+    ///
+    /// The server may still be at the COMMIT: a row that is not there may come. On PostgreSQL
+    /// [`DatabaseClient::commit_outcome`] waits for it, by its [`Session::transaction_id`]. Elsewhere
+    /// let the closure insert a row under a key that no other run of it and nobody else uses, and the
+    /// check insert the same in a session that it rolls back: the server makes it wait, and refuses
+    /// it if the first was committed. A SELECT does not wait: that it finds no row means
+    /// [`CommitOutcome::Unknown`].
     ///
     /// # Errors
     /// As [`DatabaseClient::transaction`].
