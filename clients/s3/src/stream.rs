@@ -12,7 +12,7 @@ use crate::{
 use aws_sdk_s3::{operation::get_object::GetObjectOutput, primitives::ByteStream};
 use bytes::Bytes;
 use futures_util::{Stream, stream};
-use mainstay_policy::{CallError, Deadline, Effect, Error};
+use mainstay_policy::{CallError, Deadline, Effect, Error, Generation};
 use std::{fmt, mem, ops::Range};
 use tokio::time::Instant;
 
@@ -32,6 +32,8 @@ pub struct ObjectStream {
     get: Get,
     head: ObjectHead,
     body: Option<ByteStream>,
+    /// Which the breaker was in when the body began: in a later one its end says nothing of the store.
+    begun: Generation,
     /// What is still to come of the whole object.
     left: Range<u64>,
     received: u64,
@@ -67,6 +69,7 @@ impl ObjectStream {
         let head = ObjectHead::of_get(&got, total);
         let sum = if get.range.is_none() { Running::of(&got) } else { None };
         Ok(Self {
+            begun: get.client.policy().breaker().generation(),
             get,
             head,
             body: Some(got.body),
@@ -123,6 +126,7 @@ impl ObjectStream {
                 let end = self.go_on(failure).await;
                 self.broken = None;
                 let (piece, body) = end?;
+                self.begun = self.get.client.policy().breaker().generation();
                 self.body = Some(body);
                 self.take(piece).map(Some)
             }
@@ -165,7 +169,12 @@ impl ObjectStream {
         }
     }
 
-    /// Asks for the rest; the failure is the first attempt of that call.
+    fn is_of_now(&self) -> bool {
+        self.begun == self.get.client.policy().breaker().generation()
+    }
+
+    /// Asks for the rest; the failure is the first attempt of that call, if it says something of the
+    /// store as it is.
     async fn go_on(&mut self, failure: S3Failure) -> Result<(Bytes, ByteStream), Error> {
         if self.received - self.since >= PROGRESS {
             (self.in_a_row, self.since) = (0, self.received);
@@ -177,7 +186,8 @@ impl ObjectStream {
         }
         let (target, started) = (self.target(), self.started);
         let (etag, left, total) = (self.head.etag.as_deref(), &self.left, self.head.size);
-        let mut first = Some(failure);
+        let (mut first, old) =
+            if self.is_of_now() { (Some(failure), None) } else { (None, Some(failure)) };
         let rest = self
             .get
             .client
@@ -204,9 +214,9 @@ impl ObjectStream {
                 }
             })
             .await;
-        match (rest, first) {
+        match (rest, first.or(old)) {
             // Refused without an attempt: what broke the body is the error behind that.
-            (Err(refusal), Some(broken)) => {
+            (Err(refusal), Some(broken)) if refusal.attempts() == 0 => {
                 let Some(by) = refusal.decider() else { return Err(refusal) };
                 let end = CallError::Stopped {
                     by,
@@ -225,6 +235,9 @@ impl ObjectStream {
 
     /// The end, told to the breaker.
     async fn give_up(&self, failure: S3Failure) -> Error {
+        if !self.is_of_now() {
+            return self.failed(failure);
+        }
         let mut failure = Some(failure.for_good());
         let end = self.get.client.call(&GET, self.target(), 0, |_, _| {
             let failure = failure.take().unwrap_or_else(S3Failure::short);

@@ -54,6 +54,33 @@ async fn a_body_that_is_cut_goes_on_where_it_was() {
 }
 
 #[tokio::test]
+async fn a_body_from_before_an_outage_says_nothing_of_the_store_that_is_back() {
+    let (store, memory, _, data) = with_object(MIB).await;
+    memory.put("left", data.clone());
+    let s3 = builder(store.endpoint()).policy(|p| quick(p).failure_threshold(1).max_attempts(1));
+    let s3 = s3.build().unwrap();
+    let state = || s3.policy().breaker().state();
+    // The one goes on where it broke off, of the other nothing is left but its damage.
+    memory.put_damaged("damaged", data.clone());
+    store.front(|line| match line.contains("/bucket/k") && !line.contains("range") {
+        true => Answer::Cut(500_000),
+        false => Answer::Pass,
+    });
+    let mut cut = s3.get(BUCKET, "k").stream().await.unwrap();
+    let mut damaged = s3.get(BUCKET, "damaged").stream().await.unwrap();
+    store.front(|_| Answer::Status(500, "InternalError"));
+    s3.get(BUCKET, "left").await.unwrap_err();
+    assert_eq!(state(), BreakerState::Open);
+    s3.policy().breaker().reset();
+    store.front(|_| Answer::Pass);
+    assert!(rest(&mut cut).await.unwrap() == data);
+    assert_eq!(state(), BreakerState::Closed);
+    let error = rest(&mut damaged).await.unwrap_err();
+    assert!(report(&error).to_string().contains("damaged"), "{}", report(&error));
+    assert_eq!(state(), BreakerState::Closed);
+}
+
+#[tokio::test]
 async fn a_range_and_an_empty_object_are_streamed_too() {
     let (store, memory, s3, data) = with_object(MIB).await;
     memory.put("empty", "");
