@@ -55,13 +55,32 @@ impl Deadline {
     /// a policy end by it; other code may ask for [`Deadline::current`]. The work itself is not
     /// cut off.
     pub fn scope<F: IntoFuture>(self, work: F) -> impl Future<Output = F::Output> {
-        Scoped { scope: Scope { deadline: self.0, ..Scope::NONE }, work: work.into_future() }
+        Scoped { deadline: self, work: work.into_future() }
     }
 
     /// [`Deadline::scope`] for a closure that blocks.
     pub fn scope_blocking<T>(self, work: impl FnOnce() -> T) -> T {
-        let _inside = Scope { deadline: self.0, ..Scope::NONE }.enter();
+        let _inside = self.enter();
         work()
+    }
+
+    /// What follows ends by it, until the guard goes. What a call in there could not do is also true
+    /// of the attempt around it, so all else of the scope stays.
+    fn enter(self) -> Shortened {
+        CURRENT.with(|current| {
+            let around = current.deadline.get();
+            current.deadline.set(self.0.min(around));
+            Shortened(around)
+        })
+    }
+}
+
+/// Gives the deadline around it back, also when the work panics.
+struct Shortened(Instant);
+
+impl Drop for Shortened {
+    fn drop(&mut self) {
+        CURRENT.with(|current| current.deadline.set(self.0));
     }
 }
 
@@ -155,7 +174,7 @@ thread_local! {
 
 pin_project! {
     struct Scoped<F> {
-        scope: Scope,
+        deadline: Deadline,
         #[pin]
         work: F,
     }
@@ -166,14 +185,8 @@ impl<F: Future> Future for Scoped<F> {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
         let this = self.project();
-        // What a call in here could not do is also true of the attempt around the scope.
-        let inside = this.scope.enter();
-        let polled = this.work.poll(cx);
-        let seen = inside.leave();
-        if seen.handled || seen.unknown {
-            Scope::mark(seen.handled, seen.unknown);
-        }
-        polled
+        let _inside = this.deadline.enter();
+        this.work.poll(cx)
     }
 }
 

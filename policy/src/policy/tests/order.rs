@@ -237,6 +237,26 @@ async fn nested_policies_do_not_multiply() {
     assert!(error.is_outcome_unknown());
 }
 
+/// The same of calls that block, with a deadline between the two.
+#[test]
+fn nested_calls_that_block_do_not_multiply_either() {
+    let outer = Policy::builder(Kind::Custom, "t-nest-blocking-outer").base_delay(Duration::ZERO);
+    let outer = outer.build().unwrap();
+    let inner = database("t-nest-blocking").base_delay(Duration::ZERO).build().unwrap();
+    for (idempotent, times) in [(false, 1), (true, 3)] {
+        let mut sent = 0;
+        let end = outer.call_blocking(|| {
+            let pay = || {
+                sent += 1;
+                Err::<(), _>(std::io::Error::from(std::io::ErrorKind::ConnectionReset))
+            };
+            let pay = || inner.operation("pay").idempotent(idempotent).call_blocking(pay);
+            Deadline::within(60 * S).scope_blocking(pay).map_err(|_| "no")
+        });
+        assert_eq!((end.unwrap_err().is_outcome_unknown(), sent), (true, times));
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn inner_calls_end_by_the_deadline_around_them() {
     let outer = Policy::builder(Kind::Custom, "t-ambient-outer").timeout(2 * S).build().unwrap();
