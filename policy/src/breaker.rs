@@ -6,10 +6,12 @@
 //! them cheap: one word that says whether the breaker is closed, which nobody writes while it is,
 //! and a snapshot for everybody else. The lock is taken by failures, probes and transitions.
 
+mod around;
 mod config;
 mod permit;
 mod state;
 
+pub(crate) use around::Admission;
 pub(crate) use config::BreakerConfig;
 pub(crate) use permit::{Ended, Permit};
 
@@ -322,7 +324,7 @@ impl Breaker {
     #[inline(always)]
     pub(crate) fn refuses(&self) -> Option<Refusal> {
         let until = self.0.shut_until.load(Acquire);
-        if until == 0 {
+        if until == 0 || self.0.admission().is_around() {
             return None;
         }
         let until = Instant::of_nanos(until);
@@ -370,6 +372,12 @@ impl Inner {
 
     fn cause(&self) -> Option<Arc<Cause>> {
         self.snapshot.read(|snapshot| snapshot.cause.clone())
+    }
+
+    /// What it notes of the attempts that it lets in as it stands.
+    fn admission(&self) -> Admission {
+        let generation = self.word.load(Acquire) >> GENERATION_SHIFT;
+        Admission { breaker: std::ptr::from_ref(self).addr(), generation }
     }
 
     /// What opened it, without a wait.

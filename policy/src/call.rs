@@ -2,7 +2,7 @@
 //! errors, values and failure.
 
 use crate::{
-    breaker::Counters,
+    breaker::{Admission, Counters},
     classify::{Classify, Effect, Idempotency, Operation, Verdict, verdict_of},
     clock::{self, Instant},
     deadline::Scope,
@@ -168,7 +168,9 @@ impl<T, E: 'static> Call<'_, T, E> {
             let (done, result) = channel();
             let work = Arc::clone(&operation);
             let scope = Scope { deadline: limit, ..Scope::NONE };
+            let admissions = Admission::all();
             let worker = move || {
+                let _around: Vec<_> = admissions.into_iter().map(Admission::enter).collect();
                 let inside = scope.enter();
                 let _ = done.send((work(), inside.leave()));
             };

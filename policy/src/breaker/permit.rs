@@ -1,7 +1,7 @@
 //! The right to run one operation, and what is told of it.
 
 use super::{
-    Counters, FAILING, GENERATION_SHIFT, GUARDED, Inner, NO_GENERATION, Refusal, Trip,
+    Admission, Counters, FAILING, GENERATION_SHIFT, GUARDED, Inner, NO_GENERATION, Refusal, Trip,
     state::{Admitted, Gate},
 };
 use crate::{
@@ -35,6 +35,8 @@ const FAR_FROM_SLOW: u64 = 8;
 const NO_LEASE: u64 = u64::MAX;
 /// The lease of a call that has told how it ended.
 const TOLD: u64 = u64::MAX - 1;
+/// The lease of a call inside a probe: a single attempt too, which the probe answers for.
+const OF_A_PROBE: u64 = u64::MAX - 2;
 
 impl<'a> Permit<'a> {
     #[inline]
@@ -74,21 +76,22 @@ impl<'a> Permit<'a> {
             return Ok(());
         }
         let breaker = self.breaker;
-        let generation = breaker.word.load(Acquire) >> GENERATION_SHIFT;
+        let admission = breaker.admission();
+        let (generation, is_part) = (admission.generation, admission.is_around());
+        let pass = |lease| Some(Ok(Admitted { generation, lease }));
         // `Some` decides; `None` asks the machine.
-        let decided = breaker.snapshot.read(|snapshot| {
-            let passes = match snapshot.gate {
-                Gate::ForcedClosed => Ok(true),
-                Gate::Isolated => Err(Instant::NEVER),
-                Gate::Shut(until) if now < until => Err(until),
-                Gate::Shut(_) | Gate::Closed => Ok(false),
-                Gate::Ramp(ramp) => ramp.pass(now, fastrand::f64()).map(|()| ramp.goes_on(now)),
-            };
-            match passes {
-                Ok(true) => Some(Ok(Admitted { generation, lease: None })),
-                Ok(false) => None,
+        let decided = breaker.snapshot.read(|snapshot| match snapshot.gate {
+            Gate::ForcedClosed => pass(None),
+            Gate::Isolated => Some(Err(Instant::NEVER)),
+            Gate::Shut(_) if is_part => pass(Some(OF_A_PROBE)),
+            Gate::Shut(until) if now < until => Some(Err(until)),
+            Gate::Shut(_) | Gate::Closed => None,
+            Gate::Ramp(_) if is_part => pass(None),
+            Gate::Ramp(ramp) => match ramp.pass(now, fastrand::f64()) {
+                Ok(()) if ramp.goes_on(now) => pass(None),
+                Ok(()) => None,
                 Err(until) => Some(Err(until)),
-            }
+            },
         });
         let decided = match decided {
             Some(decided) => decided,
@@ -105,6 +108,22 @@ impl<'a> Permit<'a> {
     pub(crate) const fn unguarded(&mut self) -> bool {
         (self.calm, self.lease) = (calm(NO_GENERATION), NO_LEASE);
         true
+    }
+
+    /// What is to surround its attempts, if calls inside them would be asked what this one was.
+    #[inline]
+    pub(crate) fn admission(&self) -> Option<Admission> {
+        let guarded = self.breaker.word.load(Acquire) & GUARDED != 0;
+        guarded.then(|| self.guarded_admission()).flatten()
+    }
+
+    #[cold]
+    fn guarded_admission(&self) -> Option<Admission> {
+        let asks = |gate| matches!(gate, Gate::Shut(_) | Gate::Ramp(_));
+        let admission = self.breaker.admission();
+        let noted = admission.generation == self.generation()
+            && self.breaker.snapshot.read(|snapshot| asks(snapshot.gate));
+        noted.then_some(admission)
     }
 
     /// Half-open: one attempt only, so that a sick dependency sees no burst.
@@ -127,6 +146,14 @@ impl<'a> Permit<'a> {
             };
             Err(Refusal::new(until, now, self.breaker.opened_by()))
         })
+    }
+
+    /// What an attempt says that a drop or the caller's deadline cuts short: a probe that hung until
+    /// then has shown what there was to see.
+    pub(crate) fn cut(&self, now: Instant) -> Outcome {
+        let took = now.nanos_since(self.attempt_since);
+        let slow = took >= self.breaker.slow_after.load(Relaxed);
+        if slow && self.is_probe() { Outcome::Failure } else { Outcome::Neutral }
     }
 
     const fn generation(&self) -> u64 {
@@ -324,11 +351,7 @@ impl Permit<'_> {
         let cause = Cause::of_a_cut;
         let mut outcome = Outcome::Neutral;
         if !self.attempt_since.is_never() {
-            let took = now.nanos_since(self.attempt_since);
-            // A probe that hung until its caller gave up has shown what there was to see.
-            if took >= self.breaker.slow_after.load(Relaxed) && self.is_probe() {
-                outcome = Outcome::Failure;
-            }
+            outcome = self.cut(now);
             self.end_attempt(Ended::Cut, now, &cause);
         }
         Counters::add(&self.breaker.counters.neutral);

@@ -242,6 +242,7 @@ async fn largest_settings_do_not_panic() {
 }
 
 mod cancel;
+mod inside;
 mod order;
 mod told;
 

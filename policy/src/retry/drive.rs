@@ -3,6 +3,7 @@
 use super::{Answer, Judge, Retry, Run, Step};
 use crate::{
     attempt::Attempt,
+    breaker::Admission,
     bulkhead::Place,
     chaos::{self, Struck},
     classify::Operation,
@@ -42,7 +43,7 @@ where
 pin_project! {
     /// One call: its first attempt. What most calls never need lives on the heap, so that every
     /// call's future stays small: retries, races of two copies, the wait for a place, and all of a
-    /// call whose span somebody wants.
+    /// call whose span somebody wants or which a breaker lets in that is not closed.
     ///
     /// Written by hand, since an `async` block has room for each argument twice, and copies what it
     /// returns, which took a tenth of a call that is ready at once.
@@ -60,7 +61,7 @@ pin_project! {
     enum Phase<'p, Fut, R> {
         New,
         First { #[pin] work: Bounded<Fut>, place: Place<'p> },
-        Rest { rest: Pin<Box<InSpan<R>>> },
+        Rest { rest: Pin<Box<InSpan<R>>>, admission: Option<Admission> },
         Done,
     }
 }
@@ -166,7 +167,11 @@ where
             this.phase.set(Phase::Done);
             return Poll::Ready(Err(refused.into()));
         }
-        match this.run.policy.place_now(this.run.limits) {
+        let place = match this.run.permit.admission() {
+            None => this.run.policy.place_now(this.run.limits),
+            Some(_) => None,
+        };
+        match place {
             Some(place) => {
                 self.as_mut().first(place);
                 self.poll(cx)
@@ -208,16 +213,22 @@ where
     fn box_rest(self: Pin<&mut Self>, retry: Option<Retry<'p, T, E>>, span: Span) {
         let mut this = self.project();
         if let Some((attempt, judge, go_on)) = this.parts.take() {
+            let admission = this.run.permit.admission();
             let rest = Box::pin(InSpan::new(go_on(this.run.take(), retry, attempt, judge), span));
-            this.phase.set(Phase::Rest { rest });
+            this.phase.set(Phase::Rest { rest, admission });
         }
     }
 
     #[inline(never)]
     fn poll_rest(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Answer<T, E>> {
         let mut phase = self.project().phase;
-        let InPhase::Rest { rest } = phase.as_mut().project() else { return Poll::Pending };
-        let polled = rest.as_mut().poll(cx);
+        let InPhase::Rest { rest, admission } = phase.as_mut().project() else {
+            return Poll::Pending;
+        };
+        let polled = {
+            let _inside = admission.map(Admission::enter);
+            rest.as_mut().poll(cx)
+        };
         if polled.is_ready() {
             phase.set(Phase::Done);
         }
@@ -225,7 +236,8 @@ where
     }
 }
 
-/// A call that waits: for a place, between attempts, or for the second of two copies.
+/// A call that waits: for a place, between attempts, or for the second of two copies; and one whose
+/// breaker notes what it lets in.
 async fn go_on<T, E, F, Fut, J>(
     mut run: Run<'_>,
     mut retry: Option<Retry<'_, T, E>>,
@@ -322,6 +334,7 @@ where
     let _span = telemetry::call_span(policy.breaker.name(), operation.name()).entered();
     let mut run = Run::new(policy, operation);
     run.ask()?;
+    let _inside = run.permit.admission().map(Admission::enter);
     let mut now = run.started;
     let mut retry: Option<Retry<'_, T, E>> = None;
     loop {

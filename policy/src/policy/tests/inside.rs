@@ -1,0 +1,117 @@
+//! Calls inside calls, on one breaker.
+
+use super::*;
+use std::{future::poll_fn, pin::pin, task::Poll};
+
+/// A breaker that one failure has opened, and whose break is over.
+async fn half_open(name: &str) -> Policy {
+    let policy = database(name).failure_threshold(1).build().unwrap();
+    against(&policy, &WRITE, Verdict::unknown()).await;
+    tokio::time::advance(2 * S).await;
+    assert_eq!(policy.breaker().state(), BreakerState::HalfOpen);
+    policy
+}
+
+async fn one() -> Result<u32, &'static str> {
+    Ok(1)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_inside_a_probe_is_part_of_it() {
+    let policy = half_open("t-inside-probe").await;
+    assert_eq!(policy.call(|| policy.call(|| policy.call(one))).await.unwrap(), 1);
+    assert_eq!(policy.breaker().state(), BreakerState::Closed);
+
+    let policy = half_open("t-inside-blocking").await;
+    let nested = || policy.call_blocking(|| Ok::<_, &str>(1));
+    assert_eq!(policy.call_blocking(nested).unwrap(), 1);
+    assert_eq!(policy.breaker().state(), BreakerState::Closed);
+
+    let policy = half_open("t-inside-detached").await;
+    let inner = policy.clone();
+    let nested = move || inner.call_blocking(|| Ok::<_, &str>(1));
+    assert_eq!(policy.call_blocking_detached(nested).unwrap(), 1);
+    assert_eq!(policy.breaker().state(), BreakerState::Closed);
+
+    // Through calls on other breakers, closed and not.
+    let closed = database("t-inside-other").build().unwrap();
+    let (policy, other) = (half_open("t-inside-a").await, half_open("t-inside-b").await);
+    let nested = policy.call(|| closed.call(|| other.call(|| policy.call(one))));
+    assert_eq!(nested.await.unwrap(), 1);
+    assert_eq!(policy.breaker().state(), BreakerState::Closed);
+    assert_eq!(other.breaker().state(), BreakerState::Closed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_inside_a_probe_is_a_single_attempt_and_decides_nothing_itself() {
+    let policy = half_open("t-inside-single").await;
+    let sent = AtomicU32::new(0);
+    let nested = policy.call(|| async {
+        let (error, n) = against(&policy, &READ, Verdict::transient()).await;
+        sent.fetch_add(n, SeqCst);
+        assert_eq!(policy.breaker().state(), BreakerState::HalfOpen);
+        policy.call(one).await.unwrap();
+        assert_eq!(policy.breaker().state(), BreakerState::HalfOpen);
+        Err::<(), _>(error)
+    });
+    assert!(nested.await.is_err());
+    assert_eq!(sent.load(SeqCst), 1);
+    assert_eq!(policy.breaker().state(), BreakerState::Open);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_beside_a_probe_is_refused_on_the_same_thread_too() {
+    let policy = half_open("t-inside-beside").await;
+    let mut probe = pin!(policy.call(|| async {
+        tokio::task::yield_now().await;
+        policy.call(one).await
+    }));
+    assert!(poll_fn(|cx| Poll::Ready(probe.as_mut().poll(cx).is_pending())).await);
+    assert!(policy.call(one).await.unwrap_err().is_rejected());
+    assert_eq!(probe.await.unwrap(), 1);
+    assert_eq!(policy.call(one).await.unwrap(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_inside_one_that_a_ramp_lets_in_is_let_in() {
+    let policy = database("t-inside-ramp").failure_threshold(1).build().unwrap();
+    for _ in 0..150 {
+        policy.call(one).await.unwrap();
+    }
+    against(&policy, &WRITE, Verdict::unknown()).await;
+    tokio::time::advance(2 * S).await;
+    policy.call(one).await.unwrap();
+    let mut passed = 0;
+    for _ in 0..300 {
+        match policy.call(|| policy.call(one)).await {
+            Ok(_) => passed += 1,
+            Err(error) => assert!(error.is_rejected(), "let in, and then not: {error:?}"),
+        }
+    }
+    assert!((1..150).contains(&passed), "{passed} of 300 in the first step");
+    assert_eq!(policy.breaker().state(), BreakerState::Ramping);
+}
+
+/// What has let the attempt in stands no more.
+#[tokio::test(start_paused = true)]
+async fn a_call_inside_is_refused_when_the_dependency_is_isolated_or_dead_meanwhile() {
+    for probe in [false, true] {
+        let policy = half_open(&format!("t-inside-isolated-{probe}")).await;
+        if !probe {
+            policy.breaker().reset();
+        }
+        let nested = policy.call(|| async {
+            policy.breaker().isolate();
+            policy.call(one).await
+        });
+        let error = nested.await.unwrap_err();
+        assert!(error.last().unwrap().is_rejected(), "{error:?}");
+    }
+    let policy = database("t-inside-dead").failure_threshold(1).build().unwrap();
+    let nested = policy.call(|| async {
+        against(&policy, &WRITE, Verdict::unknown()).await;
+        policy.call(one).await
+    });
+    let error = nested.await.unwrap_err();
+    assert!(error.last().unwrap().is_circuit_open(), "{error:?}");
+}
