@@ -319,17 +319,17 @@ impl<'p> Run<'p> {
 
     /// Takes in a failed attempt, which came after a wait of `waited`, and decides what follows.
     fn failed(&mut self, failed: &Failed, waited: Duration, now: Instant) -> Next<'p> {
-        let Failed { verdict, code, timed_out, .. } = failed;
+        let Failed { verdict, code, by, timed_out, cut_short, .. } = failed;
         let counters = self.policy.breaker.counters();
         let (operation, effect) = (self.operation, verdict.effect);
         let cause = |trip| cause(operation, trip, effect, code.clone());
-        let outcome = if *timed_out {
+        if *timed_out {
             Counters::add(&counters.timeouts);
-            // Cut by the call's own deadline: it says nothing but that it was slow.
-            if failed.cut_short { Outcome::Neutral } else { Outcome::Failure }
-        } else {
-            verdict.outcome
-        };
+        }
+        // By the call's own deadline, which a client may keep itself.
+        let cut = *cut_short
+            || *by == Some(Decider::Deadline) && verdict.outcome == Outcome::Neutral;
+        let outcome = if cut { self.permit.cut(now) } else { verdict.outcome };
         #[cfg(feature = "metrics")]
         if outcome == Outcome::Failure {
             let took = now.since(self.permit.attempt_since());
@@ -337,7 +337,7 @@ impl<'p> Run<'p> {
         }
         match outcome {
             Outcome::Failure => self.permit.end_attempt(Ended::Failed, now, &cause),
-            Outcome::Neutral if *timed_out => self.permit.end_attempt(Ended::Cut, now, &cause),
+            Outcome::Neutral if cut => self.permit.end_attempt(Ended::Cut, now, &cause),
             Outcome::Neutral => self.permit.end_attempt(Ended::Neutral, now, &cause),
             // Told with the end of the operation, which this is.
             Outcome::Success => {}

@@ -20,6 +20,25 @@ impl Classify for Fault {
     }
 }
 
+/// Of a client that keeps a limit itself.
+#[derive(Debug)]
+struct Late(Verdict, Decider);
+impl std::fmt::Display for Late {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("late")
+    }
+}
+impl std::error::Error for Late {}
+impl Classify for Late {
+    fn classify(&self) -> Verdict {
+        self.0
+    }
+
+    fn decider(&self) -> Option<Decider> {
+        Some(self.1)
+    }
+}
+
 const WRITE: Operation = Operation::new("write", Idempotency::Unsafe);
 const READ: Operation = Operation::new("read", Idempotency::Safe);
 const BROKEN: Operation = Operation::new("body", Idempotency::Unsafe);
@@ -63,23 +82,6 @@ async fn fails_twice_then_succeeds_on_attempt_three() {
 /// The timer of a client ends an attempt a moment before that of the policy: the policy sees an error.
 #[tokio::test(start_paused = true)]
 async fn a_limit_that_a_client_keeps_itself_is_named_by_error_and_event() {
-    #[derive(Debug)]
-    struct Late(Verdict, Decider);
-    impl std::fmt::Display for Late {
-        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-            f.write_str("late")
-        }
-    }
-    impl std::error::Error for Late {}
-    impl Classify for Late {
-        fn classify(&self) -> Verdict {
-            self.0
-        }
-
-        fn decider(&self) -> Option<Decider> {
-            Some(self.1)
-        }
-    }
     let heard = Arc::new(std::sync::Mutex::new(Vec::new()));
     let hearing = Arc::clone(&heard);
     let _subscription = crate::observe(move |event: &Event| {

@@ -157,12 +157,32 @@ async fn three_impatient_callers_do_not_open_it() {
     assert_eq!(policy.breaker().state(), BreakerState::Closed);
 }
 
+/// By a drop, by the deadline around it, and by a client that keeps that deadline itself.
 #[tokio::test(start_paused = true)]
 async fn a_probe_that_hangs_until_its_caller_gives_up_has_failed() {
-    let policy = database("t-hung-probe").failure_threshold(1).build().unwrap();
-    against(&policy, &READ, Verdict::transient()).await;
-    tokio::time::advance(2 * S).await;
-    let hang = policy.run(&READ, |_| std::future::pending::<Result<(), Fault>>());
-    assert!(tokio::time::timeout(S, hang).await.is_err());
-    assert_eq!(policy.breaker().state(), BreakerState::Open);
+    for (patience, state) in
+        [(Duration::from_millis(100), BreakerState::HalfOpen), (S, BreakerState::Open)]
+    {
+        for how in 0..3 {
+            let policy = database(&format!("t-hung-probe-{how}-{patience:?}"));
+            let policy = policy.failure_threshold(1).build().unwrap();
+            against(&policy, &READ, Verdict::transient()).await;
+            tokio::time::advance(2 * S).await;
+            let hang = policy.run(&READ, async |_| {
+                if how == 2 {
+                    tokio::time::sleep(patience).await;
+                    let cut = Verdict::unknown().with_outcome(Outcome::Neutral);
+                    return Err(Late(cut, Decider::Deadline));
+                }
+                std::future::pending::<Result<(), _>>().await
+            });
+            let ended = match how {
+                0 => tokio::time::timeout(patience, hang).await.is_err(),
+                1 => crate::Deadline::within(patience).scope(hang).await.is_err(),
+                _ => hang.await.is_err(),
+            };
+            assert!(ended);
+            assert_eq!(policy.breaker().state(), state, "{how}, {patience:?}");
+        }
+    }
 }
