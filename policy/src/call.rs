@@ -2,7 +2,7 @@
 //! errors, values and failure.
 
 use crate::{
-    breaker::{Admission, Counters},
+    breaker::Admission,
     classify::{Classify, Effect, Idempotency, Operation, Verdict, verdict_of},
     clock::{self, Instant},
     deadline::Scope,
@@ -135,7 +135,8 @@ impl<T, E: 'static> Call<'_, T, E> {
             Err(error) => {
                 let answer = fallback(error).await;
                 if answer.is_ok() {
-                    fell_back(policy);
+                    policy.fell_back();
+                    event::emit(|| Event::FellBack { dependency: policy.breaker().shared_name() });
                 }
                 answer
             }
@@ -195,11 +196,6 @@ impl<T, E: 'static> Call<'_, T, E> {
         };
         retry::drive_blocking(&self.policy.0, &self.operation, attempt, &self)
     }
-}
-
-fn fell_back(policy: &Policy) {
-    Counters::add(&policy.breaker().counters().fallbacks);
-    event::emit(|| Event::FellBack { dependency: policy.breaker().shared_name() });
 }
 
 /// A user's error: he decides first, then what this crate knows of its type.

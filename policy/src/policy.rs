@@ -20,7 +20,7 @@ pub(crate) use limits::{Limits, Tuning};
 use crate::classify::Outcome;
 use crate::{
     attempt::Attempt,
-    breaker::{Breaker, Generation},
+    breaker::{Breaker, Counters, Generation},
     budget::Budget,
     bulkhead::{Bulkhead, Place},
     call::{self, Call},
@@ -278,10 +278,11 @@ impl Policy {
         self.0.breaker.name()
     }
 
-    /// The attempt timeout; `None` when switched off.
+    /// The attempt timeout; `None` when switched off or, in observe mode, not held to.
     #[must_use]
     pub fn timeout(&self) -> Option<Duration> {
-        self.0.tuning.read(|tuning| tuning.timeout)
+        let nanos = self.0.limits().timeout;
+        (nanos != u64::MAX).then(|| Duration::from_nanos(nanos))
     }
 
     /// The deadline of a whole call; `None` when switched off or, in observe mode, not held to.
@@ -320,6 +321,11 @@ impl Policy {
         if limits.guarded() {
             self.0.breaker.stream_broke(begun, &|trip| retry::cause(what, trip, effect, None));
         }
+    }
+
+    /// A client's own fallback has answered one operation: counts it for health and metrics.
+    pub fn fell_back(&self) {
+        Counters::add(&self.0.breaker.counters().fallbacks);
     }
 
     /// How long one step may take from now on: the attempt timeout, or what is left of the deadline

@@ -327,4 +327,11 @@ fn a_policy_says_whether_it_acts_and_by_when_a_call_ends() {
     assert_eq!((off.deadline(), off.acts()), (None, false));
     let observing = database("t-acts-observing").mode(Mode::Observe).build().unwrap();
     assert_eq!((observing.deadline(), observing.acts()), (None, false));
+    // Nor has a step beside it a limit, but for the deadline around it.
+    for observing in [observing.with_timeout(S), observing] {
+        assert_eq!((observing.timeout(), observing.time_for_attempt()), (None, None));
+        let left = || observing.time_for_attempt();
+        let left = crate::Deadline::within(9 * S).scope_blocking(left);
+        assert!(left.is_some_and(|left| left > 8 * S), "{left:?}");
+    }
 }

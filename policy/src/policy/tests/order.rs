@@ -136,8 +136,10 @@ async fn a_fallback_answers_refusals_too() {
     policy.breaker().reset();
     let fresh = policy.operation("get").call_or(|| async { Ok("fresh") }, cached).await;
     assert_eq!(fresh.unwrap(), "fresh");
+    // And one that a client counts itself.
+    policy.fell_back();
     let health = crate::get_resilience_health();
-    assert_eq!(health.circuit_breakers["t-order-fallback"].fallbacks, 4);
+    assert_eq!(health.circuit_breakers["t-order-fallback"].fallbacks, 5);
 }
 
 /// retry > hedge: each attempt may have a second copy, and a copy counts as an attempt.
