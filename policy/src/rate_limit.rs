@@ -41,29 +41,35 @@ impl RateLimit {
         self.limiter.check().is_ok()
     }
 
-    /// `Err` is the wait that would be too long.
+    /// `Err` is the wait that would be too long. Of those who wait for the same turn one gets it, and
+    /// the others wait on.
     pub(crate) async fn pass(&self, end: Instant) -> Result<(), Duration> {
-        while let Some(wait) = self.wait(end)? {
+        let last = self.last_turn();
+        while let Some(wait) = self.wait(last, end)? {
             clock::sleep(wait).await;
         }
         Ok(())
     }
 
     pub(crate) fn pass_blocking(&self, end: Instant) -> Result<(), Duration> {
-        while let Some(wait) = self.wait(end)? {
+        let last = self.last_turn();
+        while let Some(wait) = self.wait(last, end)? {
             std::thread::sleep(wait);
         }
         Ok(())
     }
 
-    fn wait(&self, end: Instant) -> Result<Option<Duration>, Duration> {
+    /// Of the turns that may be waited for.
+    fn last_turn(&self) -> Instant {
+        clock::now().after(self.max_wait)
+    }
+
+    fn wait(&self, last: Instant, end: Instant) -> Result<Option<Duration>, Duration> {
         let Err(until) = self.limiter.check() else { return Ok(None) };
         let now = Ours.now();
         let wait: Duration = until.earliest_possible().duration_since(now).into();
-        if wait > self.max_wait || clock::now().after(wait) >= end {
-            return Err(wait);
-        }
-        Ok(Some(wait))
+        let turn = clock::now().after(wait);
+        if turn > last || turn >= end { Err(wait) } else { Ok(Some(wait)) }
     }
 }
 
@@ -94,5 +100,15 @@ mod tests {
         assert_eq!(limit.pass(Instant::NEVER).await, Ok(()));
         assert_eq!(clock::now().since(start), S);
         assert!(limit.pass(clock::now().after(S / 2)).await.is_err());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_misses_a_turn_waits_no_longer_for_it_than_the_others() {
+        let limit = RateLimit::new(NonZeroU32::MIN, S, S).unwrap();
+        let start = clock::now();
+        let pass = || limit.pass(Instant::NEVER);
+        let (a, b, c, d) = tokio::join!(pass(), pass(), pass(), pass());
+        assert_eq!([a, b, c, d].iter().filter(|passed| passed.is_ok()).count(), 2);
+        assert_eq!(clock::now().since(start), S);
     }
 }
