@@ -16,7 +16,13 @@ pub use cause::{Cause, OpenedBy};
 pub(crate) use io::own;
 
 use crate::classify::{Effect, Outcome, Verdict};
-use std::{any::Any, error::Error as StdError, fmt, sync::Arc, time::Duration};
+use std::{
+    any::{Any, TypeId},
+    error::Error as StdError,
+    fmt,
+    sync::Arc,
+    time::Duration,
+};
 
 /// A setting that cannot be used; every problem found, one per line.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -292,6 +298,8 @@ where
         };
         let mut own = Self::named(format!("{called} {}", error.words()), error);
         own.0.unnamed = called.len();
+        // A user's error may be a driver's, or hold one's words.
+        own.0.says_all = TypeId::of::<E>() != TypeId::of::<Self>();
         if let Some((kind, decider, retry_after, cause)) = answer {
             (own.0.kind, own.0.decider, own.0.cause) = (kind, decider, cause);
             own.0.retry_after = own.0.retry_after.or(retry_after);

@@ -80,3 +80,17 @@ fn a_refusal_and_a_foreign_error_convert_too() {
     assert_eq!((error.kind(), error.decider()), (ErrorKind::Backend, None));
     assert!(error.downcast_ref::<io::Error>().is_some());
 }
+
+/// A user's own error, which may quote whatever a driver told it.
+#[test]
+fn a_report_prints_the_words_of_clients_and_of_nobody_else() {
+    let (attempts, elapsed, effect) = (1, S, Effect::Permanent);
+    let error = io::Error::other("s3cret");
+    let foreign = Error::from(CallError::Backend { attempts, elapsed, effect, error });
+    assert_eq!(report(&foreign).to_string(), "call failed after 1 attempt and 1.000s");
+    assert_eq!(foreign.source().unwrap().to_string(), "s3cret");
+    let error = foreign;
+    let nested = Error::from(CallError::Backend { attempts, elapsed, effect, error });
+    let said = "call failed after 1 attempt and 1.000s: call failed after 1 attempt and 1.000s";
+    assert_eq!(report(&nested).to_string(), said);
+}
