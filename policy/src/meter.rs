@@ -263,7 +263,7 @@ impl Meter {
         Noted::Median
     }
 
-    fn shards(&self) -> impl Iterator<Item = &Shard> {
+    fn shards(&self) -> impl Iterator<Item = &Shard> + Clone {
         let more = self.more.iter().filter_map(|shard| shard.get().map(|s| &**s));
         std::iter::once(&self.first).chain(more)
     }

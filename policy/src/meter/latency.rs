@@ -41,18 +41,35 @@ impl Latencies {
         let before = self.turn.load(Relaxed);
         // Late threads of the turn before leave it as it is.
         if before < turn && self.turn.compare_exchange(before, turn, Relaxed, Relaxed).is_ok() {
-            let own = self.counts.iter().skip(turn as usize & PLACES).take(PLACES);
-            own.for_each(|count| count.store(0, Relaxed));
+            self.clear(turn);
+            // The other one is of the turn before, or was when that was the last one begun.
+            if turn - before > PLACES as u32 {
+                self.clear(before_that(turn));
+            }
         }
     }
 
+    fn clear(&self, turn: u32) {
+        self.of(turn).for_each(|count| count.store(0, Relaxed));
+    }
+
+    /// The histogram of this turn, or of the one two turns away.
+    fn of(&self, turn: u32) -> impl Iterator<Item = &AtomicU32> {
+        self.counts.iter().skip(turn as usize & PLACES).take(PLACES)
+    }
+
+    /// Of the newest turn that a shard has begun, and of the one before.
     pub(super) fn quantile<'a>(
-        shards: impl Iterator<Item = &'a Self>,
+        shards: impl Iterator<Item = &'a Self> + Clone,
         share: f64,
     ) -> Option<Duration> {
+        let newest = shards.clone().map(|shard| shard.turn.load(Relaxed)).max()?;
         let mut sums = [0_u64; BUCKETS];
-        for latencies in shards {
-            for counts in latencies.counts.chunks(PLACES) {
+        for shard in shards {
+            // Where a shard has not begun a turn, it holds one of two turns before.
+            let begun = shard.turn.load(Relaxed);
+            let wanted = [newest, before_that(newest)].into_iter().filter(|turn| *turn <= begun);
+            for counts in wanted.map(|turn| shard.of(turn)) {
                 for (sum, count) in sums.iter_mut().zip(counts) {
                     *sum += u64::from(count.load(Relaxed));
                 }
@@ -73,6 +90,10 @@ impl Latencies {
         }
         None
     }
+}
+
+const fn before_that(turn: u32) -> u32 {
+    turn.wrapping_sub(PLACES as u32)
 }
 
 /// Units of 1,024 ns: the first four buckets are one wide, and from there four share a doubling.
@@ -130,7 +151,33 @@ mod tests {
         assert!(close(Latencies::quantile([&one].into_iter(), 0.1), 1));
         add(130, 9_000_000);
         assert!(close(Latencies::quantile([&one].into_iter(), 0.01), 9));
+        // After a pause, of any number of turns, nothing is left of what was before it.
+        (0..100).for_each(|_| add(131, 1_000_000));
+        add(64 * 101, 9_000_000);
+        assert!(close(median(&one), 9), "{:?}", median(&one));
         add(u32::MAX, u64::MAX);
         assert!(Latencies::quantile([&one].into_iter(), 1.0).unwrap() > Duration::from_secs(200));
+    }
+
+    /// Its thread has ended, or has other things to do.
+    #[test]
+    fn a_quantile_forgets_what_a_shard_holds_that_goes_on_no_more() {
+        let (rests, goes_on) = (Latencies::default(), Latencies::default());
+        let add = |one: &Latencies, second, ms: u64| {
+            one.begin(second);
+            one.add(ms * 1_000_000, 100);
+        };
+        // Turns 0 to 3.
+        for (second, rested, expected) in
+            [(1, Some(200), 200), (70, Some(131), 200), (130, None, 131), (200, None, 9)]
+        {
+            if let Some(ms) = rested {
+                add(&rests, second, ms);
+            }
+            add(&goes_on, second, 9);
+            let high = Latencies::quantile([&rests, &goes_on].into_iter(), 0.99).unwrap();
+            let off = high.as_millis().abs_diff(expected);
+            assert!(off <= expected / 8, "{high:?} in second {second}");
+        }
     }
 }
