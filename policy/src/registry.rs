@@ -34,27 +34,34 @@ fn dependencies() -> MutexGuard<'static, Dependencies> {
 
 /// The breaker and budget of `name`; the newest settings win, the state stays.
 pub(crate) fn dependency(name: &Arc<str>, config: BreakerConfig) -> (Breaker, Arc<Budget>) {
-    let mut all = dependencies();
-    if let Some((breaker, budget)) = all.get(name) {
-        let (breaker, budget) = (breaker.clone(), Arc::clone(budget));
-        drop(all);
+    let found = dependencies().get(name).cloned();
+    if let Some((breaker, budget)) = found {
         breaker.configure(config);
         return (breaker, budget);
     }
+    // Made and dropped outside the lock, since the recorder of metrics gives and takes its handles.
     let entry = (Breaker::new(Arc::clone(name), config), Arc::new(Budget::new()));
+    let mut gone = None;
+    let mut all = dependencies();
+    // Of two at once the first wins.
+    if let Some(entry) = all.get(name) {
+        return entry.clone();
+    }
     if name.starts_with(ORIGIN) {
         let from = (Bound::Included(ORIGIN), Bound::Unbounded);
         let origins = || all.range::<str, _>(from).take_while(|(n, _)| n.starts_with(ORIGIN));
         if origins().count() >= MOST_ORIGINS {
             let idle = origins().find(|(_, (breaker, _))| breaker.is_idle());
             match idle.map(|(name, _)| Arc::clone(name)) {
-                Some(idle) => drop(all.remove(&idle)),
+                Some(idle) => gone = all.remove(&idle),
                 // All are in use: this one lives as long as its policy, unlisted.
                 None => return entry,
             }
         }
     }
     all.insert(Arc::clone(name), entry.clone());
+    drop(all);
+    drop(gone);
     entry
 }
 

@@ -203,3 +203,37 @@ fn durations_decisions_and_states_are_recorded() {
         assert!(most.is_some_and(|told| (993..=1_000).contains(&told)), "{most:?}");
     }
 }
+
+/// It may, when it is asked for handles, ask in its turn.
+#[cfg(feature = "metrics")]
+#[test]
+fn a_recorder_that_looks_at_breakers_stops_nobody() {
+    use metrics::{Counter, Gauge, Histogram, Key, KeyName, Metadata, SharedString, Unit};
+
+    struct Looks;
+    fn look() {
+        assert!(mainstay_policy::breaker("nobody's").is_none());
+    }
+    impl metrics::Recorder for Looks {
+        fn describe_counter(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+        fn describe_gauge(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+        fn describe_histogram(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+        fn register_counter(&self, _: &Key, _: &Metadata<'_>) -> Counter {
+            look();
+            Counter::noop()
+        }
+        fn register_gauge(&self, _: &Key, _: &Metadata<'_>) -> Gauge {
+            look();
+            Gauge::noop()
+        }
+        fn register_histogram(&self, _: &Key, _: &Metadata<'_>) -> Histogram {
+            look();
+            Histogram::noop()
+        }
+    }
+    let (built, waits) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        metrics::with_local_recorder(&Looks, || built.send(policy("measured-by-one-who-looks")))
+    });
+    assert!(waits.recv_timeout(std::time::Duration::from_secs(20)).is_ok(), "it waits for itself");
+}
