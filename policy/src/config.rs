@@ -29,7 +29,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
-use value::{Setting, whole};
+use value::Setting;
 
 /// One list of fields: what code, file and environment may set for each kind.
 macro_rules! overrides {
@@ -256,8 +256,10 @@ impl Settings {
         let value = self.connections.find_value(&format!("{kind}.{key}")).ok();
         let text = value.and_then(|value| match value {
             Value::String(_, text) => Some(text),
-            Value::Num(_, number) => whole(number).map(|n| n.to_string()),
-            _ => None,
+            // Text that looks like something else, such as 0123 or 2024.10: as it was written.
+            value => env::var(self.variable(kind, key))
+                .ok()
+                .or_else(|| value.to_i128().map(|number| number.to_string())),
         });
         text.or_else(|| match (kind, key) {
             ("database", "url") => env::var("DATABASE_URL").ok(),

@@ -144,6 +144,20 @@ fn files_and_environment_are_named_where_they_are_wrong_and_secrets_are_not_show
     });
 }
 
+#[test]
+fn a_connection_setting_that_looks_like_a_number_is_text_all_the_same() {
+    figment::Jail::expect_with(|jail| {
+        jail.create_file("mainstay.toml", "[s3]\nbucket = 123456789012")?;
+        let bucket = || Settings::load("MAINSTAY_").unwrap().connection("s3", "bucket");
+        assert_eq!(bucket().as_deref(), Some("123456789012"));
+        for text in ["5", "210987654321", "0123", "2024.10", "1e5", "true", "[a]"] {
+            jail.set_env("MAINSTAY_S3_BUCKET", text);
+            assert_eq!(bucket().as_deref(), Some(text));
+        }
+        Ok(())
+    });
+}
+
 /// A value as people and generators write it, right or wrong.
 fn written() -> impl Strategy<Value = String> {
     prop_oneof![

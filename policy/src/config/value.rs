@@ -128,7 +128,7 @@ fn float(number: Num) -> Option<f64> {
 }
 
 /// Files give signed numbers, the environment unsigned ones.
-pub(crate) fn whole(number: Num) -> Option<u32> {
+fn whole(number: Num) -> Option<u32> {
     let unsigned = number.to_u128().and_then(|n| u32::try_from(n).ok());
     unsigned.or_else(|| number.to_i128().and_then(|n| u32::try_from(n).ok()))
 }
