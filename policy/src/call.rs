@@ -14,6 +14,7 @@ use crate::{
 use std::{
     fmt,
     future::Future,
+    panic::resume_unwind,
     sync::{
         Arc,
         mpsc::{RecvTimeoutError, channel},
@@ -175,11 +176,9 @@ impl<T, E: 'static> Call<'_, T, E> {
                 let inside = scope.enter();
                 let _ = done.send((work(), inside.leave()));
             };
-            let name = "mainstay-blocking".to_owned();
-            if std::thread::Builder::new().name(name).spawn(worker).is_err() {
-                // No thread to be had: better late on this one than not at all.
-                return Some(operation());
-            }
+            let thread = std::thread::Builder::new().name("mainstay-blocking".to_owned());
+            // No thread to be had: better late on this one than not at all.
+            let Ok(thread) = thread.spawn(worker) else { return Some(operation()) };
             let left = limit.since(clock::now());
             match if limit.is_never() {
                 result.recv().map_err(|_| RecvTimeoutError::Disconnected)
@@ -190,8 +189,12 @@ impl<T, E: 'static> Call<'_, T, E> {
                     Scope::mark(marks.handled, marks.unknown);
                     Some(result)
                 }
-                // The closure panicked: nobody knows how far it came.
-                Err(RecvTimeoutError::Disconnected | RecvTimeoutError::Timeout) => None,
+                Err(RecvTimeoutError::Timeout) => None,
+                // It panicked, which goes on where it would have without a thread between.
+                Err(RecvTimeoutError::Disconnected) => match thread.join() {
+                    Err(panic) => resume_unwind(panic),
+                    Ok(()) => None,
+                },
             }
         };
         retry::drive_blocking(&self.policy.0, &self.operation, attempt, &self)

@@ -459,7 +459,8 @@ impl Policy {
     }
 
     /// [`Policy::call_blocking`] on a thread of its own for each attempt, so that this call does
-    /// return on time. An attempt that ran out of time runs on; its result is dropped.
+    /// return on time. An attempt that ran out of time runs on; its result is dropped. A panic in the
+    /// closure goes on in the caller.
     ///
     /// # Errors
     /// As [`Policy::call`].

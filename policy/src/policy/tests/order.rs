@@ -380,10 +380,20 @@ fn blocking_calls_follow_the_same_rules() {
     let refused =
         policy.call_blocking(|| Err::<(), _>(std::io::Error::from(std::io::ErrorKind::NotFound)));
     assert_eq!(refused.unwrap_err().attempts(), 1);
-    let panicked = policy.operation("panics").idempotent(false);
-    let panicked = panicked
-        .call_blocking_detached::<fn() -> Result<(), &'static str>>(|| panic!("as planned"));
-    assert!(panicked.unwrap_err().is_outcome_unknown());
+}
+
+/// As from a closure on this thread: nothing has run out of time, and nothing is repeated.
+#[test]
+fn a_panic_goes_on_in_the_caller_of_a_detached_call() {
+    let policy = Policy::builder(Kind::Custom, "t-detached-panic").failure_threshold(1);
+    let policy = policy.build().unwrap();
+    let panics = || policy.call_blocking_detached(|| -> Result<(), &str> { panic!("as planned") });
+    let panic = std::panic::catch_unwind(std::panic::AssertUnwindSafe(panics)).unwrap_err();
+    assert_eq!(panic.downcast_ref(), Some(&"as planned"));
+    assert_eq!(Deadline::current(), None);
+    let health = crate::get_resilience_health();
+    let breaker = &health.circuit_breakers[policy.name()];
+    assert_eq!((breaker.total_calls, breaker.failed_calls, breaker.timeouts), (1, 0, 0));
 }
 
 #[test]
