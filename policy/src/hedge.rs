@@ -5,9 +5,9 @@
 
 use crate::{
     attempt::Attempt,
-    classify::Effect,
+    bulkhead::Place,
     clock::{self, Instant},
-    retry::{Judge, Run, TracedAttempt},
+    retry::{Judge, Judgement, Run, TracedAttempt},
     timeout::End,
 };
 use std::{
@@ -27,15 +27,17 @@ pub enum Hedge {
     P95,
 }
 
+/// One of two copies: when it began, and its place, which the next one gets when it ends.
+type Leg<'a, 'p, Fut> = (Pin<&'a mut TracedAttempt<Fut>>, Instant, Place<'p>);
+
 /// Runs `first`, and a second copy beside it once `delay` has passed.
-pub(crate) async fn race<T, E, F, Fut, J>(
-    run: &mut Run<'_>,
-    mut first: Pin<&mut TracedAttempt<Fut>>,
-    began: Instant,
+pub(crate) async fn race<'p, T, E, F, Fut, J>(
+    run: &mut Run<'p>,
+    (mut first, began, place): Leg<'_, 'p, Fut>,
     attempt: &mut F,
     delay: Duration,
     judge: &J,
-) -> End<Result<T, E>>
+) -> Judgement<T, E>
 where
     F: FnMut(Attempt) -> Fut,
     Fut: Future<Output = Result<T, E>>,
@@ -48,45 +50,37 @@ where
             Poll::Pending => wait.as_mut().poll(cx).map(|()| None),
         });
         if let Some(end) = alone.await {
-            return end;
+            return run.judge(end, judge);
         }
-    }
-    // A server that asks for less load gets no second copies.
-    if judge.hold().is_some() {
-        return first.await;
     }
     let sent = clock::now();
-    let Some((copy, limit)) = run.hedge(sent, delay) else { return first.await };
-    let second = pin!(run.traced_attempt(copy, limit, sent, attempt));
-    let both = [(first, began), (second, sent)];
-    let (ended, end, other) = first_of(both).await;
-    let now = clock::now();
-    let verdict = match &end.output {
-        Some(Ok(value)) if !judge.refuses(value) => None,
-        Some(Ok(_)) => Some(crate::Verdict::transient()),
-        Some(Err(error)) => Some(judge.error(error, run.operation()).verdict),
-        None => Some(end.struck.verdict().unwrap_or(crate::Verdict::unknown())),
+    // A server that asks for less load gets no second copies.
+    let second = if judge.hold().is_none() { run.hedge(sent, delay) } else { None };
+    let Some((copy, limit, free)) = second else {
+        let end = first.await;
+        return run.judge(end, judge);
     };
-    match verdict.filter(|verdict| verdict.effect != Effect::Permanent) {
-        None => {
+    let second = pin!(run.traced_attempt(copy, limit, sent, attempt));
+    let (ended, end, other) = first_of([(first, began, place), (second, sent, free)]).await;
+    let now = clock::now();
+    match run.first_copy(ended, end, judge, now) {
+        Ok(judgement) => {
             run.copy_cut(other.1, now);
             run.copy_remains(ended);
-            end
+            judgement
         }
-        Some(verdict) => {
-            run.copy_failed(ended, verdict, now);
+        Err(lost) => {
             run.copy_remains(other.1);
-            other.0.await
+            let end = other.0.await;
+            run.second_copy(end, judge, lost)
         }
     }
 }
 
-type Leg<'a, Fut> = (Pin<&'a mut TracedAttempt<Fut>>, Instant);
-
 /// The leg that ends first: when it began, how it ended, and the other one.
-async fn first_of<'a, Fut: Future>(
-    [mut one, mut two]: [Leg<'a, Fut>; 2],
-) -> (Instant, End<Fut::Output>, Leg<'a, Fut>) {
+async fn first_of<'a, 'p, Fut: Future>(
+    [mut one, mut two]: [Leg<'a, 'p, Fut>; 2],
+) -> (Instant, End<Fut::Output>, Leg<'a, 'p, Fut>) {
     let (first, end) = poll_fn(|cx| {
         if let Poll::Ready(end) = one.0.as_mut().poll(cx) {
             return Poll::Ready((true, end));

@@ -155,9 +155,12 @@ impl Inner {
 
     /// A place without a wait; `None` if there is none, or a second copy may follow.
     pub(crate) fn place_now(&self, limits: Limits) -> Option<Place<'_>> {
-        if limits.hedged() {
-            return None;
-        }
+        if limits.hedged() { None } else { self.place_of_copy() }
+    }
+
+    /// A place for a second copy, without a wait; `None` if there is none.
+    #[inline]
+    pub(crate) fn place_of_copy(&self) -> Option<Place<'_>> {
         // The rate comes last here, since what it has let pass cannot be given back.
         let place = match &self.bulkhead {
             None => Place::free(),

@@ -8,7 +8,7 @@ mod drive;
 
 use crate::{
     attempt::Attempt,
-    breaker::{Counters, Ended, Permit, Refusal, Shut, Trip},
+    breaker::{Counters, Ended, Permit, Refusal, Trip},
     budget::Paid,
     classify::{Effect, Operation, Outcome, Verdict},
     clock::{self, Instant},
@@ -62,10 +62,13 @@ pub(crate) struct Run<'p> {
 }
 
 /// What an attempt failed with; with nothing, when its time ran out.
-type Last<T, E> = Option<Result<T, E>>;
+pub(crate) type Last<T, E> = Option<Result<T, E>>;
 
 /// What a call gives.
 type Answer<T, E> = Result<T, CallError<E>>;
+
+/// What an attempt gives, judged.
+pub(crate) type Judgement<T, E> = Result<T, (Failed, Last<T, E>)>;
 
 /// What follows an attempt.
 enum Step<'p, T, E> {
@@ -87,7 +90,7 @@ enum Next<'p> {
     Stop(Option<Decider>, Option<Duration>),
 }
 
-/// A call that was refused before its first attempt.
+/// A call that was refused before its first attempt, or an attempt that is not made.
 struct Refused {
     by: Decider,
     retry_after: Option<Duration>,
@@ -114,19 +117,19 @@ impl Inner {
     #[inline(never)]
     fn refuses(&self, operation: &Operation) -> Option<Refusal> {
         let refusal = self.limits().refuses().then(|| self.breaker.refuses()).flatten()?;
-        self.blocked(operation, refusal.shut, false);
+        self.blocked(operation, refusal.shut.by(), false);
         Some(refusal)
     }
 
     /// By the breaker.
     #[inline]
-    fn blocked(&self, operation: &Operation, shut: Shut, observed: bool) {
+    fn blocked(&self, operation: &Operation, by: Decider, observed: bool) {
         self.breaker.meter().blocked();
         #[cfg(feature = "metrics")]
-        self.breaker.numbers(|numbers| numbers.refused(shut.by()));
+        self.breaker.numbers(|numbers| numbers.refused(by));
         // Counted already: whoever listens beside.
         if event::is_heard() {
-            self.tell_refusal(operation, shut.by(), observed);
+            self.tell_refusal(operation, by, observed);
         }
     }
 
@@ -218,25 +221,20 @@ impl<'p> Run<'p> {
             self.end = self.started.after_nanos(policy.deadline());
         }
         if self.end <= self.started {
-            return Err(self.refused(Decider::Deadline, None));
+            policy.tell_refusal(self.operation, Decider::Deadline, false);
+            return Err((Decider::Deadline, None).into());
         }
         if !self.limits.guarded() {
             self.permit.unguarded();
             return Ok(());
         }
-        let Err(Refusal { shut, opened_by }) = self.permit.ask(self.started) else { return Ok(()) };
-        policy.blocked(self.operation, shut, self.limits.observe());
+        let Err(refusal) = self.permit.ask(self.started) else { return Ok(()) };
+        policy.blocked(self.operation, refusal.shut.by(), self.limits.observe());
         if self.limits.observe() {
             self.permit.unguarded();
             return Ok(());
         }
-        Err(Refused { by: shut.by(), retry_after: shut.retry_after(), opened_by })
-    }
-
-    /// By a limit of our own.
-    fn refused(&self, by: Decider, retry_after: Option<Duration>) -> Refused {
-        self.policy.tell_refusal(self.operation, by, false);
-        Refused { by, retry_after, opened_by: None }
+        Err(refusal.into())
     }
 
     /// The attempt that begins now, and when its time is up.
@@ -278,37 +276,44 @@ impl<'p> Run<'p> {
         self.permit.succeed_at_once(timed, cause);
     }
 
-    /// Takes in how an attempt ended; `last` and `waited` are of the one before it.
-    fn take_in<T, E, J: Judge<T, E>>(
-        mut self,
-        end: End<Result<T, E>>,
-        (last, waited): (Last<T, E>, Duration),
+    /// What the end of the attempt in flight means.
+    pub(crate) fn judge<T, E, J: Judge<T, E>>(
+        &self,
+        End { output, scope, struck }: End<Result<T, E>>,
         judge: &J,
+    ) -> Judgement<T, E> {
+        let failed = match output {
+            Some(Ok(value)) if !judge.refuses(&value) => return Ok(value),
+            Some(Ok(_)) => Failed::by_fault(Verdict::transient()),
+            Some(Err(ref error)) => Failed::by(judge.error(error, self.operation), scope),
+            None => match struck.verdict() {
+                Some(verdict) => Failed::by_fault(verdict),
+                None => {
+                    let own_limit = self.permit.attempt_since().after_nanos(self.limits.timeout);
+                    Failed::by_timeout(scope, self.end < own_limit)
+                }
+            },
+        };
+        Err((failed, output))
+    }
+
+    /// Takes in how an attempt ended; `last` and `waited` are of the one before it.
+    fn take_in<T, E>(
+        mut self,
+        judgement: Judgement<T, E>,
+        (last, waited): (Last<T, E>, Duration),
         now: Instant,
     ) -> Step<'p, T, E> {
-        let End { output, scope, struck } = end;
-        let (failed, last) = match output {
-            Some(Ok(value)) if !judge.refuses(&value) => {
+        let (failed, own) = match judgement {
+            Ok(value) => {
                 self.succeed(now);
                 return Step::End(Ok(value));
             }
-            Some(Ok(value)) => (Failed::by_fault(Verdict::transient()), Some(Ok(value))),
-            Some(Err(error)) => {
-                (Failed::by(judge.error(&error, self.operation), scope), Some(Err(error)))
-            }
-            None => {
-                let failed = match struck.verdict() {
-                    Some(verdict) => Failed::by_fault(verdict),
-                    None => {
-                        let own_limit =
-                            self.permit.attempt_since().after_nanos(self.limits.timeout);
-                        Failed::by_timeout(scope, self.end < own_limit)
-                    }
-                };
-                (failed, last.filter(Result::is_err))
-            }
+            Err(failed) => failed,
         };
-        match self.failed(&failed, waited, now) {
+        let last = own.or(last.filter(Result::is_err));
+        self.failed(&failed, now);
+        match self.decide(&failed, waited, now) {
             Next::Wait(delay, paid) => {
                 self.retrying(delay, failed.verdict.effect);
                 Step::Again(self, Retry { delay, paid, failed, last })
@@ -317,8 +322,8 @@ impl<'p> Run<'p> {
         }
     }
 
-    /// Takes in a failed attempt, which came after a wait of `waited`, and decides what follows.
-    fn failed(&mut self, failed: &Failed, waited: Duration, now: Instant) -> Next<'p> {
+    /// Tells breaker and metrics of a failed attempt.
+    fn failed(&mut self, failed: &Failed, now: Instant) {
         let Failed { verdict, code, by, timed_out, cut_short, .. } = failed;
         let counters = self.policy.breaker.counters();
         let (operation, effect) = (self.operation, verdict.effect);
@@ -327,8 +332,8 @@ impl<'p> Run<'p> {
             Counters::add(&counters.timeouts);
         }
         // By the call's own deadline, which a client may keep itself.
-        let cut = *cut_short
-            || *by == Some(Decider::Deadline) && verdict.outcome == Outcome::Neutral;
+        let cut =
+            *cut_short || *by == Some(Decider::Deadline) && verdict.outcome == Outcome::Neutral;
         let outcome = if cut { self.permit.cut(now) } else { verdict.outcome };
         #[cfg(feature = "metrics")]
         if outcome == Outcome::Failure {
@@ -346,9 +351,9 @@ impl<'p> Run<'p> {
             self.outcome = outcome;
         }
         self.unknown |= effect == Effect::Unknown;
-        self.decide(failed, waited, now)
     }
 
+    /// What follows a failed attempt, which came after a wait of `waited`.
     fn decide(&self, failed: &Failed, waited: Duration, now: Instant) -> Next<'p> {
         let Failed { verdict, repeat, by, timed_out, cut_short, handled, .. } = failed;
         let repeatable = match repeat {
@@ -395,7 +400,6 @@ impl<'p> Run<'p> {
 
     /// Before the wait: a retry follows.
     fn retrying(&self, delay: Duration, effect: Effect) {
-        Counters::add(&self.policy.breaker.counters().retries);
         event::emit(|| Event::Retrying {
             dependency: self.policy.breaker.shared_name(),
             operation: self.operation.name(),
@@ -405,41 +409,31 @@ impl<'p> Run<'p> {
         });
     }
 
-    /// A retry that is held back beyond its backoff: how long, or the end of the call, since a wait
-    /// that would not fit is not slept.
-    fn held<T, E>(
-        self,
-        retry: Retry<'p, T, E>,
-        wait: Duration,
-    ) -> Result<(Self, Retry<'p, T, E>), Answer<T, E>> {
-        let now = clock::now();
-        if now.after(wait) < self.end {
-            return Ok((self, retry));
-        }
-        let Retry { failed, last, .. } = retry;
-        Err(self.end(Some(Decider::Deadline), Some(wait), failed, last, now))
+    /// A wait that would not fit is not slept.
+    fn fits(&self, wait: Duration) -> Result<(), Refused> {
+        let fits = clock::now().after(wait) < self.end;
+        if fits { Ok(()) } else { Err((Decider::Deadline, Some(wait)).into()) }
     }
 
-    /// After the wait: others may have found the dependency dead meanwhile.
-    fn waited<T, E>(
-        mut self,
-        retry: Retry<'p, T, E>,
-        now: Instant,
-    ) -> Result<(Self, Last<T, E>), Answer<T, E>> {
-        let Retry { paid, failed, last, .. } = retry;
-        let stopped = match self.permit.gate(now) {
-            Err(refusal) => Some((refusal.shut.by(), refusal.shut.retry_after())),
-            Ok(()) if now >= self.end => Some((Decider::Deadline, None)),
-            Ok(()) => None,
-        };
-        if let Some((by, wait)) = stopped {
-            return Err(self.end(Some(by), wait, failed, last, now));
+    /// After a wait: others may have found the dependency dead meanwhile.
+    fn waited(&self, now: Instant) -> Result<(), Refused> {
+        self.permit.gate(now)?;
+        if now >= self.end {
+            return Err((Decider::Deadline, None).into());
         }
+        Ok(())
+    }
+
+    /// The attempt is made: a retry is paid for and counted. What the one before it failed with, and
+    /// the wait since.
+    fn make<T, E>(&mut self, retry: Option<Retry<'p, T, E>>) -> (Last<T, E>, Duration) {
+        let Some(Retry { delay, paid, last, .. }) = retry else { return (None, Duration::ZERO) };
         if let Some(paid) = paid {
             paid.spend();
         }
+        Counters::add(&self.policy.breaker.counters().retries);
         self.number = self.number.saturating_add(1);
-        Ok((self, last))
+        (last, delay)
     }
 
     /// The effect of the whole call: what may have happened in one attempt may have happened,
@@ -513,24 +507,24 @@ impl<'p> Run<'p> {
         }
     }
 
-    /// Our own refusal of an attempt, by the rate limit or the bulkhead.
+    /// Ends a call whose next attempt is not made.
     fn refuse<T, E>(
         mut self,
-        by: Decider,
-        retry_after: Option<Duration>,
-        last: Last<T, E>,
+        refused: Refused,
+        retry: Option<Retry<'p, T, E>>,
         now: Instant,
-    ) -> CallError<E> {
-        if self.number == 1 {
-            self.permit.finish(Outcome::Neutral, now, &Cause::of_a_cut);
-            return self.refused(by, retry_after).into();
+    ) -> Answer<T, E> {
+        let by = refused.by;
+        if let Some(Retry { failed, last, .. }) = retry {
+            return self.end(Some(by), refused.retry_after, failed, last, now);
         }
-        let last = last.and_then(Result::err);
-        let effect = self.effect(Effect::NeverSent);
-        let (mut attempts, elapsed) = self.close(effect, None, now);
-        // The one that was refused was not made.
-        attempts -= 1;
-        CallError::Stopped { by, attempts, elapsed, effect, retry_after, last }
+        self.permit.finish(Outcome::Neutral, now, &Cause::of_a_cut);
+        if matches!(by, Decider::Breaker | Decider::Isolation) {
+            self.policy.blocked(self.operation, by, false);
+        } else {
+            self.policy.tell_refusal(self.operation, by, false);
+        }
+        Err(refused.into())
     }
 }
 
@@ -576,6 +570,19 @@ impl<E> From<Refusal> for CallError<E> {
     #[inline(always)]
     fn from(Refusal { shut, opened_by }: Refusal) -> Self {
         Self::Rejected { by: shut.by(), retry_after: shut.retry_after(), opened_by }
+    }
+}
+
+impl From<Refusal> for Refused {
+    fn from(Refusal { shut, opened_by }: Refusal) -> Self {
+        Self { by: shut.by(), retry_after: shut.retry_after(), opened_by }
+    }
+}
+
+/// By a limit of our own.
+impl From<(Decider, Option<Duration>)> for Refused {
+    fn from((by, retry_after): (Decider, Option<Duration>)) -> Self {
+        Self { by, retry_after, opened_by: None }
     }
 }
 

@@ -155,7 +155,8 @@ impl PolicyBuilder {
         self
     }
 
-    /// Sends a second copy of an idempotent operation that takes long. Default: off.
+    /// Sends a second copy of an idempotent operation that takes long, if `max_concurrent` and `rate_limit`
+    /// leave room for it at once. Default: off.
     pub fn hedge(mut self, hedge: Hedge) -> Self {
         self.code.hedge = Some(Some(hedge));
         self

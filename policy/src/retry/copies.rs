@@ -1,23 +1,31 @@
 //! What a race of two copies tells of its call.
 
-use super::{Run, cause};
+use super::{Failed, Judge, Judgement, Last, Run};
 use crate::{
     attempt::Attempt,
     breaker::{Counters, Ended},
-    classify::{Effect, Operation, Outcome, Verdict},
+    bulkhead::Place,
+    classify::Effect,
     clock::Instant,
     error::Cause,
     event::{self, Event},
+    timeout::End,
 };
 use std::time::Duration;
 
-impl Run<'_> {
-    /// Pays for a second copy; `None` when it must not be sent.
-    pub(crate) fn hedge(&mut self, now: Instant, after: Duration) -> Option<(Attempt, Instant)> {
+impl<'p> Run<'p> {
+    /// Pays for a second copy and has a place for it; `None` when it must not be sent.
+    pub(crate) fn hedge(
+        &mut self,
+        now: Instant,
+        after: Duration,
+    ) -> Option<(Attempt, Instant, Place<'p>)> {
         if self.permit.gate(now).is_err() {
             return None;
         }
-        self.pay(false, now)?.spend();
+        let paid = self.pay(false, now)?;
+        let place = self.policy.place_of_copy()?;
+        paid.spend();
         Counters::add(&self.policy.breaker.counters().hedges);
         event::emit(|| Event::Hedged {
             dependency: self.policy.breaker.shared_name(),
@@ -27,19 +35,39 @@ impl Run<'_> {
         self.number = self.number.saturating_add(1);
         let limit = now.after_nanos(self.limits.timeout).min(self.end);
         let left = if limit.is_never() { u64::MAX } else { limit.nanos_since(now) };
-        Some((Attempt::new(self.number, left), limit))
+        Some((Attempt::new(self.number, left), limit, place))
     }
 
-    /// One copy failed while the other is still under way.
-    pub(crate) fn copy_failed(&mut self, began: Instant, verdict: Verdict, now: Instant) {
-        let operation = self.operation;
-        self.unknown |= verdict.effect == Effect::Unknown;
+    /// How the copy that ended first ended, if that is an answer. `Err`: the other one goes on.
+    pub(crate) fn first_copy<T, E, J: Judge<T, E>>(
+        &mut self,
+        began: Instant,
+        end: End<Result<T, E>>,
+        judge: &J,
+        now: Instant,
+    ) -> Result<Judgement<T, E>, (Failed, Last<T, E>)> {
         self.permit.begin_attempt(began);
-        if verdict.outcome == Outcome::Failure {
-            self.outcome = Outcome::Failure;
-            let cause = |trip| cause(operation, trip, verdict.effect, None);
-            self.permit.end_attempt(Ended::Failed, now, &cause);
+        match self.judge(end, judge) {
+            Err((failed, last)) if failed.verdict.effect != Effect::Permanent => {
+                self.failed(&failed, now);
+                Err((failed, last))
+            }
+            judgement => Ok(judgement),
         }
+    }
+
+    /// How the other one ended. The first one's error is the last when this one has none, and what calls
+    /// in that one could not do stays so.
+    pub(crate) fn second_copy<T, E, J: Judge<T, E>>(
+        &self,
+        end: End<Result<T, E>>,
+        judge: &J,
+        (first, last): (Failed, Last<T, E>),
+    ) -> Judgement<T, E> {
+        self.judge(end, judge).map_err(|(mut failed, own)| {
+            failed.handled |= first.handled;
+            (failed, own.or(last.filter(Result::is_err)))
+        })
     }
 
     /// One copy is dropped, since the other has won.
@@ -51,9 +79,5 @@ impl Run<'_> {
     /// The copy that counts from now on.
     pub(crate) fn copy_remains(&mut self, began: Instant) {
         self.permit.begin_attempt(began);
-    }
-
-    pub(crate) const fn operation(&self) -> &Operation {
-        self.operation
     }
 }

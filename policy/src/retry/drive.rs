@@ -1,6 +1,6 @@
 //! The two loops: for futures, and for closures that block.
 
-use super::{Answer, Judge, Retry, Run, Step};
+use super::{Answer, Judge, Refused, Retry, Run, Step};
 use crate::{
     attempt::Attempt,
     breaker::Admission,
@@ -189,7 +189,8 @@ where
     ) -> Poll<Answer<T, E>> {
         let this = self.as_mut().project();
         let Some((_, judge, _)) = this.parts else { return Poll::Pending };
-        match this.run.take().take_in(end, (None, Duration::ZERO), judge, now) {
+        let judgement = this.run.judge(end, judge);
+        match this.run.take().take_in(judgement, (None, Duration::ZERO), now) {
             Step::End(end) => Poll::Ready(end),
             Step::Again(run, retry) => {
                 *this.run = run;
@@ -249,47 +250,31 @@ where
     Fut: Future<Output = Result<T, E>>,
     J: Judge<T, E>,
 {
-    let mut now = run.started;
     loop {
-        let (mut last, mut waited) = (None, Duration::ZERO);
-        if let Some(mut retry) = retry {
-            waited = retry.delay;
-            clock::sleep(waited).await;
-            while let Some(wait) = judge.hold() {
-                (run, retry) = match run.held(retry, wait) {
-                    Ok(on) => on,
-                    Err(end) => return end,
-                };
-                clock::sleep(wait).await;
-            }
-            now = clock::now();
-            (run, last) = match run.waited(retry, now) {
-                Ok(on) => on,
-                Err(end) => return end,
-            };
-        }
-        let place = match run.policy.place(run.limits, run.end).await {
-            Ok(place) => place,
-            Err((by, wait)) => return Err(run.refuse(by, wait, last, clock::now())),
+        let delay = retry.as_ref().map(|retry| retry.delay);
+        let (place, now) = match run.turn(delay, || judge.hold()).await {
+            Ok(turn) => turn,
+            Err(refused) => return run.refuse(refused, retry, clock::now()),
         };
-        if run.limits.placed() {
-            now = clock::now();
-        }
+        let before = run.make(retry);
         let (this, limit) = run.next_attempt(now);
         let hedge = run.policy.hedge_after(run.limits, run.operation);
         let hedge = hedge.filter(|_| !run.permit.is_probe());
-        let end = {
+        let judgement = {
             let mut first = pin!(run.traced_attempt(this, limit, now, &mut attempt));
             match hedge {
-                None => first.as_mut().await,
+                None => {
+                    let end = first.as_mut().await;
+                    drop(place);
+                    run.judge(end, &judge)
+                }
                 Some(after) => {
-                    hedge::race(&mut run, first.as_mut(), now, &mut attempt, after, &judge).await
+                    let first = (first.as_mut(), now, place);
+                    hedge::race(&mut run, first, &mut attempt, after, &judge).await
                 }
             }
         };
-        drop(place);
-        now = clock::now();
-        (run, retry) = match run.take_in(end, (last, waited), &judge, now) {
+        (run, retry) = match run.take_in(judgement, before, clock::now()) {
             Step::End(end) => return end,
             Step::Again(run, next) => (run, Some(next)),
         };
@@ -299,7 +284,48 @@ where
 /// An attempt of a call that waits, in a span of its own.
 pub(crate) type TracedAttempt<Fut> = InSpan<Bounded<Fut>>;
 
-impl Run<'_> {
+impl<'p> Run<'p> {
+    /// Waits until the next attempt may be made: after a backoff of `delay`, if it is a retry, until
+    /// nothing holds it back and there is a place for it. Then it is now.
+    async fn turn(
+        &self,
+        delay: Option<Duration>,
+        hold: impl Fn() -> Option<Duration>,
+    ) -> Result<(Place<'p>, Instant), Refused> {
+        let mut now = self.started;
+        if let Some(delay) = delay {
+            clock::sleep(delay).await;
+            while let Some(wait) = hold() {
+                self.fits(wait)?;
+                clock::sleep(wait).await;
+            }
+            now = clock::now();
+            self.waited(now)?;
+        }
+        let place = self.policy.place(self.limits, self.end).await?;
+        if self.limits.placed() {
+            now = clock::now();
+            self.waited(now)?;
+        }
+        Ok((place, now))
+    }
+
+    /// [`Self::turn`] for a thread.
+    fn turn_blocking(&self, delay: Option<Duration>) -> Result<(Place<'p>, Instant), Refused> {
+        let mut now = self.started;
+        if let Some(delay) = delay {
+            std::thread::sleep(delay);
+            now = clock::now();
+            self.waited(now)?;
+        }
+        let place = self.policy.place_blocking(self.limits, self.end)?;
+        if self.limits.placed() {
+            now = clock::now();
+            self.waited(now)?;
+        }
+        Ok((place, now))
+    }
+
     /// An attempt, not begun. Made apart from where it is polled: without optimisation each move of a
     /// large future leaves a copy on the stack, which is gone by then.
     #[inline(never)]
@@ -335,26 +361,14 @@ where
     let mut run = Run::new(policy, operation);
     run.ask()?;
     let _inside = run.permit.admission().map(Admission::enter);
-    let mut now = run.started;
     let mut retry: Option<Retry<'_, T, E>> = None;
     loop {
-        let (mut last, mut waited) = (None, Duration::ZERO);
-        if let Some(retry) = retry {
-            waited = retry.delay;
-            std::thread::sleep(waited);
-            now = clock::now();
-            (run, last) = match run.waited(retry, now) {
-                Ok(on) => on,
-                Err(end) => return end,
-            };
-        }
-        let place = match policy.place_blocking(run.limits, run.end) {
-            Ok(place) => place,
-            Err((by, wait)) => return Err(run.refuse(by, wait, last, clock::now())),
+        let delay = retry.as_ref().map(|retry| retry.delay);
+        let (place, now) = match run.turn_blocking(delay) {
+            Ok(turn) => turn,
+            Err(refused) => return run.refuse(refused, retry, clock::now()),
         };
-        if run.limits.placed() {
-            now = clock::now();
-        }
+        let before = run.make(retry);
         let (this, limit) = run.next_attempt(now);
         let scope = Scope { deadline: limit, ..Scope::NONE };
         let blow = chaos::blow(policy.breaker.name());
@@ -371,9 +385,8 @@ where
         };
         let scope = inside.leave();
         drop(place);
-        now = clock::now();
-        let end = End { output, scope, struck };
-        (run, retry) = match run.take_in(end, (last, waited), &judge, now) {
+        let judgement = run.judge(End { output, scope, struck }, &judge);
+        (run, retry) = match run.take_in(judgement, before, clock::now()) {
             Step::End(end) => return end,
             Step::Again(run, next) => (run, Some(next)),
         };

@@ -19,11 +19,13 @@ async fn once() {
 struct Held {
     state: BreakerState,
     tokens: u64,
-    places: bool,
+    places: usize,
 }
 
+/// Of the two or fewer places.
 fn held(policy: &Policy) -> Held {
-    let places = policy.0.place_blocking(policy.0.limits(), clock::Instant::default()).is_ok();
+    let places: Vec<_> = (0..2).map_while(|_| policy.0.place_of_copy()).collect();
+    let places = places.len();
     Held { state: policy.breaker().state(), tokens: policy.retries_left(), places }
 }
 
@@ -89,7 +91,7 @@ async fn every_drop_gives_everything_back_in_every_state() {
                 let what = format!("{faults:?}, half-open {half_open}, dropped after {n} polls");
                 // A retry that was made is paid for; one that was not is not.
                 assert_eq!(after.tokens, before.tokens - retries, "{what}");
-                assert!(after.places, "{what}");
+                assert_eq!(after.places, 1, "{what}");
                 if done {
                     break;
                 }
@@ -108,7 +110,7 @@ async fn a_hedged_call_gives_everything_back_too() {
     for n in 0..12 {
         let policy = database(&format!("t-cancel-hedge-{n}"))
             .hedge(crate::Hedge::After(Duration::from_millis(50)))
-            .max_concurrent(1)
+            .max_concurrent(2)
             .build()
             .unwrap();
         let sent = AtomicU32::new(0);
@@ -121,10 +123,41 @@ async fn a_hedged_call_gives_everything_back_too() {
         };
         assert!(!poll_and_drop(n, call).await);
         let after = held(&policy);
-        assert!(after.places);
+        assert_eq!(after.places, 2);
         let copies = u64::from(sent.load(SeqCst).saturating_sub(1));
         assert_eq!(after.tokens, 10 - copies, "after {n} polls");
         assert_eq!(after.state, BreakerState::Closed);
+    }
+}
+
+/// Dropped or refused, a retry that waits for its place is not made.
+#[tokio::test(start_paused = true)]
+async fn a_retry_that_gets_no_place_costs_nothing_and_is_none() {
+    for (n, patience) in [250, 9_000].into_iter().enumerate() {
+        let name = format!("t-no-place-{n}");
+        let policy = database(&name).base_delay(S / 10).jitter(Jitter::None);
+        let policy = policy.max_concurrent(1).max_wait(S).build().unwrap();
+        let taken = std::cell::OnceCell::new();
+        let call = policy.run(&WRITE, async |attempt| {
+            assert_eq!(attempt.number(), 1);
+            // Whoever comes next has the place when this attempt gives it back.
+            let waits = policy.0.place(policy.0.limits(), clock::Instant::NEVER);
+            let mut waits = Box::pin(waits);
+            assert!(poll_fn(|cx| Poll::Ready(waits.as_mut().poll(cx).is_pending())).await);
+            let _ = taken.set(waits);
+            Err::<(), _>(Fault(Verdict::transient()))
+        });
+        let ended = tokio::time::timeout(Duration::from_millis(patience), call).await;
+        if let Ok(end) = ended {
+            let error = end.unwrap_err();
+            assert_eq!((error.decider(), error.attempts()), (Some(Decider::Bulkhead), 1));
+            assert_eq!(error.effect(), crate::Effect::Transient);
+            assert!(error.last().is_some());
+        } else {
+            assert_eq!(n, 0, "only the first is dropped");
+        }
+        assert_eq!(policy.retries_left(), 10);
+        assert_eq!(crate::get_resilience_health().circuit_breakers[&*name].retries, 0);
     }
 }
 
@@ -148,13 +181,16 @@ async fn hangs_behind_impatient_callers_open_the_breaker_and_quick_drops_do_not(
 
 #[tokio::test(start_paused = true)]
 async fn three_impatient_callers_do_not_open_it() {
-    let policy = database("t-three-impatient").build().unwrap();
-    for _ in 0..3 {
-        let hang = policy.run(&READ, |_| std::future::pending::<Result<(), Fault>>());
-        let ended = crate::Deadline::within(S).scope(hang).await.unwrap_err();
-        assert_eq!(ended.decider(), Some(Decider::Deadline));
+    let hedged = database("t-three-impatient-hedged").hedge(crate::Hedge::After(S / 10));
+    for policy in [database("t-three-impatient"), hedged] {
+        let policy = policy.build().unwrap();
+        for _ in 0..3 {
+            let hang = policy.run(&READ, |_| std::future::pending::<Result<(), Fault>>());
+            let ended = crate::Deadline::within(S).scope(hang).await.unwrap_err();
+            assert_eq!(ended.decider(), Some(Decider::Deadline));
+        }
+        assert_eq!(policy.breaker().state(), BreakerState::Closed, "{}", policy.name());
     }
-    assert_eq!(policy.breaker().state(), BreakerState::Closed);
 }
 
 /// By a drop, by the deadline around it, and by a client that keeps that deadline itself.

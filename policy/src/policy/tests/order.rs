@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::{Deadline, Hedge, Mode};
+use std::{cell::Cell, future::poll_fn, task::Poll};
 
 fn attempts(policy: &Policy) -> (u64, u64) {
     let health = crate::get_resilience_health();
@@ -116,6 +117,102 @@ async fn each_attempt_takes_a_turn_of_the_rate_limit() {
     }
     policy.breaker().reset();
     assert_eq!(against(&policy, &READ, Verdict::transient()).await.1, 2);
+}
+
+/// A retry that is refused ends the call as any limit does that stops it: with what there was, and told.
+#[tokio::test(start_paused = true)]
+async fn a_retry_over_the_rate_limit_leaves_the_last_value() {
+    let heard = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let hearing = Arc::clone(&heard);
+    let _subscription = crate::observe(move |event: &Event| {
+        if let Event::Stopped { dependency, by, attempts, .. } = event
+            && dependency.starts_with("t-order-rate-")
+        {
+            hearing.lock().unwrap().push((*by, *attempts));
+        }
+    });
+    let policy = database("t-order-rate-value").rate_limit(1).build().unwrap();
+    let call = policy.operation::<_, &str>("poll").retry_if_value(|_: &u32| true);
+    assert_eq!(call.call(|| async { Ok(1) }).await.unwrap(), 1);
+    let policy = database("t-order-rate-error").rate_limit(1).build().unwrap();
+    let (error, sent) = against(&policy, &READ, Verdict::unknown()).await;
+    assert_eq!((sent, error.attempts(), error.is_outcome_unknown()), (1, 1, true));
+    assert_eq!(error.decider(), Some(Decider::RateLimit));
+    assert_eq!(*heard.lock().unwrap(), [(Decider::RateLimit, 1)]);
+    assert_eq!(attempts(&policy), (1, 0));
+}
+
+/// bulkhead > gate and deadline: both are asked again after the wait.
+#[tokio::test(start_paused = true)]
+async fn who_waited_for_a_place_is_sent_nowhere_that_is_shut_by_then() {
+    let policy = database("t-order-wait").max_concurrent(1).max_wait(9 * S);
+    let policy = policy.base_delay(S / 10).jitter(Jitter::None).build().unwrap();
+    let sent = AtomicU32::new(0);
+    let hold = policy.0.place_of_copy();
+    let first = policy.run(&READ, async |_| {
+        sent.fetch_add(1, SeqCst);
+        Ok::<_, Fault>(())
+    });
+    let isolate = async {
+        policy.breaker().isolate();
+        drop(hold);
+    };
+    let (end, ()) = tokio::join!(first, isolate);
+    let error = end.unwrap_err();
+    assert_eq!((error.decider(), error.is_rejected()), (Some(Decider::Isolation), true));
+    assert_eq!(sent.load(SeqCst), 0);
+
+    policy.breaker().reset();
+    let next = Cell::new(None);
+    let retry = policy.run(&READ, async |_| {
+        sent.fetch_add(1, SeqCst);
+        // Somebody else has the place when this attempt gives it back.
+        let mut place = Box::pin(policy.0.place(policy.0.limits(), clock::Instant::NEVER));
+        assert!(poll_fn(|cx| Poll::Ready(place.as_mut().poll(cx).is_pending())).await);
+        next.set(Some(place));
+        Err::<(), _>(Fault(Verdict::transient()))
+    });
+    let isolate = async {
+        tokio::time::sleep(S).await;
+        policy.breaker().isolate();
+        drop(next.take());
+    };
+    let (end, ()) = tokio::join!(retry, isolate);
+    let error = end.unwrap_err();
+    assert_eq!((error.decider(), error.attempts()), (Some(Decider::Isolation), 1));
+    assert!(error.last().is_some());
+    assert_eq!(sent.load(SeqCst), 1);
+
+    // It comes when the call's time is up.
+    policy.breaker().reset();
+    let hold = policy.0.place_of_copy();
+    let late = crate::Deadline::within(S).scope(policy.run(&READ, async |_| Ok::<_, Fault>(())));
+    let free = async {
+        tokio::time::sleep(S).await;
+        drop(hold);
+    };
+    // Looked at in this order, the place is there first.
+    let ((), end) = tokio::join!(biased; free, late);
+    assert_eq!(end.unwrap_err().decider(), Some(Decider::Deadline));
+}
+
+/// hedge > bulkhead: a second copy has a place of its own, or is not sent.
+#[tokio::test(start_paused = true)]
+async fn a_second_copy_is_sent_where_there_is_a_place_for_it() {
+    for (most, per_second, copies) in [(1, 9, 1), (2, 9, 2), (2, 1, 1)] {
+        let policy = database(&format!("t-order-copies-{most}-{per_second}"));
+        let policy = policy.hedge(Hedge::After(S / 10)).max_concurrent(most);
+        let policy = policy.rate_limit(per_second).build().unwrap();
+        let sent = AtomicU32::new(0);
+        let end = policy.run(&READ, async |_| {
+            sent.fetch_add(1, SeqCst);
+            tokio::time::sleep(S / 2).await;
+            Ok::<_, Fault>(())
+        });
+        end.await.unwrap();
+        assert_eq!(sent.load(SeqCst), copies, "{most} places, {per_second} a second");
+        assert_eq!(policy.retries_left(), 11 - u64::from(copies), "not paid for what is not sent");
+    }
 }
 
 /// fallback > everything: it sees every way to fail, and only those.

@@ -58,6 +58,49 @@ async fn what_one_copy_may_have_done_the_call_may_have_done() {
     }
 }
 
+/// The answer of the copy that ended first is the last one when the other has none.
+#[tokio::test(start_paused = true)]
+async fn a_copy_that_hangs_leaves_the_error_of_the_other() {
+    let policy = hedged("t-copies-last");
+    let ends = [(S / 50, Err(Verdict::transient())), (99 * S, Ok(()))];
+    let error = copies(&policy, ends).await.unwrap_err();
+    assert_eq!((error.decider(), error.attempts()), (Some(Decider::Timeout), 2));
+    assert_eq!(error.last(), Some(&Fault(Verdict::transient())));
+    // Each is counted, in whichever order they end.
+    let policy = hedged("t-copies-timeouts");
+    let error = copies(&policy, [(99 * S, Ok(())), (99 * S, Ok(()))]).await.unwrap_err();
+    assert_eq!((error.decider(), error.attempts()), (Some(Decider::Timeout), 2));
+    assert_eq!(counts(&policy), Counts { failed: 2, slow: 2, ..Counts::default() });
+    assert_eq!(crate::get_resilience_health().circuit_breakers[policy.name()].timeouts, 2);
+}
+
+/// A call inside a copy has been repeated already, whichever copy it was in.
+#[tokio::test(start_paused = true)]
+async fn what_was_repeated_inside_one_copy_is_not_repeated_by_the_other() {
+    let inner = database("t-copies-inner").max_attempts(2).build().unwrap();
+    for nested in 1..=2 {
+        let outer = database(&format!("t-copies-outer-{nested}")).hedge(Hedge::After(S / 100));
+        let outer = outer.failure_threshold(99).build().unwrap();
+        let sent = AtomicU32::new(0);
+        let end = outer.call(|| {
+            let n = sent.fetch_add(1, SeqCst) + 1;
+            let inner = &inner;
+            async move {
+                tokio::time::sleep(S / 50).await;
+                if n == nested {
+                    against(inner, &READ, Verdict::never_sent()).await;
+                } else {
+                    tokio::time::sleep(9 * S).await;
+                }
+                Err::<(), _>("no")
+            }
+        });
+        assert!(end.await.is_err());
+        assert_eq!(sent.load(SeqCst), 2, "{nested}");
+        inner.breaker().reset();
+    }
+}
+
 #[cfg(feature = "chaos")]
 #[tokio::test(start_paused = true)]
 async fn a_fault_strikes_the_second_copy_too() {
