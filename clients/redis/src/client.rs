@@ -370,8 +370,12 @@ impl RedisClient {
     ) -> Result<Outcome<Vec<Result<Value, RedisFailure>>>, Error> {
         let line = &*self.reachable_line()?;
         let attempt = |attempt: Attempt| async move {
-            let sent = commands.iter().map(|c| line.send(c, away, attempt.timeout()));
-            whole(join_all(sent).await)
+            let timeout = match commands {
+                [_] => attempt.timeout(),
+                // Each would wait by itself, and which goes on first is anybody's guess.
+                _ => line.admit(commands, away, attempt.timeout()).await?,
+            };
+            whole(join_all(commands.iter().map(|c| line.send(c, away, timeout))).await)
         };
         let own = match commands {
             [command] => line.policy(command),

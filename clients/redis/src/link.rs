@@ -181,6 +181,21 @@ impl Line {
         }
     }
 
+    /// Waits for the first connections to the servers of these commands, once for all of them, if they
+    /// are being made. Gives the time left.
+    pub(crate) async fn admit(
+        &self,
+        commands: &[Command<'_>],
+        away: IfAway,
+        timeout: Option<Duration>,
+    ) -> Result<Option<Duration>, RedisFailure> {
+        match &self.servers {
+            Servers::One(peer) => peer.admit(away, timeout).await,
+            Servers::Cluster(cluster) => cluster.admit(commands, away, timeout).await,
+            Servers::Sentinel(sentinel) => sentinel.admit(away, timeout).await,
+        }
+    }
+
     /// One command, once; a cluster's redirections are followed.
     ///
     /// # Cancel safety

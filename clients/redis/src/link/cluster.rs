@@ -127,20 +127,9 @@ impl Cluster {
         away: IfAway,
         timeout: Option<Duration>,
     ) -> Result<Value, RedisFailure> {
+        let (mut node, timeout) = self.until_found(command, away, timeout).await?;
         let began = Instant::now();
         let left = || timeout.map(|timeout| timeout.saturating_sub(began.elapsed()));
-        if !*self.tried.borrow() {
-            let half = timeout.map_or(CONNECT_PATIENCE, |timeout| timeout / 2);
-            self.until_tried(half.min(CONNECT_PATIENCE)).await;
-        }
-        let Some(mut node) = self.owner(command) else {
-            self.stale.notify_one();
-            return Err(if *self.tried.borrow() {
-                RedisFailure::closed(self.cause(), away)
-            } else {
-                RedisFailure::connecting(away)
-            });
-        };
         let mut asking = false;
         for _ in 0..REDIRECTS {
             let answer = node.peer.send(command, asking, away, left()).await;
@@ -155,6 +144,45 @@ impl Cluster {
             asking = redirect.once;
         }
         node.peer.send(command, asking, away, left()).await
+    }
+
+    /// With one of their nodes away none is sent, so that they are not done in part.
+    pub(super) async fn admit(
+        &self,
+        commands: &[Command<'_>],
+        away: IfAway,
+        timeout: Option<Duration>,
+    ) -> Result<Option<Duration>, RedisFailure> {
+        let mut left = timeout;
+        for command in commands {
+            let (node, rest) = self.until_found(command, away, left).await?;
+            left = node.peer.admit(away, rest).await?;
+        }
+        Ok(left)
+    }
+
+    /// The node that a command is for, waited for if there is no map yet, and the time left.
+    async fn until_found(
+        &self,
+        command: &Command<'_>,
+        away: IfAway,
+        timeout: Option<Duration>,
+    ) -> Result<(Arc<Node>, Option<Duration>), RedisFailure> {
+        let began = Instant::now();
+        if !*self.tried.borrow() {
+            let half = timeout.map_or(CONNECT_PATIENCE, |timeout| timeout / 2);
+            self.until_tried(half.min(CONNECT_PATIENCE)).await;
+        }
+        let left = timeout.map(|timeout| timeout.saturating_sub(began.elapsed()));
+        if let Some(node) = self.owner(command) {
+            return Ok((node, left));
+        }
+        self.stale.notify_one();
+        Err(if *self.tried.borrow() {
+            RedisFailure::closed(self.cause(), away)
+        } else {
+            RedisFailure::connecting(away)
+        })
     }
 
     /// The node that a redirection names. MOVED changes the map for this slot at once, the rest of

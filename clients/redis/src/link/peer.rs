@@ -231,6 +231,15 @@ impl Peer {
         self.core.until_tried(limit).await;
     }
 
+    /// Waits for the first connection if that is what is going on. Gives the time left.
+    pub(super) async fn admit(
+        &self,
+        away: IfAway,
+        timeout: Option<Duration>,
+    ) -> Result<Option<Duration>, RedisFailure> {
+        if self.is_up() { Ok(timeout) } else { self.core.admit(away, timeout).await }
+    }
+
     /// One command, once. `asking`: a cluster's node is moving the key here.
     ///
     /// With a timeout, whatever is waited for here has a timer that ends the wait before it, so that
@@ -251,7 +260,6 @@ impl Peer {
 }
 
 impl Core {
-    /// Waits for the first connection if that is what is going on. Gives the time left.
     async fn admit(
         &self,
         away: IfAway,

@@ -65,15 +65,34 @@ impl Sentinel {
         away: IfAway,
         timeout: Option<Duration>,
     ) -> Result<Value, RedisFailure> {
+        let (master, left) = self.until_found(away, timeout).await?;
+        master.send(command, false, away, left).await
+    }
+
+    pub(super) async fn admit(
+        &self,
+        away: IfAway,
+        timeout: Option<Duration>,
+    ) -> Result<Option<Duration>, RedisFailure> {
+        let (master, left) = self.until_found(away, timeout).await?;
+        master.admit(away, left).await
+    }
+
+    /// The master, waited for if none was found yet, and the time left.
+    async fn until_found(
+        &self,
+        away: IfAway,
+        timeout: Option<Duration>,
+    ) -> Result<(Arc<Peer>, Option<Duration>), RedisFailure> {
         if let Some(master) = self.master() {
-            return master.send(command, false, away, timeout).await;
+            return Ok((master, timeout));
         }
         let began = Instant::now();
         let half = timeout.map_or(CONNECT_PATIENCE, |timeout| timeout / 2);
         self.until_tried(half.min(CONNECT_PATIENCE)).await;
         let left = timeout.map(|timeout| timeout.saturating_sub(began.elapsed()));
         match self.master() {
-            Some(master) => master.send(command, false, away, left).await,
+            Some(master) => Ok((master, left)),
             None if *self.tried.borrow() => Err(RedisFailure::closed(self.cause(), away)),
             None => Err(RedisFailure::connecting(away)),
         }

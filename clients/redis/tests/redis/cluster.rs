@@ -1,6 +1,6 @@
 //! A cluster: redirections, moves, failovers, and a dead master that takes nobody else along.
 
-use crate::{ms, strict, text, until_true};
+use crate::{ms, pipeline_in_order, strict, text, until_true};
 use mainstay_policy::{BreakerState, Effect, HealthStatus};
 use mainstay_redis::{RedisClient, RedisState};
 use mainstay_test_support::RedisCluster;
@@ -33,6 +33,12 @@ async fn every_key_goes_to_its_master_at_once() {
     let health = client.health_check().await;
     assert_eq!(health.status, HealthStatus::Healthy, "{}", health.detail);
     assert_eq!(client.state(), RedisState::Connected);
+}
+
+#[tokio::test]
+async fn a_pipeline_that_waits_for_the_first_connection_keeps_its_order() {
+    let cluster = RedisCluster::start(3, false);
+    pipeline_in_order(&strict("t-cluster-order", &cluster.url())).await;
 }
 
 #[tokio::test]

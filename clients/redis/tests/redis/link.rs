@@ -1,6 +1,6 @@
 //! What fred does when nobody stops it, and does not do here.
 
-use crate::{ms, strict, until_true};
+use crate::{ms, pipeline_in_order, strict, until_true};
 use mainstay_policy::Effect;
 use mainstay_redis::RedisState;
 use mainstay_test_support::{
@@ -72,6 +72,12 @@ async fn a_silent_connection_is_given_up_though_pings_are_written_to_it() {
     until_true("connected", ms(5000), async || client.state() == RedisState::Connected).await;
     client.set("k", "3").await.unwrap();
     assert_eq!(redis.say("GET k"), "$1\r\n3\r\n");
+}
+
+#[tokio::test]
+async fn a_pipeline_that_waits_for_the_first_connection_keeps_its_order() {
+    let redis = Redis::start();
+    pipeline_in_order(&strict("t-pipeline-order", &redis.url())).await;
 }
 
 #[tokio::test]

@@ -81,6 +81,17 @@ fn strict(name: &str, url: &str) -> RedisClient {
         .unwrap()
 }
 
+/// A list that is made of a hundred commands, sent before there is a connection.
+#[cfg(feature = "test-servers")]
+async fn pipeline_in_order(client: &RedisClient) {
+    let pushes = (0..100).map(|n| client.run("RPUSH").key("l").arg(n));
+    let lengths = client.pipeline(pushes).await.unwrap();
+    assert_eq!(lengths.len(), 100);
+    let list = client.run("LRANGE").key("l").arg(0).arg(-1).await.unwrap();
+    let item = |n: i32| mainstay_redis::Value::Bytes(n.to_string().into());
+    assert_eq!(list, mainstay_redis::Value::Array((0..100).map(item).collect()));
+}
+
 /// Waits until this holds; gives how long that took.
 #[cfg(feature = "test-servers")]
 async fn until_true(what: &str, limit: Duration, mut holds: impl AsyncFnMut() -> bool) -> Duration {
