@@ -55,6 +55,9 @@ pub(super) fn build(config: Config, usual: Duration) -> Result<Client, Driver> {
         tcp: TcpConfig {
             nodelay: Some(true),
             keepalive: Some(TcpKeepalive::new().with_time(Duration::from_secs(15))),
+            // What a connection that is given up has not delivered goes with it. The kernel would try
+            // for minutes, and bring a write to the server after its key was deleted there.
+            linger: Some(Duration::ZERO),
             ..TcpConfig::default()
         },
         ..ConnectionConfig::default()

@@ -36,7 +36,7 @@ use std::{
     time::{Duration, Instant},
 };
 use tokio::{
-    sync::{broadcast, watch},
+    sync::{Notify, broadcast, watch},
     task::{AbortHandle, JoinHandle},
 };
 
@@ -142,6 +142,8 @@ struct Core {
     started: Instant,
     /// About how many answers there were: another number after each.
     answered: AtomicU64,
+    /// Somebody could not wait long enough to tell a silent server from a slow one.
+    doubted: Notify,
     /// `None` once this has ended.
     connection: Mutex<Option<Connection>>,
 }
@@ -166,6 +168,7 @@ impl Peer {
             state: watch::Sender::new(State::Connecting),
             started: Instant::now(),
             answered: AtomicU64::new(0),
+            doubted: Notify::new(),
             connection: Mutex::new(Some(connection)),
         });
         let watcher = tokio::spawn(keep(Arc::clone(&core), events)).abort_handle();
@@ -335,6 +338,13 @@ impl Core {
         }
     }
 
+    /// Has the server asked by somebody who waits longer, if nothing at all was answered since then.
+    fn doubt(&self, answered: u64) {
+        if self.answered.load(Ordering::Relaxed) == answered {
+            self.doubted.notify_one();
+        }
+    }
+
     fn down(&self, error: Driver) {
         let words = words(Some(error.clone()));
         if !matches!(self.set(State::Down(Some(error))), State::Down(_)) {
@@ -368,6 +378,17 @@ impl Core {
     /// fred ends its loop on errors that it holds for final, such as a wrong kind of server.
     fn has_ended(&self) -> bool {
         self.connection().as_ref().is_some_and(JoinHandle::is_finished)
+    }
+
+    /// Closes the gate if the server is as silent as somebody takes it to be.
+    async fn examine(&self) {
+        self.doubted.notified().await;
+        let answered = self.answered.load(Ordering::Relaxed);
+        match self.ping().await {
+            Ok(()) => self.note_answer(),
+            Err(error) if *error.kind() == ErrorKind::Timeout => self.silent_since(answered),
+            Err(error) => self.down(error),
+        }
     }
 
     /// A round trip; any answer that a working server gives will do.
@@ -412,6 +433,7 @@ async fn keep(core: Arc<Core>, mut events: Events) {
                 error = received(events.errors.recv()) => core.down(error),
                 // From `send`: the server is silent, or serves nobody.
                 _ = state.changed() => {}
+                () = core.examine() => {}
             }
             continue;
         }

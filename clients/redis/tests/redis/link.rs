@@ -1,13 +1,20 @@
 //! What fred does when nobody stops it, and does not do here.
 
-use crate::{ms, pipeline_in_order, strict, until_true};
-use mainstay_policy::Effect;
-use mainstay_redis::RedisState;
+use crate::{client, ms, pipeline_in_order, strict, text, until, until_true};
+use mainstay_policy::{Deadline, Effect};
+use mainstay_redis::{FallbackConfig, RedisClient, RedisState};
 use mainstay_test_support::{
     Proxy, Redis,
     proxy::{Accept, Direction},
 };
-use std::time::{Duration, Instant};
+use std::{
+    io::ErrorKind,
+    time::{Duration, Instant},
+};
+use tokio::{
+    io::{copy, copy_bidirectional},
+    net::{TcpSocket, TcpStream},
+};
 
 /// How many SETs the server was sent, by its own count.
 fn sets(redis: &Redis) -> u32 {
@@ -72,6 +79,88 @@ async fn a_silent_connection_is_given_up_though_pings_are_written_to_it() {
     until_true("connected", ms(5000), async || client.state() == RedisState::Connected).await;
     client.set("k", "3").await.unwrap();
     assert_eq!(redis.say("GET k"), "$1\r\n3\r\n");
+}
+
+/// A connected client that waits for an answer so long.
+async fn hurried(name: &str, proxy: &Proxy, timeout: Duration) -> RedisClient {
+    let client = RedisClient::builder()
+        .name(name)
+        .url(Redis::url_at(proxy.addr()))
+        .policy(move |p| p.timeout(timeout).max_attempts(1).enable_circuit_breaker(false))
+        .fallback(FallbackConfig::off())
+        .build()
+        .unwrap();
+    until(&client, RedisState::Connected).await;
+    client
+}
+
+#[tokio::test]
+async fn a_silent_connection_is_given_up_though_nobody_waits_for_a_second() {
+    for (name, timeout, deadline) in
+        [("t-half-open-short", ms(300), ms(60_000)), ("t-half-open-late", ms(1500), ms(300))]
+    {
+        let redis = Redis::start();
+        let proxy = Proxy::in_front_of(redis.address());
+        let client = hurried(name, &proxy, timeout).await;
+        client.set("k", "1").await.unwrap();
+        let before = proxy.accepted();
+        proxy.set(|faults| faults.hold());
+        let get = Deadline::within(deadline).scope(client.get::<String>("k"));
+        assert!(get.await.unwrap_err().is_timeout(), "{name}");
+        proxy.until("another connection", |proxy| proxy.accepted() > before).await;
+        proxy.heal();
+        until(&client, RedisState::Connected).await;
+        client.set("k", "2").await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_slow_connection_is_not_taken_for_a_silent_one_by_who_cannot_wait() {
+    let redis = Redis::start();
+    let proxy = Proxy::in_front_of(redis.address());
+    let client = hurried("t-slow-and-short", &proxy, ms(200)).await;
+    client.set("k", "1").await.unwrap();
+    proxy.set(|faults| faults.replies.latency = ms(500));
+    let before = proxy.bytes(Direction::Replies);
+    client.get::<String>("k").await.unwrap_err();
+    let answers = "$1\r\n1\r\n+PONG\r\n".len() as u64;
+    proxy.until("both answers", |p| p.bytes(Direction::Replies) == before + answers).await;
+    proxy.heal();
+    assert_eq!(client.get::<String>("k").await.unwrap().as_deref(), Some("1"));
+    assert_eq!((client.state(), proxy.accepted()), (RedisState::Connected, 1));
+}
+
+/// Nothing that is sent gets through, so that it waits in this machine's kernel, which goes on trying
+/// when nobody holds the connection any more.
+#[tokio::test]
+async fn what_a_connection_that_is_given_up_has_not_delivered_never_arrives() {
+    let redis = Redis::start();
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(4096).unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let listener = socket.listen(8).unwrap();
+    let cache = client("t-late", listener.local_addr().unwrap());
+    // Begins to connect.
+    assert_eq!(cache.state(), RedisState::Degraded);
+    let (mut old, _) = listener.accept().await.unwrap();
+    let mut server = TcpStream::connect(redis.address()).await.unwrap();
+    tokio::select! {
+        end = copy_bidirectional(&mut old, &mut server) => panic!("{end:?}"),
+        set = cache.set("k", "first") => set.unwrap(),
+    }
+    // From here on nobody reads.
+    cache.set("k", vec![b'x'; 256 * 1024]).await.unwrap();
+    cache.set("k", "last").await.unwrap();
+    assert_eq!(cache.dirty_keys(), 1);
+    let (mut new, _) = listener.accept().await.unwrap();
+    let mut beside = TcpStream::connect(redis.address()).await.unwrap();
+    tokio::spawn(async move { copy_bidirectional(&mut new, &mut beside).await });
+    until(&cache, RedisState::Connected).await;
+    assert_eq!(text(&cache, "k").await, None, "deleted");
+
+    let rest = copy(&mut old, &mut server).await;
+    assert_eq!(rest.map_err(|error| error.kind()), Err(ErrorKind::ConnectionReset));
+    assert_eq!(text(&cache, "k").await, None);
 }
 
 #[tokio::test]

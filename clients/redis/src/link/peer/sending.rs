@@ -120,6 +120,8 @@ impl<'a> Sent<'a> {
         // fred has taken the command back.
         if self.patient {
             core.silent_since(self.before);
+        } else {
+            core.doubt(self.before);
         }
         // If it was sent it may still arrive: before the PING that opens the gate or, on a new
         // connection, before the recovery, which waits a little for that.
