@@ -255,7 +255,17 @@ impl RedisClient {
 
     /// A change of one key or field. Gives a counter's new value, else whether there was anything
     /// to change.
-    pub(crate) async fn write(&self, slot: &Slot, change: &Change) -> Result<i64, Error> {
+    pub(crate) fn write<'a>(
+        &'a self,
+        slot: &'a Slot,
+        change: &'a Change,
+    ) -> impl Future<Output = Result<i64, Error>> + Send + 'a {
+        self.0.loads.outdate(&slot.key);
+        self.apply(slot, change)
+    }
+
+    /// The same by a load, which is not outdated by its own value.
+    pub(crate) async fn apply(&self, slot: &Slot, change: &Change) -> Result<i64, Error> {
         let operation = change.operation(slot).timed_by_driver();
         let command = change.command(slot);
         let Some(fallback) = &self.0.fallback else {
@@ -322,6 +332,10 @@ impl RedisClient {
     ) -> Result<Vec<Result<Value, RedisFailure>>, Error> {
         if !self.is_configured() {
             return Err(self.refused(operation, Refusal::Unavailable));
+        }
+        match effect {
+            OnKeys::Reads => {}
+            OnKeys::MayChange => keys.iter().for_each(|key| self.0.loads.outdate(key)),
         }
         if let Some(fallback) = &self.0.fallback {
             let mut patience = Patience::new(self, fallback);

@@ -23,7 +23,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -33,9 +33,14 @@ const LOAD: Operation = Operation::new("get_or_load", mainstay_policy::Idempoten
 /// How many durations of loads are remembered; keys that share one share an estimate.
 const ESTIMATES: usize = 512;
 
+type Flights = HashMap<Bytes, watch::Receiver<Option<Landed>>>;
+
 /// The loads under way in this process, and how long they take.
 pub(crate) struct Loads {
-    flights: Mutex<HashMap<Bytes, watch::Receiver<Option<Landed>>>>,
+    /// Those whose value nobody has written over since they began.
+    flights: Mutex<Flights>,
+    /// How many these are, for writes to look at: most often none.
+    open: AtomicUsize,
     hasher: RandomState,
     /// Microseconds.
     took: [AtomicU64; ESTIMATES],
@@ -45,6 +50,7 @@ impl Default for Loads {
     fn default() -> Self {
         Self {
             flights: Mutex::default(),
+            open: AtomicUsize::new(0),
             hasher: RandomState::new(),
             took: std::array::from_fn(|_| AtomicU64::new(0)),
         }
@@ -91,25 +97,64 @@ struct Flight<'a> {
     tell: watch::Sender<Option<Landed>>,
 }
 
+impl Flight<'_> {
+    /// Nothing was written to its key since it began.
+    fn is_current(&self) -> bool {
+        self.is_in(&self.loads.flights())
+    }
+
+    fn is_in(&self, flights: &Flights) -> bool {
+        let hear = self.tell.subscribe();
+        flights.get(&self.key).is_some_and(|flight| flight.same_channel(&hear))
+    }
+}
+
 impl Drop for Flight<'_> {
     fn drop(&mut self) {
-        self.loads.flights().remove(&self.key);
+        self.loads.change(|flights| {
+            if self.is_in(flights) {
+                flights.remove(&self.key);
+            }
+        });
     }
 }
 
 impl Loads {
-    fn flights(&self) -> MutexGuard<'_, HashMap<Bytes, watch::Receiver<Option<Landed>>>> {
+    fn flights(&self) -> MutexGuard<'_, Flights> {
         self.flights.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn seat(&self, key: &Bytes) -> Seat<'_> {
+    fn change<T>(&self, change: impl FnOnce(&mut Flights) -> T) -> T {
         let mut flights = self.flights();
-        if let Some(flight) = flights.get(key) {
-            return Seat::Waiter(flight.clone());
+        let result = change(&mut flights);
+        self.open.store(flights.len(), Ordering::Relaxed);
+        result
+    }
+
+    fn seat(&self, key: &Bytes) -> Seat<'_> {
+        self.change(|flights| {
+            if let Some(flight) = flights.get(key) {
+                return Seat::Waiter(flight.clone());
+            }
+            let (tell, hear) = watch::channel(None);
+            flights.insert(key.clone(), hear);
+            Seat::Leader(Flight { loads: self, key: key.clone(), tell })
+        })
+    }
+
+    /// A write begins: a load under way may have read what was there before, so that nobody joins it
+    /// from now on, and its value is not kept.
+    #[inline]
+    pub(crate) fn outdate(&self, key: &Bytes) {
+        if self.open.load(Ordering::Relaxed) > 0 {
+            self.outdate_one(key);
         }
-        let (tell, hear) = watch::channel(None);
-        flights.insert(key.clone(), hear);
-        Seat::Leader(Flight { loads: self, key: key.clone(), tell })
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn outdate_one(&self, key: &Bytes) {
+        self.change(|flights| drop(flights.remove(key)));
     }
 
     fn estimate(&self, key: &Bytes) -> &AtomicU64 {
@@ -141,6 +186,8 @@ impl RedisClient {
     ///
     /// - Of the callers in this process one loads and the others get what it got, its error too. If
     ///   the one who loads is dropped, another begins.
+    /// - A write of the key by this client while it is loaded is newer: who calls after it loads again,
+    ///   and what was loaded before is not stored.
     /// - Near the end of its life a value is loaded again by one caller while the others still get
     ///   it, sooner the longer loading takes.
     /// - A server that is away or refuses the credentials fails nobody: the value comes from memory
@@ -286,7 +333,7 @@ impl Wanted<'_> {
                 let value = value.to_value()?;
                 let took = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
                 loads.estimate(&self.slot.key).store(took, Ordering::Relaxed);
-                self.keep(value.clone()).await;
+                self.keep(&flight, value.clone()).await;
                 flight.tell.send_replace(Some(Landed::Loaded(value.clone())));
                 T::from_value(value)
             }
@@ -333,13 +380,21 @@ impl Wanted<'_> {
             || failure.is_some_and(crate::RedisFailure::is_wrong_type)
     }
 
-    async fn keep(&self, value: Bytes) {
+    async fn keep(&self, flight: &Flight<'_>, value: Bytes) {
+        if !flight.is_current() {
+            return;
+        }
         let Ok(value) = self.client.limits().value(value) else {
             tracing::debug!(db.system.name = "redis", "a loaded value is over the limit; not kept");
             return;
         };
         let change = Change::Put { value, ttl: Some(self.kept) };
-        if let Err(error) = self.client.write(&self.slot, &change).await {
+        let mut kept = self.client.apply(&self.slot, &change).await;
+        if !flight.is_current() {
+            // A write that began meanwhile may have reached the server before ours.
+            kept = self.client.apply(&self.slot, &Change::Remove).await;
+        }
+        if let Err(error) = kept {
             tracing::debug!(db.system.name = "redis", %error, "a loaded value could not be kept");
         }
     }

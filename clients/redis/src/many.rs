@@ -143,6 +143,7 @@ impl RedisClient {
         let refused = |refusal| self.refused(&MSET, refusal);
         let (mut asked, sent) = (Vec::new(), Instant::now());
         for (n, (slot, _)) in writes.iter().enumerate() {
+            self.0.loads.outdate(&slot.key);
             match self
                 .fallback()
                 .filter(|_| self.is_configured())

@@ -5,7 +5,9 @@ use mainstay_policy::Deadline;
 use mainstay_redis::{Json, RedisClient};
 use std::{
     convert::Infallible,
-    fmt, io,
+    fmt,
+    future::IntoFuture,
+    io,
     sync::{
         Arc,
         atomic::{AtomicU32, Ordering},
@@ -92,6 +94,49 @@ async fn when_the_one_who_loads_is_dropped_another_begins() {
         assert_eq!(waiter.await.unwrap().unwrap(), "value 2");
     }
     assert_eq!(source.calls.load(Ordering::SeqCst), 2);
+}
+
+/// A load that has begun, a write, a load after it; then the first load ends.
+async fn overtaken<T>(
+    cache: &RedisClient,
+    write: impl Future<Output = Result<T, mainstay_policy::Error>>,
+) -> Option<String> {
+    let source = Arc::<Source>::default();
+    let leader = {
+        let (cache, source) = (cache.clone(), Arc::clone(&source));
+        tokio::spawn(async move { cache.get_or_load("k", HOUR, move || source.load()).await })
+    };
+    source.begun.notified().await;
+    write.await.unwrap();
+    let load = || async { Ok::<_, Infallible>("new".to_owned()) };
+    let later = tokio::time::timeout(ms(10_000), cache.get_or_load("k", HOUR, load));
+    assert_eq!(later.await.expect("it loads itself").unwrap(), "new");
+    source.may_end.notify_one();
+    assert_eq!(leader.await.unwrap().unwrap(), "value 1");
+    let kept = cache.get("k").await.unwrap();
+    cache.del("k").await.unwrap();
+    kept
+}
+
+#[tokio::test]
+async fn what_was_loaded_before_a_write_is_not_given_after_it_nor_kept() {
+    let cache = local("t-overtaken");
+    let new = Some("new".to_owned());
+    assert_eq!(overtaken(&cache, cache.del("k")).await, new);
+    assert_eq!(overtaken(&cache, cache.set("k", "new").into_future()).await, new);
+    assert_eq!(overtaken(&cache, cache.mset([("other", "1"), ("k", "new")])).await, new);
+}
+
+#[cfg(feature = "test-servers")]
+#[tokio::test]
+async fn what_was_loaded_before_any_other_change_is_not_kept_either() {
+    let redis = mainstay_test_support::Redis::start();
+    let cache = crate::client("t-overtaken-direct", redis.address());
+    let new = Some("new".to_owned());
+    assert_eq!(overtaken(&cache, cache.del("k")).await, new);
+    assert_eq!(overtaken(&cache, cache.get_del::<String>("k")).await, new);
+    let run = cache.run("UNLINK").arg("k");
+    assert_eq!(overtaken(&cache, run.into_future()).await, new);
 }
 
 #[tokio::test]
