@@ -1,6 +1,6 @@
 //! What went wrong with one attempt; the only file that looks into fred's errors.
 
-use crate::{command::IfAway, fallback::Refusal};
+use crate::{command::IfAway, fallback::Refusal, value::Value};
 use fred::error::{Error as Driver, ErrorKind};
 use mainstay_policy::{Classify, Effect, Outcome, Verdict};
 use std::{error::Error as StdError, fmt};
@@ -72,7 +72,7 @@ impl RedisFailure {
     }
 
     /// The same of several commands, of which some were done or may have been.
-    pub(crate) fn in_part(mut self) -> Self {
+    fn in_part(mut self) -> Self {
         self.0.verdict.effect = Effect::Unknown;
         self
     }
@@ -142,12 +142,36 @@ impl RedisFailure {
         }
     }
 
+    /// The server answered that it will not do this.
+    pub(crate) fn is_final(&self) -> bool {
+        self.0.verdict.effect == Effect::Permanent && !self.is_outage()
+    }
+
     /// What the server itself said, its code first.
     pub(crate) fn server_text(&self) -> Option<&str> {
         match &self.0.what {
             What::Driver(error) if is_code(code(error)) => Some(error.details()),
             _ => None,
         }
+    }
+}
+
+/// All answered, if only with a refusal; else the batch as a whole has failed.
+pub(crate) fn whole(
+    replies: Vec<Result<Value, RedisFailure>>,
+) -> Result<Vec<Result<Value, RedisFailure>>, RedisFailure> {
+    let Some(n) = replies.iter().position(|reply| matches!(reply, Err(f) if !f.is_final())) else {
+        return Ok(replies);
+    };
+    let maybe = |reply: &Result<Value, RedisFailure>| match reply {
+        Ok(_) => true,
+        Err(failure) => failure.classify().effect == Effect::Unknown,
+    };
+    let partly = replies.iter().any(maybe);
+    match replies.into_iter().nth(n) {
+        Some(Err(failure)) if partly => Err(failure.in_part()),
+        Some(Err(failure)) => Err(failure),
+        _ => Ok(Vec::new()),
     }
 }
 

@@ -3,7 +3,7 @@
 
 use crate::{
     answer::{Answer, Source},
-    classify::RedisFailure,
+    classify::{RedisFailure, whole},
     command::{Change, Command, IfAway, Slot},
     config::{FallbackConfig, Limits, RedisClientBuilder, Target},
     fallback::{BeginRead, BeginWrite, Fallback, Known, OnKeys, Refusal},
@@ -16,7 +16,7 @@ use arc_swap::ArcSwapOption;
 use bytes::Bytes;
 use futures_util::future::join_all;
 use mainstay_policy::{
-    Attempt, BreakerState, CallError, Classify, Effect, Error, Operation, PerRuntime, Policy,
+    Attempt, BreakerState, CallError, Effect, Error, Operation, PerRuntime, Policy,
 };
 use std::{
     fmt,
@@ -336,6 +336,7 @@ impl RedisClient {
         match effect {
             OnKeys::Reads => {}
             OnKeys::MayChange => keys.iter().for_each(|key| self.0.loads.outdate(key)),
+            OnKeys::MayChangeAll => self.0.loads.outdate_all(),
         }
         if let Some(fallback) = &self.0.fallback {
             let mut patience = Patience::new(self, fallback);
@@ -523,28 +524,6 @@ impl<'a> Patience<'a> {
         self.waited = true;
         let left = until.saturating_duration_since(Instant::now());
         matches!(tokio::time::timeout(left, drains.changed()).await, Ok(Ok(())))
-    }
-}
-
-/// All answered, if only with a refusal; else the batch as a whole has failed.
-fn whole(
-    replies: Vec<Result<Value, RedisFailure>>,
-) -> Result<Vec<Result<Value, RedisFailure>>, RedisFailure> {
-    let is_final = |failure: &RedisFailure| {
-        failure.classify().effect == Effect::Permanent && !failure.is_outage()
-    };
-    let Some(n) = replies.iter().position(|reply| matches!(reply, Err(f) if !is_final(f))) else {
-        return Ok(replies);
-    };
-    let maybe = |reply: &Result<Value, RedisFailure>| match reply {
-        Ok(_) => true,
-        Err(failure) => failure.classify().effect == Effect::Unknown,
-    };
-    let partly = replies.iter().any(maybe);
-    match replies.into_iter().nth(n) {
-        Some(Err(failure)) if partly => Err(failure.in_part()),
-        Some(Err(failure)) => Err(failure),
-        _ => Ok(Vec::new()),
     }
 }
 

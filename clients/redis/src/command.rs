@@ -78,6 +78,10 @@ impl Command<'_> {
             Self::Raw(_) => None,
         }
     }
+
+    pub(crate) const fn is_for_every_node(&self) -> bool {
+        matches!(self, Self::Raw(Raw { route: Route::Every, .. }))
+    }
 }
 
 /// Any command, as it is sent.
@@ -95,6 +99,8 @@ pub(crate) enum Route {
     Key(usize),
     Node(Node),
     Any,
+    /// All that hold keys.
+    Every,
 }
 
 impl Raw {

@@ -285,7 +285,7 @@ impl Fallback {
     pub(crate) fn begin_direct(&self, keys: &[Bytes], effect: OnKeys) -> bool {
         if self.dirty_keys() > 0 {
             let dirty = self.dirty();
-            if keys.iter().any(|key| dirty.touches(key)) {
+            if effect == OnKeys::MayChangeAll || keys.iter().any(|key| dirty.touches(key)) {
                 return false;
             }
         }
@@ -295,22 +295,23 @@ impl Fallback {
 
     /// After it, however it ended.
     pub(crate) fn end_direct(&self, keys: &[Bytes], effect: OnKeys) {
-        if effect == OnKeys::Reads {
-            return;
+        match effect {
+            OnKeys::Reads => {}
+            OnKeys::MayChange => {
+                for key in keys {
+                    let stripe = self.stripe(key);
+                    stripe.next();
+                    self.shadow.forget(&Slot { key: key.clone(), field: None });
+                }
+            }
+            // Nothing that was seen is true any more.
+            OnKeys::MayChangeAll => {
+                for stripe in &self.stripes {
+                    stripe.lock().next();
+                }
+                self.shadow.clear();
+            }
         }
-        for key in keys {
-            let stripe = self.stripe(key);
-            stripe.next();
-            self.shadow.forget(&Slot { key: key.clone(), field: None });
-        }
-    }
-
-    /// Nothing that was seen is true any more.
-    pub(crate) fn forget_all(&self) {
-        for stripe in &self.stripes {
-            stripe.lock().next();
-        }
-        self.shadow.clear();
     }
 
     /// The server is away: the write stays here, or is refused. Gives what the server would: a
@@ -399,10 +400,12 @@ impl Fallback {
 }
 
 /// What a command does to the keys it names.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum OnKeys {
     Reads,
     MayChange,
+    /// Those it does not name too.
+    MayChangeAll,
 }
 
 /// What a change makes of what was there, and what it answers; `None` when it changes nothing.

@@ -35,7 +35,7 @@
 //! | `expire`, `persist` | Redis | of a value that memory knows; else, and of hashes, `unavailable` | as `set` |
 //! | `incr`, `decr`, `hincr_by` | Redis; never repeated after an unknown outcome, which is an error | `unavailable`, or counted here with [`count_offline`](FallbackConfig::count_offline) | waits, then Redis, from 0; with `count_offline` counted here |
 //! | `set_if_absent`, `set_if_present`, `keep_ttl`, `get_set`, `get_del` | Redis; not repeated after an unknown outcome, but for `keep_ttl` | `unavailable`, always | waits, then Redis |
-//! | `scan`, `run`, `pipeline` | Redis; memory forgets what they may have changed | the error of the call | waits for the keys it names, then Redis |
+//! | `scan`, `run`, `pipeline` | Redis; memory forgets what they may have changed | the error of the call | waits for the keys it names, or for all with FLUSHALL, FLUSHDB and SWAPDB, then Redis |
 //! | `get_or_load` | Redis, else the loader | memory, else the loader; kept here | as `get` and `set` |
 //!
 //! - `unavailable` is an error with [`RedisFailure::is_unavailable`], or the one that kept the call

@@ -157,6 +157,10 @@ impl Loads {
         self.change(|flights| drop(flights.remove(key)));
     }
 
+    pub(crate) fn outdate_all(&self) {
+        self.change(HashMap::clear);
+    }
+
     fn estimate(&self, key: &Bytes) -> &AtomicU64 {
         let hash = self.hasher.hash_one(key) % ESTIMATES as u64;
         &self.took[usize::try_from(hash).unwrap_or_default()]

@@ -123,7 +123,6 @@ const SAME: &[&str] = &[
     "PFMERGE",
     "PSETEX",
     "SADD",
-    "SDIFFSTORE",
     "SET",
     "SETBIT",
     "SETEX",
@@ -140,12 +139,11 @@ const SAME: &[&str] = &[
     "ZREM",
     "ZREMRANGEBYLEX",
     "ZREMRANGEBYSCORE",
-    "ZUNIONSTORE",
-    "ZINTERSTORE",
-    "ZDIFFSTORE",
-    "ZRANGESTORE",
 ];
-const ONCE: &[&str] = &["NX", "XX", "GT", "LT", "GET", "INCR"];
+const ONCE: &[&str] = &["NX", "XX", "GT", "LT", "GET", "INCR", "IFEQ", "IFNE", "IFDEQ", "IFDNE"];
+/// They too, unless the key that they write is among those that they read.
+const SAME_ELSEWHERE: &[&str] =
+    &["SDIFFSTORE", "ZDIFFSTORE", "ZINTERSTORE", "ZRANGESTORE", "ZUNIONSTORE"];
 /// They block the connection that all callers share, or change what it is.
 const NOT_HERE: &[&str] = &[
     "AUTH",
@@ -183,7 +181,9 @@ const NOT_HERE: &[&str] = &[
     "ASKING",
 ];
 /// They change keys that they do not name.
-const ALL_KEYS: &[&str] = &["FLUSHALL", "FLUSHDB", "SWAPDB", "FUNCTION", "SCRIPT", "DEBUG", "MOVE"];
+const ALL_KEYS: &[&str] = &["FLUSHALL", "FLUSHDB", "SWAPDB", "DEBUG"];
+/// Of these keys each master of a cluster has its own.
+const EVERYWHERE: &[&str] = &["FLUSHALL", "FLUSHDB"];
 
 impl RedisClient {
     /// Any command: `client.run("LPUSH").key("list").arg("value").await?`. Say with `.key` what is a
@@ -191,7 +191,8 @@ impl RedisClient {
     ///
     /// It goes through the policy and to the server only; while that is away it is an error. What
     /// may be repeated is known for Redis's own commands, and with
-    /// [`idempotent`](Run::idempotent) for yours. What it may change is forgotten by the fallback.
+    /// [`idempotent`](Run::idempotent) for yours. What it may change is forgotten by the fallback. In a
+    /// cluster FLUSHALL and FLUSHDB go to every master, other commands without a key to any.
     ///
     /// # Errors
     /// On `.await`: what the server refuses, what the policy decides, and commands that would block
@@ -256,27 +257,22 @@ impl RedisClient {
         commands: Vec<Run>,
     ) -> Result<Vec<Result<Value, RedisFailure>>, Error> {
         let (mut keys, mut raws) = (Vec::new(), Vec::new());
-        let (mut effect, mut everything) = (OnKeys::Reads, false);
+        let mut effect = OnKeys::Reads;
         for run in commands {
-            everything |= ALL_KEYS.contains(&run.name.as_str());
             if READS.contains(&run.name.as_str()) {
                 keys.extend(run.keys.iter().map(|n| run.args[*n].clone()));
             } else {
-                effect = OnKeys::MayChange;
+                effect = effect.max(match ALL_KEYS.contains(&run.name.as_str()) {
+                    true => OnKeys::MayChangeAll,
+                    false => OnKeys::MayChange,
+                });
                 // Any argument may be a key that was not said to be one.
                 keys.extend(run.args.iter().cloned());
             }
             raws.push(run.raw()?);
         }
-        let forget = || match self.fallback() {
-            Some(fallback) if everything => fallback.forget_all(),
-            _ => {}
-        };
-        forget();
         let commands: Vec<_> = raws.iter().map(Command::Raw).collect();
-        let replies = self.direct(operation, &keys, effect, &commands).await;
-        forget();
-        replies
+        self.direct(operation, &keys, effect, &commands).await
     }
 }
 
@@ -332,7 +328,13 @@ impl Run {
         self.safe.unwrap_or_else(|| {
             let once =
                 |arg: &Bytes| ONCE.iter().any(|word| arg.eq_ignore_ascii_case(word.as_bytes()));
-            READS.contains(&name) || SAME.contains(&name) && !self.args.iter().any(once)
+            let onto_itself = || match &self.args[..] {
+                [target, rest @ ..] => rest.contains(target),
+                [] => false,
+            };
+            READS.contains(&name)
+                || SAME.contains(&name) && !self.args.iter().any(once)
+                || SAME_ELSEWHERE.contains(&name) && !onto_itself()
         })
     }
 
@@ -349,7 +351,11 @@ impl Run {
                 if waits { "a blocking XREAD" } else { self.name.as_str() },
             )));
         }
-        let route = self.keys.first().map_or(Route::Any, |n| Route::Key(*n));
+        let route = match self.keys.first() {
+            Some(n) => Route::Key(*n),
+            None if EVERYWHERE.contains(&self.name.as_str()) => Route::Every,
+            None => Route::Any,
+        };
         Ok(Raw { name: Cow::Owned(self.name), args: self.args, route })
     }
 }
@@ -370,5 +376,40 @@ impl IntoFuture for Run {
             let reply = replies.pop().unwrap_or(Ok(Value::Nil));
             reply.map_err(|failure| client.failed(&operation, answered(failure, began)))
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_would_change_again_is_not_repeated() {
+        let client = RedisClient::builder().name("t-safe").build().unwrap();
+        for (line, safe) in [
+            ("GET k", true),
+            ("SET k v", true),
+            ("SET k v NX", false),
+            ("SET k v ifeq w", false),
+            ("SET k v IFDNE w", false),
+            ("INCR k", false),
+            ("MYCOMMAND k", false),
+            ("ZUNIONSTORE d 2 a b WEIGHTS 2 3", true),
+            ("ZUNIONSTORE a 2 a b", false),
+            ("ZINTERSTORE a 1 a WEIGHTS 2", false),
+            ("SDIFFSTORE a b a", false),
+            ("SDIFFSTORE a b c", true),
+            ("ZDIFFSTORE a 2 b a", false),
+            ("ZRANGESTORE z z 1 -1", false),
+            // A set and itself are the set.
+            ("SUNIONSTORE a a b", true),
+            ("SINTERSTORE a a b", true),
+        ] {
+            let mut words = line.split(' ');
+            let run = client.run(words.next().unwrap());
+            let run = words.fold(run, |run, word| run.arg(word));
+            assert_eq!(run.is_safe(), safe, "{line}");
+        }
+        assert!(client.run("MYCOMMAND").idempotent().is_safe());
     }
 }

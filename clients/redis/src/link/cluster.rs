@@ -11,7 +11,7 @@ use super::{
     words,
 };
 use crate::{
-    classify::RedisFailure,
+    classify::{RedisFailure, whole},
     command::{Command, IfAway, Raw, Route},
     config::Target,
     value::Value,
@@ -96,7 +96,8 @@ impl Cluster {
 
     /// The policy, and with it the breaker, of the node that a command is for.
     pub(super) fn policy(&self, command: &Command<'_>) -> Option<Policy> {
-        self.owner(command).and_then(|node| node.policy.clone())
+        let owner = self.owner(command).filter(|_| !command.is_for_every_node());
+        owner.and_then(|node| node.policy.clone())
     }
 
     pub(super) fn reaches(&self, key: &[u8]) -> bool {
@@ -128,6 +129,12 @@ impl Cluster {
         timeout: Option<Duration>,
     ) -> Result<Value, RedisFailure> {
         let (mut node, timeout) = self.until_found(command, away, timeout).await?;
+        if command.is_for_every_node() {
+            let nodes = self.table().nodes;
+            let sent = nodes.iter().map(|node| node.peer.send(command, false, away, timeout));
+            let answers = whole(join_all(sent).await)?;
+            return answers.into_iter().reduce(Result::and).unwrap_or(Ok(Value::Nil));
+        }
         let began = Instant::now();
         let left = || timeout.map(|timeout| timeout.saturating_sub(began.elapsed()));
         let mut asking = false;

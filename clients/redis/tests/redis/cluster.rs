@@ -2,7 +2,7 @@
 
 use crate::{ms, pipeline_in_order, strict, text, until_true};
 use mainstay_policy::{BreakerState, Effect, HealthStatus};
-use mainstay_redis::{RedisClient, RedisState};
+use mainstay_redis::{RedisClient, RedisState, Value};
 use mainstay_test_support::RedisCluster;
 use std::time::{Duration, Instant};
 
@@ -39,6 +39,23 @@ async fn every_key_goes_to_its_master_at_once() {
 async fn a_pipeline_that_waits_for_the_first_connection_keeps_its_order() {
     let cluster = RedisCluster::start(3, false);
     pipeline_in_order(&strict("t-cluster-order", &cluster.url())).await;
+}
+
+#[tokio::test]
+async fn every_master_is_flushed() {
+    let cluster = RedisCluster::start(3, false);
+    let client = strict("t-cluster-flush", &cluster.url());
+    let keys = [0, 1, 2].map(|master| cluster.key_of(master, 0));
+    for command in ["FLUSHDB", "FLUSHALL"] {
+        for key in &keys {
+            client.set(key, "1").await.unwrap();
+        }
+        let answer = client.run(command).await.unwrap();
+        assert_eq!(answer, Value::Bytes("OK".into()));
+        for key in &keys {
+            assert_eq!(client.get::<String>(key).await.unwrap(), None, "{command} {key}");
+        }
+    }
 }
 
 #[tokio::test]

@@ -137,6 +137,7 @@ async fn what_was_loaded_before_any_other_change_is_not_kept_either() {
     assert_eq!(overtaken(&cache, cache.get_del::<String>("k")).await, new);
     let run = cache.run("UNLINK").arg("k");
     assert_eq!(overtaken(&cache, run.into_future()).await, new);
+    assert_eq!(overtaken(&cache, cache.run("FLUSHDB").into_future()).await, new);
 }
 
 #[tokio::test]

@@ -7,7 +7,7 @@ use crate::{
     ms, until, until_true,
 };
 use mainstay_redis::{FallbackConfig, RedisClient, RedisState, Source, Ttl, Value};
-use std::time::Duration;
+use std::{future::IntoFuture, time::Duration};
 
 const MINUTE: Duration = Duration::from_secs(60);
 
@@ -195,6 +195,20 @@ async fn what_only_the_server_may_do_waits_until_it_has_been_told() {
     assert_eq!(pipeline.unwrap().remove(0).unwrap(), Value::Integer(1));
     let all = all.unwrap();
     assert_eq!((all.len(), all.get("g").map(String::as_str)), (1, Some("5")));
+}
+
+#[tokio::test]
+async fn what_flushes_all_keys_waits_for_all_of_them() {
+    let place = Place::new();
+    let cache = client("t-recovering-flush", place.proxy.addr());
+    place.take_away(&cache).await;
+    cache.set("k", "1").await.unwrap();
+    place.give_back_but_forget_nothing(&cache).await;
+    let in_vain = cache.run("FLUSHDB").await.unwrap_err();
+    assert!(is_unavailable(&in_vain), "{in_vain:?}");
+    let (flushed, ()) = tokio::join!(cache.run("FLUSHDB").into_future(), async { place.forget() });
+    flushed.unwrap();
+    assert_eq!(get(&cache, "k").await, (None, Source::Redis));
 }
 
 #[tokio::test]
