@@ -6,7 +6,7 @@ use crate::{
     classify::{RedisFailure, whole},
     command::{Change, Command, IfAway, Slot},
     config::{FallbackConfig, Limits, RedisClientBuilder, Target},
-    fallback::{BeginRead, BeginWrite, Fallback, Known, OnKeys, Refusal},
+    fallback::{BeginRead, BeginWrite, Fallback, Held, Known, Life, OnKeys, Refusal},
     link::{Gate, Line, Link},
     numbers::{Numbers, Tier},
     query::Query,
@@ -296,9 +296,16 @@ impl RedisClient {
         let way = self.way(&command)?;
         match way.ask(self, &operation, &command, away).await {
             Ok(reply) => {
-                fallback.landed(slot, change, ticket, sent);
+                let answer = count(reply);
+                match (change, before) {
+                    (Change::Expire(ttl), Ok(Known::Here { what, .. })) if answer > 0 => {
+                        let held = Held { life: Life::of(*ttl, sent), ..what };
+                        fallback.landed_with(slot, Some(held), ticket);
+                    }
+                    _ => fallback.landed(slot, change, ticket, sent),
+                }
                 self.0.numbers.wrote(Tier::Redis);
-                Ok(count(reply))
+                Ok(answer)
             }
             // Also when nobody knows whether it happened: the key is dirty then, and deleted at the
             // server before it is read there again. Only a counter cannot be taken back like that.

@@ -264,16 +264,26 @@ impl Fallback {
         BeginWrite::Ask(Ticket { generation, stripe }, before)
     }
 
-    /// The server acknowledged a write that was sent at `sent`. With another write of this client
-    /// since, nobody knows whose value the server holds, so nothing is kept.
+    /// The server acknowledged a write that was sent at `sent`.
     pub(crate) fn landed(&self, slot: &Slot, change: &Change, ticket: Ticket, sent: Instant) {
+        let held = match change {
+            Change::Put { value, ttl } => {
+                Some(Held { value: value.clone(), at: sent, life: Life::of(*ttl, sent) })
+            }
+            _ => None,
+        };
+        self.landed_with(slot, held, ticket);
+    }
+
+    /// The same, with what the slot holds since then, if that is known. With another write of this
+    /// client since, nobody knows whose value the server holds, so nothing is kept.
+    pub(crate) fn landed_with(&self, slot: &Slot, held: Option<Held>, ticket: Ticket) {
         let stripe = self.stripes[ticket.stripe].lock();
         let alone = stripe.generation() == ticket.generation;
         // Answers to what was asked before this write reached the server may still come.
         stripe.next();
-        match change {
-            Change::Put { value, ttl } if alone => {
-                let held = Held { value: value.clone(), at: sent, life: Life::of(*ttl, sent) };
+        match held {
+            Some(held) if alone => {
                 // Too large to keep is a miss later.
                 let _ = self.shadow.store(slot, held);
             }
@@ -347,6 +357,12 @@ impl Fallback {
                 (known, _) => known,
             },
         };
+        // What was only seen gets stale whatever lifetime it is given.
+        let stale = match (change, &known) {
+            (Change::Expire(_), _) if dirty.touches(&slot.key) => dirty.stale(&slot.key),
+            (Change::Expire(_), Ok(Known::Here { at, .. })) => self.shadow.stale(*at),
+            _ => None,
+        };
         let Some((held, answer)) = applied(slot, change, known, now)? else { return Ok(0) };
         if !self.server {
             drop(dirty);
@@ -357,6 +373,9 @@ impl Fallback {
             return Ok(answer);
         }
         dirty.write(slot, held.map(Held::alone), now)?;
+        if let Some(at) = stale {
+            dirty.gets_stale(&slot.key, at);
+        }
         self.dirty_keys.store(dirty.len(), Ordering::Release);
         drop(dirty);
         // After the count, by which the next call sees that it is dirty.

@@ -32,7 +32,7 @@
 //! | `ttl` | Redis | of what was written here, or asked for before; else `unavailable` | as while away |
 //! | `hgetall` | Redis | a hash seen or written whole; nothing known: empty, [`Source::Nobody`]; a part known: `unavailable` | waits for Redis to be told, up to 1 s |
 //! | `set`, `mset`, `del`, `hset`, `hdel` | Redis; an unknown outcome counts as away | kept here, `Ok`; refused when `max_dirty` is reached | sent once Redis has been told, else kept here |
-//! | `expire`, `persist` | Redis | of a value that memory knows; else, and of hashes, `unavailable` | as `set` |
+//! | `expire`, `persist` | Redis | of a value that memory knows, for no longer than `max_stale` if it was only seen; else, and of hashes, `unavailable` | as `set` |
 //! | `incr`, `decr`, `hincr_by` | Redis; never repeated after an unknown outcome, which is an error | `unavailable`, or counted here with [`count_offline`](FallbackConfig::count_offline) | waits, then Redis, from 0; with `count_offline` counted here |
 //! | `set_if_absent`, `set_if_present`, `keep_ttl`, `get_set`, `get_del` | Redis; not repeated after an unknown outcome, but for `keep_ttl` | `unavailable`, always | waits, then Redis |
 //! | `scan`, `run`, `pipeline` | Redis; memory forgets what they may have changed | the error of the call | waits for the keys it names, or for all with FLUSHALL, FLUSHDB and SWAPDB, then Redis |

@@ -16,13 +16,18 @@ const OVERHEAD: usize = 64;
 
 enum Whole {
     Gone,
-    Text(Held),
+    /// With when it gets stale, if its lifetime is all of it that was written here.
+    Text(Held, Option<Instant>),
 }
 
 impl Whole {
     fn live(&self, now: Instant) -> Option<&Held> {
         match self {
-            Self::Text(held) if !held.life.is_over(now) => Some(held),
+            Self::Text(held, stale)
+                if !held.life.is_over(now) && stale.is_none_or(|at| now <= at) =>
+            {
+                Some(held)
+            }
             // An expired value is still newer than what the server holds: a tombstone.
             _ => None,
         }
@@ -30,7 +35,7 @@ impl Whole {
 
     fn len(&self) -> usize {
         match self {
-            Self::Text(held) => held.value.len(),
+            Self::Text(held, _) => held.value.len(),
             Self::Gone => 0,
         }
     }
@@ -81,6 +86,20 @@ impl Dirty {
     /// Whether anything of this key was written here.
     pub(crate) fn touches(&self, key: &Bytes) -> bool {
         self.keys.contains_key(key)
+    }
+
+    pub(crate) fn stale(&self, key: &Bytes) -> Option<Instant> {
+        match self.keys.get(key)?.whole {
+            Some(Whole::Text(_, stale)) => stale,
+            _ => None,
+        }
+    }
+
+    /// The text at this key is not told after that.
+    pub(crate) fn gets_stale(&mut self, key: &Bytes, at: Instant) {
+        if let Some(Entry { whole: Some(Whole::Text(_, stale)), .. }) = self.keys.get_mut(key) {
+            *stale = Some(at);
+        }
     }
 
     /// What is known of a slot, if anything of it was written here.
@@ -148,7 +167,7 @@ impl Dirty {
     }
 
     fn write_key(&mut self, key: &Bytes, held: Option<Held>) -> Result<(), Refusal> {
-        let whole = held.map_or(Whole::Gone, Whole::Text);
+        let whole = held.map_or(Whole::Gone, |held| Whole::Text(held, None));
         let bytes = key.len() + OVERHEAD + whole.len();
         let old = self.keys.get(key);
         let (old_count, old_bytes) = old.map_or((0, 0), |e| (1 + e.fields.len(), e.bytes));

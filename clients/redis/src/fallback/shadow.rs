@@ -142,6 +142,11 @@ impl Shadow {
         self.max_stale.is_none_or(|max| age(at, now) <= max)
     }
 
+    /// Until when a value that was seen then is recent.
+    pub(crate) fn stale(&self, at: Instant) -> Option<Instant> {
+        at.checked_add(self.max_stale?)
+    }
+
     fn fresh(&self, held: &Held, now: Instant) -> bool {
         self.is_fresh(held.at, held.life, now)
     }
@@ -192,7 +197,12 @@ impl Shadow {
             Some(Shadowed::Hash(fields)) => fields,
         };
         let held = lock(&fields);
-        match held.complete.filter(|at| self.recent(*at, now)) {
+        let complete = match self.max_stale {
+            Some(_) => held.complete.filter(|at| self.recent(*at, now)),
+            // Without a server there is no more of it than this.
+            None => held.seen.values().map(|held| held.at).max(),
+        };
+        match complete {
             Some(at) => {
                 let pair = |(field, held): (&Bytes, &Held)| (field.clone(), held.value.clone());
                 Ok(Known::Here { what: held.seen.iter().map(pair).collect(), at })

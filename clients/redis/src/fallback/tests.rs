@@ -194,6 +194,23 @@ fn what_only_the_server_does_leaves_nothing_behind_here() {
 }
 
 #[test]
+fn what_was_only_seen_gets_stale_whatever_lifetime_it_is_given() {
+    let (k, now, secs) = (Slot::key("k"), Instant::now(), Duration::from_secs);
+    for ttl in [Some(secs(3600)), None] {
+        let fallback = fallback(true);
+        let asked = ask_read(&fallback, &k);
+        filled(&fallback, &k, asked, bytes("others"), now).unwrap();
+        fallback.write(&k, &Change::Expire(Some(secs(7200))), now + secs(20)).unwrap();
+        fallback.write(&k, &Change::Expire(ttl), now + secs(30)).unwrap();
+        assert_eq!(read(&fallback, &k, now + secs(60)), Ok(bytes("others")));
+        assert_eq!(read(&fallback, &k, now + secs(61)), Ok(None));
+        fallback.write(&k, &put("own"), now + secs(62)).unwrap();
+        fallback.write(&k, &Change::Expire(ttl), now + secs(63)).unwrap();
+        assert_eq!(read(&fallback, &k, now + secs(600)), Ok(bytes("own")));
+    }
+}
+
+#[test]
 fn lifetimes_move_with_what_memory_knows_and_with_nothing_else() {
     for server in [true, false] {
         let (fallback, k, now) = (fallback(server), Slot::key("k"), Instant::now());

@@ -2,7 +2,7 @@
 
 use crate::{ms, text};
 use mainstay_policy::HealthStatus;
-use mainstay_redis::{RedisClient, RedisFailure, RedisState};
+use mainstay_redis::{RedisClient, RedisFailure, RedisState, Source};
 use std::time::Duration;
 
 #[tokio::test]
@@ -24,6 +24,22 @@ async fn without_a_url_it_is_a_cache_of_this_process() {
     let health = cache.health_check().await;
     assert_eq!(health.status, HealthStatus::Degraded);
     assert!(health.detail.contains("no Redis configured"), "{}", health.detail);
+}
+
+#[tokio::test]
+async fn of_a_hash_memory_has_all_there_is() {
+    let cache = RedisClient::builder().name("t-local-hash").build().unwrap();
+    assert!(cache.hgetall::<String>("user").await.unwrap().is_empty());
+    cache.hset("user", "name", "John").await.unwrap();
+    cache.hset("user", "city", "Berlin").await.unwrap();
+    let all = cache.hgetall_answer::<String>("user").await.unwrap();
+    assert_eq!((all.value.len(), all.source), (2, Source::Fallback));
+    assert_eq!(all.value["name"], "John");
+    assert!(cache.hdel("user", "name").await.unwrap());
+    let all = cache.hgetall::<String>("user").await.unwrap();
+    assert_eq!((all.len(), all["city"].as_str()), (1, "Berlin"));
+    assert!(cache.hdel("user", "city").await.unwrap());
+    assert!(cache.hgetall::<String>("user").await.unwrap().is_empty());
 }
 
 #[tokio::test]

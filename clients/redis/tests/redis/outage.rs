@@ -107,6 +107,18 @@ async fn a_write_during_the_outage_is_never_followed_by_the_older_value() {
     assert_eq!(redis.say("HGET hash g"), "$3\r\nold\r\n");
 }
 
+#[tokio::test]
+async fn a_lifetime_given_while_all_was_well_ends_while_the_server_is_away() {
+    let mut redis = Redis::start();
+    let cache = client("t-expire", redis.address());
+    cache.set("k", "1").await.unwrap();
+    assert!(cache.expire("k", ms(800)).await.unwrap());
+    assert_eq!(text(&cache, "k").await.as_deref(), Some("1"));
+    redis.hang();
+    // It waits for the server for a second.
+    assert_eq!(text(&cache, "k").await, None);
+}
+
 /// Many tasks write one key each all the time; every read sees that task's last write or a miss.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn under_load_freezes_and_kills_bring_no_old_value_back() {
