@@ -128,6 +128,8 @@ pub(crate) struct Fallback {
     dirty_keys: AtomicUsize,
     any_dirty: watch::Sender<bool>,
     draining: watch::Sender<bool>,
+    /// Why the server does not forget what it is told to.
+    refused: Mutex<Option<String>>,
     recovery: tokio::sync::Mutex<()>,
 }
 
@@ -145,6 +147,7 @@ impl Fallback {
             dirty_keys: AtomicUsize::new(0),
             any_dirty: watch::Sender::new(false),
             draining: watch::Sender::new(false),
+            refused: Mutex::new(None),
             recovery: tokio::sync::Mutex::new(()),
         }
     }
@@ -406,6 +409,19 @@ impl Fallback {
     #[cfg(test)]
     pub(crate) fn drain(&self, size: usize) -> Drain<'_> {
         self.drain_where(size, |_| true)
+    }
+
+    /// By which code the server refuses to forget; it keeps these keys here.
+    pub(crate) fn refused(&self) -> Option<String> {
+        self.refused.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Says whether this is news.
+    pub(crate) fn set_refused(&self, code: Option<String>) -> bool {
+        let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_new = *refused != code;
+        *refused = code;
+        is_new
     }
 
     /// Some of what the servers must forget that can be told so; writes of dirty keys wait while it

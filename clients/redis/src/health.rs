@@ -78,10 +78,17 @@ impl RedisClient {
         match self.state() {
             RedisState::Connected => (HealthStatus::Healthy, format!("{role}; Redis answers")),
             RedisState::Degraded => away(format!("{role}, but the breaker is open")),
-            RedisState::Recovering => (
-                HealthStatus::Degraded,
-                format!("{role}; {} keys are still served from memory", self.dirty_keys()),
-            ),
+            RedisState::Recovering => {
+                let mut detail =
+                    format!("{role}; {} keys are still served from memory", self.dirty_keys());
+                if let Some(code) = self.fallback().and_then(|fallback| fallback.refused()) {
+                    detail += &format!(
+                        ", as the server refuses to delete them ({code}); allow this user DEL and \
+                         HDEL"
+                    );
+                }
+                (HealthStatus::Degraded, detail)
+            }
         }
     }
 }

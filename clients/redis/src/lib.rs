@@ -42,6 +42,8 @@
 //!   from the server: an open breaker, a closed link.
 //! - When the server is back, every key and field written meanwhile is **deleted** there before it is
 //!   read there again; nothing is written back, which could overwrite what others wrote.
+//!   The user in the URL must be allowed DEL and HDEL: without them such keys stay as while away, which
+//!   a warning and `health_check()` say.
 //! - [`FallbackConfig::read_only`]: the first four rows; writes are errors.
 //!   [`FallbackConfig::off`]: every outage is an error.
 //! - Types are kept apart as Redis does, with the same error from either tier.

@@ -2,13 +2,14 @@
 //! can come back; then forgets it here too. The next read is a miss that the caller refills.
 
 use crate::{
+    client::Outcome,
     command::{Command, IfAway, RECOVER, Raw},
     fallback::{Fallback, Task},
     link::Line,
     numbers::Numbers,
 };
 use futures_util::future::join_all;
-use mainstay_policy::Policy;
+use mainstay_policy::{Classify, Policy};
 use std::{sync::Arc, time::Duration};
 
 /// After the round trip that opened the gate: bytes of the lost connection may still be unread at
@@ -53,7 +54,19 @@ async fn step(
         return None;
     }
     // One dead master of a cluster must not keep the others' keys here.
-    let done = join_all(drain.tasks.iter().map(|task| forget(task, policy, line))).await;
+    let told = join_all(drain.tasks.iter().map(|task| forget(task, policy, line))).await;
+    let refused = told.iter().find_map(|told| told.as_ref().err()?.last().filter(|f| f.is_final()));
+    let code = refused.map(|failure| failure.code().unwrap_or_default());
+    if fallback.set_refused(code.clone())
+        && let Some(code) = code
+    {
+        tracing::warn!(
+            db.system.name = "redis",
+            code,
+            "the server refuses to delete what was written offline; allow this user DEL and HDEL"
+        );
+    }
+    let done: Vec<bool> = told.iter().map(Result::is_ok).collect();
     let count = done.iter().filter(|done| **done).count();
     let left = drain.acknowledge(&done);
     numbers.recovered(count);
@@ -66,8 +79,8 @@ async fn step(
     Some(if count == done.len() { Duration::ZERO } else { PAUSE })
 }
 
-/// Whether the server has forgotten it.
-async fn forget(task: &Task, policy: &Policy, line: &Line) -> bool {
+/// Has the server forget it.
+async fn forget(task: &Task, policy: &Policy, line: &Line) -> Outcome<()> {
     let forget = Raw::forget(&task.key, &task.fields);
     let command = Command::Raw(&forget);
     let own = line.policy(&command);
@@ -84,11 +97,8 @@ async fn forget(task: &Task, policy: &Policy, line: &Line) -> bool {
             result => result,
         }
     });
-    match result.await {
-        Ok(_) => true,
-        Err(error) => {
-            tracing::debug!(db.system.name = "redis", %error, "recovery put off");
-            false
-        }
-    }
+    let told = result.await.map(drop);
+    told.inspect_err(|error| {
+        tracing::debug!(db.system.name = "redis", %error, "recovery put off");
+    })
 }

@@ -39,7 +39,17 @@ mod wire;
 mod works;
 
 use mainstay_redis::RedisClient;
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    fmt::{Debug, Write as _},
+    net::SocketAddr,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+use tracing::{
+    Event, Level, Metadata, Subscriber,
+    field::{Field, Visit},
+    span::{Attributes, Id, Record},
+};
 
 const fn ms(n: u64) -> Duration {
     Duration::from_millis(n)
@@ -47,6 +57,46 @@ const fn ms(n: u64) -> Duration {
 
 async fn text(client: &RedisClient, key: &str) -> Option<String> {
     client.get(key).await.unwrap()
+}
+
+/// What this thread was warned of, with its fields.
+#[derive(Clone, Default)]
+struct Warnings(Arc<Mutex<Vec<String>>>);
+
+impl Warnings {
+    fn of(&self, what: &str) -> Vec<String> {
+        let all = self.0.lock().unwrap();
+        all.iter().filter(|line| line.contains(what)).cloned().collect()
+    }
+}
+
+struct Fields(String);
+
+impl Visit for Fields {
+    fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
+        let _ = write!(self.0, " {}={value:?}", field.name());
+    }
+}
+
+impl Subscriber for Warnings {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        metadata.is_event() && *metadata.level() == Level::WARN
+    }
+
+    fn event(&self, event: &Event<'_>) {
+        let mut fields = Fields(String::new());
+        event.record(&mut fields);
+        self.0.lock().unwrap().push(fields.0);
+    }
+
+    fn new_span(&self, _: &Attributes<'_>) -> Id {
+        Id::from_u64(1)
+    }
+
+    fn record(&self, _: &Id, _: &Record<'_>) {}
+    fn record_follows_from(&self, _: &Id, _: &Id) {}
+    fn enter(&self, _: &Id) {}
+    fn exit(&self, _: &Id) {}
 }
 
 /// A client with short breaks, for a server at this address.

@@ -1,6 +1,6 @@
 //! Every answer by which a server refuses, as a real one gives it: what it means, and what follows.
 
-use crate::{ms, strict, until_true};
+use crate::{Warnings, ms, strict, until, until_true};
 use mainstay_policy::{BreakerState, Effect, Error, HealthStatus};
 use mainstay_redis::{FallbackConfig, RedisClient, RedisFailure, RedisState};
 use mainstay_test_support::{Proxy, Redis};
@@ -213,6 +213,43 @@ async fn a_password_that_is_changed_is_an_error_until_it_is_right_again() {
     })
     .await;
     until_true("written", ms(5000), async || cache.set("k", "4").await.is_ok()).await;
+}
+
+#[tokio::test]
+async fn that_a_user_may_not_delete_what_was_written_is_said() {
+    let warnings = Warnings::default();
+    let _heard = tracing::subscriber::set_default(warnings.clone());
+    let redis = Redis::start();
+    let proxy = Proxy::in_front_of(redis.address());
+    ok(&redis, "ACL SETUSER app on >secret ~* +@all -del -hdel");
+    let cache = RedisClient::builder()
+        .name("t-may-not-delete")
+        .url(format!("redis://app:secret@{}", proxy.addr()))
+        .policy(|p| p.timeout(ms(1500)).recovery_timeout(ms(200)))
+        .build()
+        .unwrap();
+    cache.set("k", "1").await.unwrap();
+    proxy.refuse();
+    proxy.cut();
+    until(&cache, RedisState::Degraded).await;
+    cache.set("k", "2").await.unwrap();
+    proxy.listen();
+    let refused = async || {
+        let stats = redis.say("INFO commandstats");
+        let del = stats.split("cmdstat_del:").nth(1).and_then(|rest| rest.lines().next());
+        let count = del.and_then(|del| del.split("rejected_calls=").nth(1)?.split(',').next());
+        count.unwrap_or("0").parse::<u32>().unwrap() >= 3
+    };
+    until_true("refused", ms(10_000), refused).await;
+    let health = cache.health_check().await;
+    assert_eq!(health.status, HealthStatus::Degraded);
+    assert!(health.detail.contains("(NOPERM); allow this user DEL and HDEL"), "{}", health.detail);
+    let said = warnings.of("DEL and HDEL");
+    assert_eq!(said.len(), 1, "{said:?}");
+    assert!(said[0].contains("NOPERM"), "{said:?}");
+    ok(&redis, "ACL SETUSER app +del +hdel");
+    until(&cache, RedisState::Connected).await;
+    assert_eq!(cache.health_check().await.status, HealthStatus::Healthy);
 }
 
 #[tokio::test]
