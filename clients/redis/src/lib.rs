@@ -56,7 +56,9 @@
 //! - Credentials that the server refuses are an error, not an outage.
 //! - What is not promised: writes of other clients are seen late by at most `max_stale`; a write of
 //!   one key by two tasks of this client at once ends in either order; without a fallback, bytes of a
-//!   connection that was lost may still arrive after a later write.
+//!   connection that was lost may still arrive after a later write; a server that loses what it has
+//!   acknowledged, in a restart from a snapshot or a failover to a replica that lags, answers with
+//!   what it has.
 //!
 //! # Without a URL
 //! The client is a bounded cache of this process: as if the server were always away, except that
