@@ -317,7 +317,15 @@ impl RedisClientBuilder {
                 };
                 Some(parsed.into_target(set_up, policy.clone(), &name))
             }
-            None => None,
+            None => {
+                tracing::warn!(
+                    db.system.name = "redis",
+                    mainstay.policy.name = name,
+                    "redis: no URL is set (MAINSTAY_REDIS_URL or REDIS_URL): a cache of this process \
+                     alone, which no other sees"
+                );
+                None
+            }
         };
         Ok(RedisClient::new(target, policy.build()?, self.fallback, self.limits))
     }
@@ -328,7 +336,8 @@ static NAMED: Singletons<RedisClient> = Singletons::new();
 
 /// The client of `MAINSTAY_REDIS_URL`, else `REDIS_URL`; no I/O.
 ///
-/// With neither set it is a cache of this process alone, and its health is degraded.
+/// With neither set it is a cache of this process alone, which a warning says, and its health is
+/// degraded.
 ///
 /// # Errors
 /// When a setting cannot be used.

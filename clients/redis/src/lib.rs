@@ -62,7 +62,8 @@
 //!
 //! # Without a URL
 //! The client is a bounded cache of this process: as if the server were always away, except that
-//! nothing gets stale or has to be told. `health_check()` says degraded.
+//! nothing gets stale or has to be told, and that of a hash memory has all there is. A warning says
+//! so when it is built, and `health_check()` says degraded.
 //!
 //! | feature | gives |
 //! |---|---|

@@ -1,6 +1,6 @@
 //! Without a URL: a cache of this process.
 
-use crate::{ms, text};
+use crate::{Warnings, ms, text};
 use mainstay_policy::HealthStatus;
 use mainstay_redis::{RedisClient, RedisFailure, RedisState, Source};
 use std::time::Duration;
@@ -40,6 +40,18 @@ async fn of_a_hash_memory_has_all_there_is() {
     assert_eq!((all.len(), all["city"].as_str()), (1, "Berlin"));
     assert!(cache.hdel("user", "city").await.unwrap());
     assert!(cache.hgetall::<String>("user").await.unwrap().is_empty());
+}
+
+#[test]
+fn that_no_url_is_set_is_a_warning() {
+    let warnings = Warnings::default();
+    let _heard = tracing::subscriber::set_default(warnings.clone());
+    RedisClient::builder().name("t-local-warns").build().unwrap();
+    let said = warnings.of("no URL is set (MAINSTAY_REDIS_URL or REDIS_URL)");
+    assert_eq!(said.len(), 1, "{said:?}");
+    assert!(said[0].contains("redis:t-local-warns"), "{said:?}");
+    RedisClient::builder().name("t-local-warns").url("redis://localhost").build().unwrap();
+    assert_eq!(warnings.of("no URL").len(), 1);
 }
 
 #[tokio::test]
