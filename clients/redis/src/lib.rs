@@ -27,7 +27,7 @@
 //!
 //! | command | connected | server away, fallback on | key written meanwhile, server back |
 //! |---|---|---|---|
-//! | `get`, `hget`, `mget` | Redis | what was written here, else what was seen within `max_stale` and its own lifetime, else a miss from [`Source::Nobody`] | as while away, until Redis has forgotten its own value |
+//! | `get`, `hget`, `mget` | Redis | what was written here, else what was seen within `max_stale` and its own lifetime, where that is known, else a miss from [`Source::Nobody`] | as while away, until Redis has forgotten its own value |
 //! | `exists` | Redis | whether memory knows it | as while away |
 //! | `ttl` | Redis | of what was written here, or asked for before; else `unavailable` | as while away |
 //! | `hgetall` | Redis | a hash seen or written whole; nothing known: empty, [`Source::Nobody`]; a part known: `unavailable` | waits for Redis to be told, up to 1 s |

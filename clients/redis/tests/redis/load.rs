@@ -140,6 +140,29 @@ async fn what_was_loaded_before_any_other_change_is_not_kept_either() {
     assert_eq!(overtaken(&cache, cache.run("FLUSHDB").into_future()).await, new);
 }
 
+/// What was loaded is on its way to a server that says nothing; who deletes it waits for less long.
+#[cfg(feature = "test-servers")]
+#[tokio::test]
+async fn a_write_that_overtakes_the_storing_of_what_was_loaded_stands() {
+    use mainstay_test_support::{Proxy, Redis, proxy::Direction};
+    let redis = Redis::start();
+    let proxy = Proxy::in_front_of(redis.address());
+    let (cache, source) = (crate::client("t-overtaking", proxy.addr()), Arc::<Source>::default());
+    let leader = {
+        let (cache, source) = (cache.clone(), Arc::clone(&source));
+        tokio::spawn(async move { cache.get_or_load("k", HOUR, move || source.load()).await })
+    };
+    source.begun.notified().await;
+    proxy.set(|faults| faults.hold());
+    let sent = proxy.arrived(Direction::Requests);
+    source.may_end.notify_one();
+    proxy.until("the SET", |proxy| proxy.arrived(Direction::Requests) > sent).await;
+    Deadline::within(ms(300)).scope(cache.del("k")).await.unwrap();
+    assert!(!leader.is_finished(), "it stores still");
+    assert_eq!(leader.await.unwrap().unwrap(), "value 1");
+    assert_eq!(cache.get::<String>("k").await.unwrap(), None);
+}
+
 #[tokio::test]
 async fn a_failure_is_shared_and_keeps_its_type() {
     let cache = local("t-load-fails");
