@@ -415,10 +415,27 @@ impl RedisClient {
     fn kept(&self) {
         self.0.numbers.wrote(Tier::Fallback);
         self.0.numbers.dirty(self.dirty_keys());
+        self.fell_back();
+    }
+
+    /// An operation was answered in the server's place; without one there is nothing to fall back from.
+    pub(crate) fn fell_back(&self) {
+        if self.is_configured() {
+            self.0.policy.fell_back();
+        }
     }
 
     /// What memory says, marked as such.
-    pub(crate) fn told<T: Default>(
+    fn told<T: Default>(
+        &self,
+        operation: &Operation,
+        known: Result<Known<T>, Refusal>,
+    ) -> Result<Answer<T>, Error> {
+        self.told_one(operation, known).inspect(|_| self.fell_back())
+    }
+
+    /// One of several.
+    pub(crate) fn told_one<T: Default>(
         &self,
         operation: &Operation,
         known: Result<Known<T>, Refusal>,

@@ -40,6 +40,9 @@ impl RedisClient {
         let slots = keys.into_iter().map(|key| self.slot(key, None));
         let queries: Vec<Get> = slots.map(|slot| slot.map(Get)).collect::<Result<_, _>>()?;
         let answers = self.read_many(&queries).await?;
+        if answers.iter().any(|answer| answer.source != Source::Redis) {
+            self.fell_back();
+        }
         let typed = |value: Option<Bytes>| value.map(T::from_value).transpose();
         answers.into_iter().map(|answer| answer.try_map(typed)).collect()
     }
@@ -58,7 +61,10 @@ impl RedisClient {
             Ok((self.slot(key, None)?, Change::Put { value, ttl: None }))
         };
         let writes: Vec<_> = pairs.into_iter().map(pair).collect::<Result<_, Error>>()?;
-        self.write_many(&writes).await
+        if self.write_many(&writes).await? {
+            self.fell_back();
+        }
+        Ok(())
     }
 
     async fn read_many(&self, queries: &[Get]) -> Result<Vec<Answer<Option<Bytes>>>, Error> {
@@ -71,7 +77,7 @@ impl RedisClient {
             match self.fallback().map(|fallback| fallback.begin_read(query, sent)) {
                 None | Some(BeginRead::Mixed) => asked.push((n, None)),
                 Some(BeginRead::Ask(ticket)) => asked.push((n, Some(ticket))),
-                Some(BeginRead::Local(known)) => answers[n] = self.told_one(known)?,
+                Some(BeginRead::Local(known)) => answers[n] = self.told_of(known)?,
             }
         }
         if asked.is_empty() {
@@ -80,7 +86,7 @@ impl RedisClient {
         let from_memory = |answers: &mut Vec<Answer<Option<Bytes>>>| {
             let Some(fallback) = self.fallback() else { return Ok::<(), Error>(()) };
             for (n, _) in &asked {
-                answers[*n] = self.told_one(fallback.read(&queries[*n], Instant::now()))?;
+                answers[*n] = self.told_of(fallback.read(&queries[*n], Instant::now()))?;
             }
             Ok(())
         };
@@ -108,7 +114,7 @@ impl RedisClient {
                         });
                         answers[n] = match better {
                             None => self.answered(found),
-                            Some(known) => self.told_one(known)?,
+                            Some(known) => self.told_of(known)?,
                         };
                     }
                 }
@@ -123,7 +129,7 @@ impl RedisClient {
     }
 
     /// MGET takes a key of another type for a miss.
-    fn told_one(
+    fn told_of(
         &self,
         known: Result<Known<Option<Bytes>>, Refusal>,
     ) -> Result<Answer<Option<Bytes>>, Error> {
@@ -131,10 +137,11 @@ impl RedisClient {
             Err(Refusal::WrongType) => Ok(Known::Absent),
             known => known,
         };
-        self.told(&MGET, known)
+        self.told_one(&MGET, known)
     }
 
-    async fn write_many(&self, writes: &[(Slot, Change)]) -> Result<(), Error> {
+    /// Says whether memory has taken any of them.
+    async fn write_many(&self, writes: &[(Slot, Change)]) -> Result<bool, Error> {
         let keep = |n: usize| {
             let (slot, change) = &writes[n];
             let kept = self.fallback().map(|f| f.write(slot, change, Instant::now()));
@@ -156,8 +163,9 @@ impl RedisClient {
                 None => keep(n).map_err(refused)?,
             }
         }
+        let kept = asked.len() < writes.len();
         if asked.is_empty() {
-            return Ok(());
+            return Ok(kept);
         }
         let takes = self.fallback().is_some_and(|f| f.takes(&Change::Remove));
         let places = self.places(asked.iter().map(|(n, _)| &writes[*n].0))?;
@@ -181,13 +189,13 @@ impl RedisClient {
                         fallback.landed(&writes[n].0, &writes[n].1, ticket, sent);
                     }
                 }
-                Ok(())
+                Ok(kept)
             }
             Err(error) if takes && is_outage(&error) => {
                 for (n, _) in asked {
                     keep(n).map_err(refused)?;
                 }
-                Ok(())
+                Ok(true)
             }
             Err(error) => Err(self.failed(&MSET, error)),
         }

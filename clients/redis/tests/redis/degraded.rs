@@ -106,6 +106,41 @@ async fn reads_and_writes() {
 }
 
 #[tokio::test]
+async fn each_operation_that_memory_answers_is_counted_as_a_fallback() {
+    let fallbacks =
+        |name: &str| mainstay_policy::get_resilience_health().circuit_breakers[name].fallbacks;
+    let place = Place::new();
+    let cache = client("t-counted", place.proxy.addr());
+    let (count, keys) = (|| fallbacks("redis:t-counted"), ["k", "l", "m"]);
+    cache.mset(keys.map(|key| (key, "1"))).await.unwrap();
+    cache.mget::<String>(keys).await.unwrap();
+    cache.get::<String>("k").await.unwrap();
+    assert_eq!(count(), 0);
+    place.take_away(&cache).await;
+    for (n, key) in (1..).zip(["k", "nobody's"]) {
+        get(&cache, key).await;
+        assert_eq!(count(), n, "{key}");
+    }
+    cache.set("k", "2").await.unwrap();
+    assert_eq!(count(), 3);
+    cache.mset(keys.map(|key| (key, "2"))).await.unwrap();
+    assert_eq!(count(), 4);
+    cache.mget::<String>(keys).await.unwrap();
+    assert_eq!(count(), 5);
+    // Nothing is kept then.
+    cache.incr("n").await.unwrap_err();
+    assert_eq!(count(), 5);
+    place.give_back(&cache).await;
+    get(&cache, "k").await;
+    assert_eq!(count(), 5);
+
+    let alone = RedisClient::builder().name("t-alone").build().unwrap();
+    alone.set("k", "1").await.unwrap();
+    get(&alone, "k").await;
+    assert_eq!(fallbacks("redis:t-alone"), 0, "there is no server");
+}
+
+#[tokio::test]
 async fn hashes() {
     let place = Place::new();
     let cache = client("t-hash-cells", place.proxy.addr());
