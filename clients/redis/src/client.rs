@@ -300,7 +300,7 @@ impl RedisClient {
                 match (change, before) {
                     (Change::Expire(ttl), Ok(Known::Here { what, .. })) if answer > 0 => {
                         let held = Held { life: Life::of(*ttl, sent), ..what };
-                        fallback.landed_with(slot, Some(held), ticket);
+                        fallback.landed_life(slot, held, ticket);
                     }
                     _ => fallback.landed(slot, change, ticket, sent),
                 }

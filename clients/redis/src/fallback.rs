@@ -128,7 +128,7 @@ pub(crate) struct Fallback {
     dirty_keys: AtomicUsize,
     any_dirty: watch::Sender<bool>,
     draining: watch::Sender<bool>,
-    /// Why the server does not forget what it is told to.
+    /// The code by which the server refuses to forget what it is told to.
     refused: Mutex<Option<String>>,
     recovery: tokio::sync::Mutex<()>,
 }
@@ -267,30 +267,32 @@ impl Fallback {
         BeginWrite::Ask(Ticket { generation, stripe }, before)
     }
 
-    /// The server acknowledged a write that was sent at `sent`.
+    /// The server acknowledged a write that was sent at `sent`. With another write of this client
+    /// since, nobody knows whose value the server holds, so nothing is kept.
     pub(crate) fn landed(&self, slot: &Slot, change: &Change, ticket: Ticket, sent: Instant) {
-        let held = match change {
-            Change::Put { value, ttl } => {
-                Some(Held { value: value.clone(), at: sent, life: Life::of(*ttl, sent) })
-            }
-            _ => None,
-        };
-        self.landed_with(slot, held, ticket);
-    }
-
-    /// The same, with what the slot holds since then, if that is known. With another write of this
-    /// client since, nobody knows whose value the server holds, so nothing is kept.
-    pub(crate) fn landed_with(&self, slot: &Slot, held: Option<Held>, ticket: Ticket) {
         let stripe = self.stripes[ticket.stripe].lock();
         let alone = stripe.generation() == ticket.generation;
         // Answers to what was asked before this write reached the server may still come.
         stripe.next();
-        match held {
-            Some(held) if alone => {
+        match change {
+            Change::Put { value, ttl } if alone => {
+                let held = Held { value: value.clone(), at: sent, life: Life::of(*ttl, sent) };
                 // Too large to keep is a miss later.
                 let _ = self.shadow.store(slot, held);
             }
             _ => self.shadow.forget(slot),
+        }
+    }
+
+    /// The same of a lifetime for what was known before, unless something was seen since.
+    pub(crate) fn landed_life(&self, slot: &Slot, held: Held, ticket: Ticket) {
+        let stripe = self.stripes[ticket.stripe].lock();
+        let alone = stripe.generation() == ticket.generation;
+        stripe.next();
+        if alone && self.shadow.read(slot, held.at) == Ok(Known::Unknown) {
+            let _ = self.shadow.store(slot, held);
+        } else {
+            self.shadow.forget(slot);
         }
     }
 
@@ -411,7 +413,7 @@ impl Fallback {
         self.drain_where(size, |_| true)
     }
 
-    /// By which code the server refuses to forget; it keeps these keys here.
+    /// By which code the server refuses to forget, so that keys stay here.
     pub(crate) fn refused(&self) -> Option<String> {
         self.refused.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }

@@ -194,6 +194,23 @@ fn what_only_the_server_does_leaves_nothing_behind_here() {
 }
 
 #[test]
+fn a_lifetime_on_its_way_brings_nothing_back_that_was_replaced_meanwhile() {
+    let (fallback, k, now) = (fallback(true), Slot::key("k"), Instant::now());
+    let seen = |text| {
+        let asked = ask_read(&fallback, &k);
+        filled(&fallback, &k, asked, bytes(text), now).unwrap();
+    };
+    seen("old");
+    let BeginWrite::Ask(ticket, Ok(Known::Here { what, .. })) = fallback.begin_write(&k, now)
+    else {
+        panic!("it was seen");
+    };
+    seen("another client's");
+    fallback.landed_life(&k, what, ticket);
+    assert_ne!(read(&fallback, &k, now), Ok(bytes("old")));
+}
+
+#[test]
 fn what_was_only_seen_gets_stale_whatever_lifetime_it_is_given() {
     let (k, now, secs) = (Slot::key("k"), Instant::now(), Duration::from_secs);
     for ttl in [Some(secs(3600)), None] {
