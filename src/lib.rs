@@ -40,6 +40,17 @@ pub mod web;
 #[cfg(all(doc, feature = "full", feature = "chaos", feature = "test-util"))]
 pub mod guides;
 
+// What is named below is what most callers name; the rest of a client, such as the type that a builder
+// is, is in its module.
+#[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
+pub use mainstay_database as database;
+#[cfg(feature = "http")]
+pub use mainstay_http as http;
+#[cfg(feature = "redis")]
+pub use mainstay_redis as redis;
+#[cfg(feature = "s3")]
+pub use mainstay_s3 as s3;
+
 #[cfg(feature = "mysql")]
 pub use mainstay_database::MySqlDatabase;
 #[cfg(feature = "postgres")]
@@ -65,13 +76,13 @@ pub use mainstay_macros::{
 pub use mainstay_policy::*;
 #[cfg(feature = "redis")]
 pub use mainstay_redis::{
-    Answer, FallbackConfig, Json, RedisClient, RedisFailure, RedisState, Source, Ttl,
-    get_redis_client, get_redis_client_named, set_redis_client,
+    Answer, FallbackConfig, FromValue, Json, RedisClient, RedisFailure, RedisState, Source,
+    ToValue, Ttl, Value, get_redis_client, get_redis_client_named, set_redis_client,
 };
 #[cfg(feature = "s3")]
 pub use mainstay_s3::{
-    Addressing, CustomerKey, Deletion, Encryption, ObjectHead, ObjectStream, ObjectSummary, Page,
-    Presigned, PutOptions, S3Client, S3Failure, Written, get_s3_client, get_s3_client_named,
-    set_s3_client,
+    Addressing, Checksums, CustomerKey, Deletion, Encryption, ObjectHead, ObjectStream,
+    ObjectSummary, Page, Presigned, PutOptions, S3Client, S3Failure, Written, get_s3_client,
+    get_s3_client_named, remove_partial_downloads, set_s3_client,
 };
 pub use shutdown::shutdown;
