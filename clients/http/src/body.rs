@@ -11,7 +11,7 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
 };
 
 pub(crate) type Pieces = Pin<Box<dyn Stream<Item = io::Result<Bytes>> + Send>>;
@@ -83,7 +83,8 @@ impl RequestBody {
     }
 
     /// How many bytes the stream gives. They are announced as Content-Length; a stream that gives
-    /// more or fewer fails the request. Without it the body is sent in chunks. Means nothing for
+    /// more or fewer fails the request, but for more that comes later than its length over HTTP/1.1,
+    /// which is left. Without it the body is sent in chunks. Means nothing for
     /// bytes, whose length is known.
     #[must_use]
     pub fn with_length(mut self, bytes: u64) -> Self {
@@ -163,8 +164,8 @@ struct Upload {
     /// Never locked, only borrowed: the mutex is what makes a `Send` stream `Sync`.
     pieces: Mutex<Option<Pieces>>,
     left: Option<u64>,
-    /// The piece that brings the stream to its length, until it is known that no more comes: the
-    /// driver reads on no further.
+    /// The piece that brings the stream to its length, while the stream says at once whether more comes:
+    /// over HTTP/1.1 the driver reads on no further.
     last: Bytes,
     ended: bool,
     failed: Arc<AtomicBool>,
@@ -197,14 +198,19 @@ impl Body for Upload {
             return this.fail(io::Error::other("the stream was read by another attempt"));
         };
         loop {
-            let piece = match ready!(stream.as_mut().poll_next(cx)) {
-                Some(Ok(piece)) => piece,
-                Some(Err(error)) => return this.fail(error),
-                None if this.left.is_some_and(|left| left > 0) => {
+            let piece = match stream.as_mut().poll_next(cx) {
+                Poll::Pending if this.last.is_empty() => return Poll::Pending,
+                // It may end after the answer only.
+                Poll::Pending => {
+                    return Poll::Ready(Some(Ok(Frame::data(std::mem::take(&mut this.last)))));
+                }
+                Poll::Ready(Some(Ok(piece))) => piece,
+                Poll::Ready(Some(Err(error))) => return this.fail(error),
+                Poll::Ready(None) if this.left.is_some_and(|left| left > 0) => {
                     let error = io::Error::other("the stream is shorter than its length says");
                     return this.fail(error);
                 }
-                None => {
+                Poll::Ready(None) => {
                     this.ended = true;
                     let last = std::mem::take(&mut this.last);
                     return Poll::Ready((!last.is_empty()).then(|| Ok(Frame::data(last))));

@@ -52,7 +52,8 @@ impl RequestBody {
         let length = length.await.unwrap_or_else(|lost| Err(io::Error::other(lost)));
         match length {
             Ok(length) => {
-                let pieces = move || FilePieces(State::Closed(Arc::clone(&path)));
+                let pieces =
+                    move || FilePieces { left: length, state: State::Closed(Arc::clone(&path)) };
                 Ok(Self::streamed_by(pieces).with_length(length))
             }
             Err(error) => Err(Error::invalid(format!(
@@ -64,7 +65,11 @@ impl RequestBody {
     }
 }
 
-struct FilePieces(State);
+struct FilePieces {
+    /// Of the length that was announced. That there is no more is read with the last piece.
+    left: u64,
+    state: State,
+}
 
 enum State {
     Closed(Arc<Path>),
@@ -77,23 +82,28 @@ impl Stream for FilePieces {
     type Item = io::Result<Bytes>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let this = &mut *self;
+        let left = this.left;
         loop {
-            let state = std::mem::replace(&mut self.0, State::Ended);
-            self.0 = match state {
+            let state = std::mem::replace(&mut this.state, State::Ended);
+            this.state = match state {
                 State::Ended => return Poll::Ready(None),
                 State::Closed(path) => {
-                    State::Reading(spawn_blocking(move || read(File::open(path)?)))
+                    State::Reading(spawn_blocking(move || read(File::open(path)?, left)))
                 }
-                State::Open(file) => State::Reading(spawn_blocking(move || read(file))),
+                State::Open(file) => State::Reading(spawn_blocking(move || read(file, left))),
                 State::Reading(mut reading) => {
                     let Poll::Ready(read) = Pin::new(&mut reading).poll(cx) else {
-                        self.0 = State::Reading(reading);
+                        this.state = State::Reading(reading);
                         return Poll::Pending;
                     };
                     match read.unwrap_or_else(|lost| Err(io::Error::other(lost))) {
                         Ok((_, piece)) if piece.is_empty() => return Poll::Ready(None),
                         Ok((file, piece)) => {
-                            self.0 = State::Open(file);
+                            this.left -= piece.len() as u64;
+                            if this.left > 0 {
+                                this.state = State::Open(file);
+                            }
                             return Poll::Ready(Some(Ok(piece)));
                         }
                         Err(error) => return Poll::Ready(Some(Err(error))),
@@ -104,8 +114,12 @@ impl Stream for FilePieces {
     }
 }
 
-fn read(file: File) -> io::Result<(File, Bytes)> {
+fn read(file: File, left: u64) -> io::Result<(File, Bytes)> {
     let mut piece = Vec::new();
-    (&file).take(PIECE).read_to_end(&mut piece)?;
+    let most = if left > PIECE { PIECE } else { left + 1 };
+    (&file).take(most).read_to_end(&mut piece)?;
+    if piece.len() as u64 > left {
+        return Err(io::Error::other("the file is longer than it was"));
+    }
     Ok((file, piece.into()))
 }

@@ -374,6 +374,15 @@ async fn a_stream_that_fails_is_the_callers_fault_and_is_not_repeated() {
 }
 
 #[tokio::test]
+async fn a_stream_of_known_length_is_sent_before_it_ends() {
+    let server = Server::start(&["HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"]).await;
+    let client = server.builder().policy(|p| p.timeout(Duration::from_secs(5))).build().unwrap();
+    let body = RequestBody::streamed_once(pieces().chain(stream::pending())).with_length(6);
+    client.put("x").body(body).await.unwrap();
+    assert!(server.request(1).ends_with("abcdef"), "{}", server.request(1));
+}
+
+#[tokio::test]
 async fn a_form_with_files_is_repeated_with_its_boundary() {
     let server = Server::start(&["", "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"]).await;
     let form = Multipart::new().text("title", "r").file("f", "r.csv", "text/csv", "a,b");
