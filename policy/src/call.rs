@@ -250,7 +250,11 @@ impl<T, E: Classify + std::error::Error> Judge<T, E> for ByClassify {
 /// The same, of a client that holds retries back while the server asks for less load.
 pub(crate) struct InTurn<H>(pub(crate) H);
 
-impl<T, E: Classify + std::error::Error, H: Fn() -> Option<Duration>> Judge<T, E> for InTurn<H> {
+impl<T, E, H> Judge<T, E> for InTurn<H>
+where
+    E: Classify + std::error::Error,
+    H: Fn(Duration) -> Option<Duration>,
+{
     fn error(&self, error: &E, operation: &Operation) -> Judged {
         Judge::<T, E>::error(&ByClassify, error, operation)
     }
@@ -260,7 +264,7 @@ impl<T, E: Classify + std::error::Error, H: Fn() -> Option<Duration>> Judge<T, E
         false
     }
 
-    fn hold(&self) -> Option<Duration> {
-        (self.0)()
+    fn hold(&self, left: Duration) -> Option<Duration> {
+        (self.0)(left)
     }
 }

@@ -55,7 +55,8 @@ where
     }
     let sent = clock::now();
     // A server that asks for less load gets no second copies.
-    let second = if judge.hold().is_none() { run.hedge(sent, delay) } else { None };
+    let free = judge.hold(Duration::ZERO).is_none();
+    let second = if free { run.hedge(sent, delay) } else { None };
     let Some((copy, limit, free)) = second else {
         let end = first.await;
         return run.judge(end, judge);

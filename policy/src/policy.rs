@@ -389,9 +389,10 @@ impl Policy {
     }
 
     /// As [`run`](Self::run), of a client whose server may ask for less load: after a retry's backoff,
-    /// and after each such wait, `hold` says how long it has to wait still. Nothing is sent meanwhile,
-    /// so this is no attempt; a wait that does not fit into the deadline ends the call at once. While
-    /// a retry would be held back, no second copy is sent either.
+    /// and after each such wait, `hold` says how long it has to wait still, and is told how long it can
+    /// at most. Nothing is sent meanwhile, so this is no attempt; a wait that does not fit into the
+    /// deadline ends the call at once. Where a retry that cannot wait at all would be held back, no
+    /// second copy is sent either.
     ///
     /// # Errors
     /// As [`run`](Self::run).
@@ -406,7 +407,7 @@ impl Policy {
     ) -> impl Future<Output = Result<T, CallError<E>>>
     where
         E: Classify + std::error::Error,
-        H: Fn() -> Option<Duration>,
+        H: Fn(Duration) -> Option<Duration>,
         F: FnMut(Attempt) -> Fut,
         Fut: Future<Output = Result<T, E>>,
     {

@@ -39,8 +39,9 @@ pub(crate) trait Judge<T, E> {
     fn error(&self, error: &E, operation: &Operation) -> Judged;
     /// Whether this value is to be treated as a transient failure.
     fn refuses(&self, value: &T) -> bool;
-    /// How long a retry has to wait still, after its backoff and after each such wait.
-    fn hold(&self) -> Option<Duration> {
+    /// How long a retry has to wait still, after its backoff and after each such wait; it cannot wait
+    /// for longer than `left`.
+    fn hold(&self, _left: Duration) -> Option<Duration> {
         None
     }
 }

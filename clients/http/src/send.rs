@@ -226,9 +226,9 @@ impl Call {
             deadline = Box::pin(self.turn()).await?;
         }
         let end = match deadline {
-            None => self.policy().run_in_turn(&operation, || self.hold(), attempt).await,
+            None => self.policy().run_in_turn(&operation, |left| self.hold(left), attempt).await,
             Some(deadline) => {
-                let hold = || self.hold();
+                let hold = |left| self.hold(left);
                 let run = Box::pin(self.policy().run_in_turn(&operation, hold, attempt));
                 Deadline::within(deadline).scope(run).await
             }
@@ -256,17 +256,23 @@ impl Call {
         }
     }
 
-    /// How long a retry has to wait still: it takes a turn, as a first attempt does.
-    fn hold(&self) -> Option<Duration> {
-        let pace = self.pace();
+    /// How long a retry has to wait still: it takes a turn, as a first attempt does, unless that would
+    /// come too late.
+    fn hold(&self, left: Duration) -> Option<Duration> {
+        let (pace, now) = (self.pace(), Instant::now());
         let mut turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         *turn = match *turn {
             _ if !pace.is_on() || !self.slows_down() => None,
             Some(turn) if pace.holds(turn) => Some(turn),
-            _ => pace.take_turn(None).ok(),
+            _ => match pace.take_turn(now.checked_add(left)) {
+                Ok(turn) => Some(turn),
+                Err(wait) => {
+                    *turn = None;
+                    return Some(wait);
+                }
+            },
         };
         // One that has come is used now.
-        let now = Instant::now();
         *turn = turn.filter(|turn| *turn > now);
         turn.map(|turn| turn - now)
     }

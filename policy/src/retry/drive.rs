@@ -252,7 +252,7 @@ where
 {
     loop {
         let delay = retry.as_ref().map(|retry| retry.delay);
-        let (place, now) = match run.turn(delay, || judge.hold()).await {
+        let (place, now) = match run.turn(delay, |left| judge.hold(left)).await {
             Ok(turn) => turn,
             Err(refused) => return run.refuse(refused, retry, clock::now()),
         };
@@ -290,12 +290,12 @@ impl<'p> Run<'p> {
     async fn turn(
         &self,
         delay: Option<Duration>,
-        hold: impl Fn() -> Option<Duration>,
+        hold: impl Fn(Duration) -> Option<Duration>,
     ) -> Result<(Place<'p>, Instant), Refused> {
         let mut now = self.started;
         if let Some(delay) = delay {
             clock::sleep(delay).await;
-            while let Some(wait) = hold() {
+            while let Some(wait) = hold(self.end.since(clock::now())) {
                 self.fits(wait)?;
                 clock::sleep(wait).await;
             }

@@ -112,6 +112,23 @@ async fn who_does_not_come_again_takes_no_turn() {
     }
 }
 
+/// A second later all of them want to come again, of whom only some can in time.
+#[tokio::test(start_paused = true)]
+async fn who_cannot_wait_for_a_turn_takes_none() {
+    let double = HttpDouble::new(move |_| later(429, 1).after(5 * MS));
+    let client = builder(&double, "too late")
+        .policy(|p| p.max_attempts(2).enable_budget(false).base_delay(MS))
+        .build()
+        .unwrap();
+    let mut calls = JoinSet::new();
+    for _ in 0..500 {
+        calls.spawn(client.get("x").deadline(1_500 * MS).into_future());
+    }
+    assert!(calls.join_all().await.iter().all(|end| end.is_err()));
+    let (sent, wait) = (double.requests().len(), client.slowed_for().unwrap());
+    assert!(sent < 600 && wait <= 1_100 * MS, "{sent} {wait:?}");
+}
+
 #[tokio::test(start_paused = true)]
 async fn an_hour_silences_one_call_for_an_hour_and_the_rest_for_half_a_minute() {
     let double = HttpDouble::new(|_| later(429, 3_600));

@@ -525,7 +525,10 @@ async fn a_retry_waits_while_its_client_holds_it_back_which_is_no_attempt() {
     ] {
         let (started, before) = (clock::now(), attempts(&policy));
         let (numbers, left) = (std::sync::Mutex::new(Vec::new()), AtomicU32::new(0));
-        let hold = || holds.get(left.fetch_add(1, SeqCst) as usize).map(|n| *n * S);
+        let hold = |most: Duration| {
+            assert_eq!(most, 60 * S - clock::now().since(started));
+            holds.get(left.fetch_add(1, SeqCst) as usize).map(|n| *n * S)
+        };
         let end = policy.run_in_turn(&READ, hold, |attempt| {
             numbers.lock().unwrap().push(attempt.number());
             async { Err::<(), _>(Fault(Verdict::never_sent())) }
@@ -547,7 +550,10 @@ async fn no_second_copy_is_sent_that_would_be_held_back() {
         let sent = AtomicU32::new(0);
         let end = policy.run_in_turn(
             &READ,
-            || hold,
+            |left| {
+                assert_eq!(left, Duration::ZERO, "it is no retry, and takes no turn");
+                hold
+            },
             |_| async {
                 sent.fetch_add(1, SeqCst);
                 tokio::time::sleep(S).await;
