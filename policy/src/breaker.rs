@@ -247,8 +247,8 @@ impl Breaker {
 
     /// A streamed operation has ended well: it has been counted when it began, and now forgets
     /// failures in a row.
-    pub(crate) fn stream_ended(&self) {
-        if self.0.word.load(Relaxed) & FAILING == 0 {
+    pub(crate) fn stream_ended(&self, begun: Generation) {
+        if self.0.word.load(Relaxed) & FAILING == 0 || self.generation() != begun {
             return;
         }
         let mut permit = self.unasked();

@@ -303,15 +303,15 @@ impl Policy {
         !limits.observe() && (limits.guarded() || limits.owns_retries())
     }
 
-    /// What a [streamed](Operation::streamed) operation began has ended well.
-    pub fn stream_ended(&self) {
-        self.0.breaker.stream_ended();
+    /// What a [streamed](Operation::streamed) operation began has ended well. `begun` is the
+    /// [generation](Breaker::generation) that the breaker was in then; in a later one this decides
+    /// nothing, since the connection is from before.
+    pub fn stream_ended(&self, begun: Generation) {
+        self.0.breaker.stream_ended(begun);
     }
 
     /// What a [streamed](Operation::streamed) operation began has broken off: one more operation that
-    /// failed, of a single attempt. `begun` is the [generation](Breaker::generation) that the breaker
-    /// was in then; in a later one this decides nothing, since the dependency may be up again and the
-    /// connection is from before.
+    /// failed, of a single attempt. `begun` is as in [`Self::stream_ended`].
     pub fn stream_broke(&self, begun: Generation, what: &Operation, effect: Effect) {
         let limits = self.0.limits();
         // As every failure of ours: who is around it does not repeat it.

@@ -145,7 +145,9 @@ impl Download {
                         }
                         Ok(None) => {
                             self.state = State::Ended;
-                            self.call.policy().stream_ended();
+                            if let Some(begun) = begun {
+                                self.call.policy().stream_ended(begun);
+                            }
                             return Poll::Ready(Ok(None));
                         }
                         Err(failure) => failure,
@@ -182,9 +184,11 @@ impl Download {
         let progress = self.received - resume.received;
         resume.received = self.received;
         resume.in_a_row = if progress < PROGRESS { resume.in_a_row + 1 } else { 1 };
-        if progress >= PROGRESS {
+        if progress >= PROGRESS
+            && let Some(begun) = begun
+        {
             // It gets on: no failure in a row.
-            self.call.policy().stream_ended();
+            self.call.policy().stream_ended(begun);
         }
         if resume.in_a_row > MOST_RESUMES {
             return None;

@@ -274,7 +274,7 @@ async fn a_streamed_success_forgets_no_failures_until_its_end() {
             }
             assert!(begin(&policy).await);
             if ends {
-                policy.stream_ended();
+                policy.stream_ended(policy.breaker().generation());
             } else {
                 policy.run(&READ, |_| async { Ok::<_, Fault>(()) }).await.unwrap();
             }
@@ -301,6 +301,21 @@ async fn a_stream_from_before_an_outage_decides_nothing_after_it() {
     let health = crate::get_resilience_health();
     assert_eq!(health.circuit_breakers["t-stream-late"].blocked_calls, 0);
     assert_eq!(broke(policy.breaker().generation()), BreakerState::Open);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_from_before_an_outage_forgets_nothing_after_it() {
+    for (name, late) in [("t-stream-late-end", true), ("t-stream-new-end", false)] {
+        let policy = database(name).failure_threshold(2).build().unwrap();
+        let before = policy.breaker().generation();
+        policy.breaker().isolate();
+        policy.breaker().reset();
+        against(&policy, &WRITE, Verdict::unknown()).await;
+        policy.stream_ended(if late { before } else { policy.breaker().generation() });
+        against(&policy, &WRITE, Verdict::unknown()).await;
+        let stands = if late { BreakerState::Open } else { BreakerState::Closed };
+        assert_eq!(policy.breaker().state(), stands, "{name}");
+    }
 }
 
 #[tokio::test(start_paused = true)]
