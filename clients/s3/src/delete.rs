@@ -2,7 +2,7 @@
 
 use crate::{
     S3Client, S3Failure,
-    call::{DELETE, DELETE_MANY, Target, check_key, fits_xml},
+    call::{DELETE, DELETE_MANY, Doubt, Target, check_key, fits_xml},
 };
 use aws_sdk_s3::types::{Delete, ObjectIdentifier};
 use mainstay_policy::Error;
@@ -45,9 +45,13 @@ impl S3Client {
     /// # Cancel safety
     /// A future that is dropped may have deleted it.
     pub async fn delete(&self, bucket: &str, key: &str) -> Result<(), Error> {
+        let doubt = &Doubt::default();
         self.call(&DELETE, Target::object(bucket, key)?, 0, |sdk, attempt| {
             let delete = sdk.delete_object().bucket(bucket).key(key).send();
-            async move { delete.await.map(drop).map_err(|e| S3Failure::sdk(e, attempt)) }
+            async move {
+                doubt.sent();
+                delete.await.map(drop).map_err(|e| doubt.of(S3Failure::sdk(e, attempt)))
+            }
         })
         .await
     }

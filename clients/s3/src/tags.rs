@@ -2,7 +2,7 @@
 
 use crate::{
     S3Client, S3Failure,
-    call::{SET_TAGS, TAGS, Target},
+    call::{Doubt, SET_TAGS, TAGS, Target},
     options::check_tags,
 };
 use aws_sdk_s3::types::{Tag, Tagging};
@@ -50,13 +50,17 @@ impl S3Client {
         let tags = tags.into_iter().map(|(name, value)| (name.into(), value.into())).collect();
         let target = Target::object(bucket, key)?;
         check_tags(&tags)?;
+        let doubt = &Doubt::default();
         self.call(&SET_TAGS, target, 0, |sdk, attempt| {
             // Both fail for a missing name only, and there is one.
             let tag = |(name, value)| Tag::builder().key(name).value(value).build().ok();
             let set = Some(tags.iter().filter_map(tag).collect());
             let tagging = Tagging::builder().set_tag_set(set).build().ok();
             let send = sdk.put_object_tagging().bucket(bucket).key(key).set_tagging(tagging).send();
-            async move { send.await.map(drop).map_err(|e| S3Failure::sdk(e, attempt)) }
+            async move {
+                doubt.sent();
+                send.await.map(drop).map_err(|e| doubt.of(S3Failure::sdk(e, attempt)))
+            }
         })
         .await
     }

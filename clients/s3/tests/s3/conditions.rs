@@ -204,3 +204,26 @@ async fn a_copy_that_is_repeated_on_a_condition_says_what_it_cannot_know() {
     assert!(error.is_outcome_unknown());
     assert_eq!(memory.object("new").unwrap(), "bytes");
 }
+
+#[tokio::test]
+async fn what_a_lost_answer_may_have_done_a_refusal_does_not_undo() {
+    let (store, memory, s3) = with_store().await;
+    memory.put("k", "bytes");
+    let begin = || {
+        let sent = AtomicU32::new(0);
+        store.front(move |_| match sent.fetch_add(1, SeqCst) {
+            0 => Answer::ApplyThenClose,
+            _ => Answer::Status(403, "AccessDenied"),
+        });
+    };
+    begin();
+    let tags = s3.set_tags(BUCKET, "k", [("a", "b")]).await.unwrap_err();
+    begin();
+    let deleted = s3.delete(BUCKET, "k").await.unwrap_err();
+    for error in [tags, deleted] {
+        assert!(error.is_outcome_unknown() && error.attempts() == 2, "{error:?}");
+    }
+    assert!(memory.object("k").is_none());
+    store.front(|_| Answer::Status(403, "AccessDenied"));
+    assert!(!s3.delete(BUCKET, "k").await.unwrap_err().is_outcome_unknown());
+}
