@@ -207,7 +207,7 @@ async fn a_probe_that_hangs_until_its_caller_gives_up_has_failed() {
             let hang = policy.run(&READ, async |_| {
                 if how == 2 {
                     tokio::time::sleep(patience).await;
-                    let cut = Verdict::unknown().with_outcome(Outcome::Neutral);
+                    let cut = Verdict::unknown().with_outcome(crate::Outcome::Neutral);
                     return Err(Late(cut, Decider::Deadline));
                 }
                 std::future::pending::<Result<(), _>>().await
