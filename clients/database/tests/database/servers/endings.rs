@@ -32,13 +32,22 @@ async fn what_mariadb_commits_before_is_refused_in_a_transaction() {
     // The session is as it was, and what is temporary is no end of it.
     let mut session = db.session().await.unwrap();
     sqlx::query("insert into audit values (2)").execute(&mut session).await.unwrap();
-    for refused in ["drop table staging", "/* why */ COMMIT", "select 1; begin", "# x\nrollback"] {
+    for refused in [
+        "drop table staging",
+        "/* why */ COMMIT",
+        "select 1; begin",
+        "# x\nrollback",
+        "check table staging",
+        "analyze local table staging",
+        "set default role none",
+    ] {
         let error = sqlx::raw_sql(refused).execute(&mut session).await.unwrap_err();
         assert!(text(&error.into()).contains("end the transaction"), "{refused}");
         let mut rows = sqlx::raw_sql(refused).fetch(&mut session);
         futures_util::StreamExt::next(&mut rows).await.unwrap().unwrap_err();
     }
-    let harmless = "create temporary table mine (n int); drop temporary table mine";
+    let harmless = "create temporary table mine (n int); drop temporary table mine; \
+                    begin not atomic select 1; begin insert into audit values (2); end; end";
     sqlx::raw_sql(harmless).execute(&mut session).await.unwrap();
     session.rollback().await.unwrap();
     assert_eq!(rows().await.unwrap(), 0);
