@@ -195,7 +195,7 @@ where
     Box::pin(async move { Ok((first.await?, false)) })
 }
 
-/// For drivers that stop at the first row. Of a SELECT one more step tells whether that was all; what
+/// For drivers that stop at the first row. Of a read one more step tells whether that was all; what
 /// may write is read to its end, where it may yet fail, and before which it is not done.
 #[cfg_attr(not(any(feature = "mysql", feature = "sqlite")), allow(dead_code))]
 fn first_row<'c, DB>(
@@ -206,13 +206,13 @@ where
     DB: Database<Arguments: 'static>,
     &'c mut DB::Connection: Executor<'c, Database = DB>,
 {
-    let select = statement.is_select();
+    let reads = statement.only_reads();
     let mut steps = connection.fetch_many(statement);
     Box::pin(async move {
         let mut first = None;
         while let Some(step) = steps.try_next().await? {
             match step {
-                Either::Right(_) if select && first.is_some() => return Ok((first, true)),
+                Either::Right(_) if reads && first.is_some() => return Ok((first, true)),
                 Either::Right(row) if first.is_none() => first = Some(row),
                 _ => {}
             }

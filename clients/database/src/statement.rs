@@ -59,6 +59,12 @@ impl<DB: Database> Statement<DB> {
         self.meaning.selects
     }
 
+    /// It gives rows and writes nothing, but for what it calls: those that nobody asks for need not be
+    /// read. No reason to repeat it.
+    pub(crate) const fn only_reads(&self) -> bool {
+        self.meaning.reads
+    }
+
     /// When it fails, a part of it may have been done and stay so: something follows a write in the
     /// same text, which only some servers make one transaction, or it commits as it goes along, as a
     /// procedure may.

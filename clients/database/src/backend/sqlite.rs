@@ -94,7 +94,7 @@ fn first(
     connection: &mut SqliteConnection,
     statement: Statement<Sqlite>,
 ) -> BoxFuture<'_, Result<First<Sqlite>, sqlx::Error>> {
-    if statement.is_select() {
+    if statement.only_reads() {
         first_alone(connection, statement)
     } else {
         first_row(connection, statement)

@@ -16,6 +16,7 @@ pub enum Dialect {
 #[derive(Clone, Copy, Default)]
 pub(super) struct Meaning {
     pub(super) selects: bool,
+    pub(super) reads: bool,
     pub(super) changes: bool,
     pub(super) begins: bool,
     pub(super) only_begins: bool,
@@ -31,6 +32,7 @@ impl Meaning {
         for (n, part) in parts(sql, dialect).enumerate() {
             let first = part.first;
             meaning.selects = n == 0 && is(first, &["select"]) && !part.into;
+            meaning.reads = n == 0 && (meaning.selects || part.only_reads());
             meaning.changes |= part.changes_session();
             meaning.begins |= is(first, &["begin", "start", "savepoint", "xa"]);
             meaning.only_begins = n == 0
@@ -157,6 +159,14 @@ impl<'s> Part<'s> {
             Dialect::Postgres if is(first, &["prepare"]) => self.second_is(&["transaction"]),
             Dialect::Postgres | Dialect::Sqlite => is(first, &["abort", "begin", "end"]),
         }
+    }
+
+    /// It gives rows, and what it calls aside, does no more.
+    fn only_reads(&self) -> bool {
+        const READS: &[&str] = &["desc", "describe", "explain", "show", "table", "values"];
+        // Where WITH may stand before an INSERT, that has its INTO.
+        let reads = || !self.into && !self.has(&["delete", "update"]);
+        is(self.first, READS) || (is(self.first, &["with"]) && reads())
     }
 
     /// It may hold semicolons, up to an end of its own.
@@ -383,6 +393,32 @@ mod tests {
             }
         }
         assert!(!Meaning::of("select 1 /*! into outfile 'x' */", MySql).selects);
+    }
+
+    #[test]
+    fn what_only_reads_is_known_by_its_words() {
+        for (sql, expected) in [
+            ("select 1", true),
+            ("with recursive n(i) as (select 1 union select i + 1 from n) table n", true),
+            ("with x as (select replace(n, 'a', 'b') from t) select * from x;", true),
+            ("with x as (select 'delete') select * from x", true),
+            ("with x as (select 1) insert into t select * from x returning n", false),
+            ("with x as (select 1) replace into t select * from x returning n", false),
+            ("with x as (select 1) update t set n = 1 returning n", false),
+            ("with x as (select 1) delete from t returning n", false),
+            ("with x as (select 1) select * from x; delete from t", false),
+            ("VALUES (1), (2)", true),
+            ("explain select 1", true),
+            ("show tables", true),
+            ("insert into t values (1) returning n", false),
+            ("pragma optimize", false),
+            ("call p()", false),
+        ] {
+            for dialect in ALL {
+                assert_eq!(Meaning::of(sql, dialect).reads, expected, "{sql} {dialect:?}");
+            }
+        }
+        assert!(!Meaning::of("with x as (select 1) select * from x", MySql).selects);
     }
 
     #[test]

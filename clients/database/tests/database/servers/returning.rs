@@ -20,6 +20,18 @@ async fn file(name: &str) -> (tempfile::TempDir, SqliteDatabase) {
     (dir, db)
 }
 
+/// Of what writes nothing the first row is enough, with whatever word it begins.
+#[tokio::test]
+async fn sqlite_reads_no_further_than_the_first_row_of_a_read() {
+    let (_dir, db) = file("returning-endless").await;
+    let endless = "with recursive n(i) as (select 1 union all select i + 1 from n) select i from n";
+    let first = || sqlx::query_scalar::<_, i64>(endless);
+    assert_eq!(first().fetch_one(&db).await.unwrap(), 1);
+    let mut session = db.session().await.unwrap();
+    assert_eq!(first().fetch_optional(&mut session).await.unwrap(), Some(1));
+    session.commit().await.unwrap();
+}
+
 /// The row is there before SQLite commits, when a constraint may still be in the way.
 #[tokio::test]
 async fn sqlite_gives_no_row_of_what_a_constraint_undid() {
