@@ -251,7 +251,8 @@ impl<DB: Backend> DatabaseClient<DB> {
         let split = pool.is_pooler() && statement.has_arguments;
         if split || (read_only && pool.reads_in_transaction()) {
             let options = SessionOptions { isolation: None, read_only };
-            return Wire::begin(&pool, self.policy(), limit, &options).await;
+            let wire = Wire::begin(&pool, self.policy(), limit, &options).await?;
+            return Ok(if read_only { wire } else { wire.of_one_statement() });
         }
         Wire::acquire(&pool, self.policy(), limit, Want { read_only, first }).await
     }

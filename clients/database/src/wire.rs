@@ -124,6 +124,12 @@ impl<DB: Backend> Wire<DB> {
         Ok(())
     }
 
+    /// The transaction is ours, around a statement that may as well end it: none follows.
+    pub(crate) const fn of_one_statement(mut self) -> Self {
+        self.autocommit = true;
+        self
+    }
+
     /// A caller holds it, after the call that got it for him has ended.
     pub(crate) const fn watched(mut self) -> Self {
         self.record.watched = true;
@@ -246,8 +252,12 @@ impl<DB: Backend> Wire<DB> {
     /// What the text of a statement means for what follows it, and for those who have this connection
     /// next.
     fn prepared(&mut self, statement: Statement<DB>) -> Result<Statement<DB>, DatabaseFailure> {
-        if !self.autocommit && statement.ends_transaction() {
-            return Err(DatabaseFailure::ends_transaction());
+        if statement.ends_transaction() {
+            if !self.autocommit {
+                return Err(DatabaseFailure::ends_transaction());
+            }
+            // No transaction of ours around it would undo it.
+            self.record.phase = Phase::Statement;
         }
         if statement.changes_session(self.autocommit) {
             self.lease.marks.changed = true;

@@ -1,4 +1,5 @@
-//! Behind PgBouncer in transaction mode, with two connections of the server for all.
+//! Behind PgBouncer in transaction mode, with two connections of the server for all, and MariaDB told
+//! of a pooler.
 
 use super::*;
 use mainstay_database::SessionOptions;
@@ -103,4 +104,28 @@ async fn a_begin_that_waits_its_turn_costs_no_connection() {
     drop(held);
     third.await.unwrap().commit().await.unwrap();
     assert_eq!(db.pool_status().unwrap().size, 6);
+}
+
+/// The transaction around a statement is ours: MariaDB may commit before that one, and undoes nothing
+/// of it when no answer comes.
+#[tokio::test]
+async fn a_table_may_be_changed_through_the_client() {
+    let db: MySqlDatabase = DatabaseClient::builder()
+        .name("pooler-ddl")
+        .url(MARIADB.url())
+        .transaction_pooler()
+        .policy(|p| p.timeout(ms(500)).base_delay(ms(5)))
+        .build()
+        .unwrap();
+    sqlx::query("create table pooled (n int) engine=innodb").execute(&db).await.unwrap();
+    let mut session = db.session().await.unwrap();
+    let alter = "alter table pooled add column m int";
+    let refused = sqlx::query(alter).execute(&mut session).await.unwrap_err();
+    assert!(text(&refused.into()).contains("end the transaction"));
+    let truncate = sqlx::query("truncate pooled").execute(db.read()).await.unwrap_err();
+    assert!(text(&truncate.into()).contains("end the transaction"));
+    sqlx::query("select n from pooled").fetch_all(&mut session).await.unwrap();
+    let waited = Error::from(sqlx::query(alter).execute(&db).await.unwrap_err());
+    assert!(waited.is_outcome_unknown() && waited.attempts() == 1, "{}", text(&waited));
+    session.rollback().await.unwrap();
 }
