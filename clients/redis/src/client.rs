@@ -217,7 +217,7 @@ impl RedisClient {
         let Some(fallback) = &self.0.fallback else {
             let command = query.command();
             let way = self.way(&command)?;
-            let reply = way.ask(self, &operation, &command, IfAway::Fail).await;
+            let reply = way.ask(self, &operation, &command, IfAway::Fail, None).await;
             let reply = reply.map_err(|error| self.failed(&operation, error))?;
             return Ok(self.answered(query.found(reply)));
         };
@@ -236,7 +236,7 @@ impl RedisClient {
         };
         let command = query.command();
         let way = self.way(&command)?;
-        match way.ask(self, &operation, &command, IfAway::FallBack).await {
+        match way.ask(self, &operation, &command, IfAway::FallBack, None).await {
             Ok(reply) => {
                 let found = query.found(reply);
                 match fallback.filled(query, ticket, &found, sent) {
@@ -260,20 +260,26 @@ impl RedisClient {
         slot: &'a Slot,
         change: &'a Change,
     ) -> impl Future<Output = Result<i64, Error>> + Send + 'a {
-        self.0.loads.outdate(&slot.key);
-        self.apply(slot, change)
+        self.apply(slot, change, Some(&slot.key))
     }
 
-    /// The same by a load, which is not outdated by its own value.
-    pub(crate) async fn apply(&self, slot: &Slot, change: &Change) -> Result<i64, Error> {
+    /// The same, by a load too, whose value outdates no other.
+    pub(crate) async fn apply(
+        &self,
+        slot: &Slot,
+        change: &Change,
+        outdates: Option<&Bytes>,
+    ) -> Result<i64, Error> {
         let operation = change.operation(slot).timed_by_driver();
         let command = change.command(slot);
         let Some(fallback) = &self.0.fallback else {
             let way = self.way(&command)?;
-            let reply = way.ask(self, &operation, &command, IfAway::Fail).await;
+            let reply = way.ask(self, &operation, &command, IfAway::Fail, outdates).await;
+            self.outdate(outdates);
             return reply.map(count).map_err(|error| self.failed(&operation, error));
         };
         let local = || {
+            self.outdate(outdates);
             let answer = fallback.write(slot, change, Instant::now());
             answer.map_err(|refusal| self.refused(&operation, refusal)).inspect(|_| self.kept())
         };
@@ -294,7 +300,9 @@ impl RedisClient {
         };
         let away = if takes { IfAway::FallBack } else { IfAway::Fail };
         let way = self.way(&command)?;
-        match way.ask(self, &operation, &command, away).await {
+        let reply = way.ask(self, &operation, &command, away, outdates).await;
+        self.outdate(outdates);
+        match reply {
             Ok(reply) => {
                 let answer = count(reply);
                 match (change, before) {
@@ -340,11 +348,6 @@ impl RedisClient {
         if !self.is_configured() {
             return Err(self.refused(operation, Refusal::Unavailable));
         }
-        match effect {
-            OnKeys::Reads => {}
-            OnKeys::MayChange => keys.iter().for_each(|key| self.0.loads.outdate(key)),
-            OnKeys::MayChangeAll => self.0.loads.outdate_all(),
-        }
         if let Some(fallback) = &self.0.fallback {
             let mut patience = Patience::new(self, fallback);
             while !fallback.begin_direct(keys, effect) {
@@ -353,7 +356,7 @@ impl RedisClient {
                 }
             }
         }
-        let result = self.ask_all(operation, commands, IfAway::Fail).await;
+        let result = self.ask_all(operation, keys, effect, commands, IfAway::Fail).await;
         if let Some(fallback) = &self.0.fallback {
             fallback.end_direct(keys, effect);
         }
@@ -387,16 +390,24 @@ impl RedisClient {
     pub(crate) async fn ask_all(
         &self,
         operation: &Operation,
+        keys: &[Bytes],
+        effect: OnKeys,
         commands: &[Command<'_>],
         away: IfAway,
     ) -> Result<Outcome<Vec<Result<Value, RedisFailure>>>, Error> {
         let line = &*self.reachable_line()?;
+        let outdate = || match effect {
+            OnKeys::Reads => {}
+            OnKeys::MayChange => keys.iter().for_each(|key| self.outdate(Some(key))),
+            OnKeys::MayChangeAll => self.0.loads.outdate_all(),
+        };
         let attempt = |attempt: Attempt| async move {
             let timeout = match commands {
                 [_] => attempt.timeout(),
                 // Each would wait by itself, and which goes on first is anybody's guess.
                 _ => line.admit(commands, away, attempt.timeout()).await?,
             };
+            outdate();
             whole(join_all(commands.iter().map(|c| line.send(c, away, timeout))).await)
         };
         let own = match commands {
@@ -404,7 +415,18 @@ impl RedisClient {
             _ => None,
         };
         let policy = own.as_ref().unwrap_or(&self.0.policy);
-        Ok(policy.run(&operation.timed_by_driver(), attempt).await)
+        let outcome = policy.run(&operation.timed_by_driver(), attempt).await;
+        outdate();
+        Ok(outcome)
+    }
+
+    /// A newer value is about to be sent or kept here, or has arrived: between these a load may have
+    /// begun and read the one before.
+    #[inline]
+    fn outdate(&self, key: Option<&Bytes>) {
+        if let Some(key) = key {
+            self.0.loads.outdate(key);
+        }
     }
 
     pub(crate) fn answered<T>(&self, value: T) -> Answer<T> {
@@ -512,9 +534,13 @@ impl Way<'_> {
         operation: &'a Operation,
         command: &'a Command<'a>,
         away: IfAway,
+        outdates: Option<&'a Bytes>,
     ) -> impl Future<Output = Outcome<Value>> + Send + 'a {
         let policy = self.own.as_ref().unwrap_or(&client.0.policy);
-        let attempt = move |attempt: Attempt| self.line.send(command, away, attempt.timeout());
+        let attempt = move |attempt: Attempt| {
+            client.outdate(outdates);
+            self.line.send(command, away, attempt.timeout())
+        };
         policy.run(operation, attempt)
     }
 }

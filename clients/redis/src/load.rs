@@ -18,13 +18,14 @@ use std::{
     collections::HashMap,
     error::Error as StdError,
     fmt,
-    future::{Future, IntoFuture},
+    future::{Future, IntoFuture, poll_fn},
     hash::{BuildHasher, RandomState},
-    pin::Pin,
+    pin::{Pin, pin},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
+    task::Poll,
     time::{Duration, Instant},
 };
 use tokio::sync::watch;
@@ -99,10 +100,6 @@ struct Flight<'a> {
 
 impl Flight<'_> {
     /// Nothing was written to its key since it began.
-    fn is_current(&self) -> bool {
-        self.is_in(&self.loads.flights())
-    }
-
     fn is_in(&self, flights: &Flights) -> bool {
         let hear = self.tell.subscribe();
         flights.get(&self.key).is_some_and(|flight| flight.same_channel(&hear))
@@ -142,8 +139,8 @@ impl Loads {
         })
     }
 
-    /// A write begins: a load under way may have read what was there before, so that nobody joins it
-    /// from now on, and its value is not kept.
+    /// A write: a load under way may have read what was there before, so that nobody joins it from
+    /// now on, and its value is not sent any more.
     #[inline]
     pub(crate) fn outdate(&self, key: &Bytes) {
         if self.open.load(Ordering::Relaxed) > 0 {
@@ -191,7 +188,8 @@ impl RedisClient {
     /// - Of the callers in this process one loads and the others get what it got, its error too. If
     ///   the one who loads is dropped, another begins.
     /// - A write of the key by this client while it is loaded is newer: who calls after it loads again,
-    ///   and what was loaded before is not stored.
+    ///   and what was loaded before is not stored. Each runtime has a connection of its own: of a
+    ///   client in several of them, what was on its way already may arrive after the write.
     /// - Near the end of its life a value is loaded again by one caller while the others still get
     ///   it, sooner the longer loading takes.
     /// - A server that is away or refuses the credentials fails nobody: the value comes from memory
@@ -204,7 +202,7 @@ impl RedisClient {
     /// lifetime of 0 or over 100 years; a deadline around the call, while another caller loads.
     ///
     /// # Cancel safety
-    /// Dropping the future drops the loader's.
+    /// Dropping the future drops the loader's; what was loaded by then may still be stored.
     pub fn get_or_load<T, E, F, Fut>(
         &self,
         key: impl AsRef<[u8]>,
@@ -385,20 +383,23 @@ impl Wanted<'_> {
     }
 
     async fn keep(&self, flight: &Flight<'_>, value: Bytes) {
-        if !flight.is_current() {
-            return;
-        }
         let Ok(value) = self.client.limits().value(value) else {
             tracing::debug!(db.system.name = "redis", "a loaded value is over the limit; not kept");
             return;
         };
         let change = Change::Put { value, ttl: Some(self.kept) };
-        let mut kept = self.client.apply(&self.slot, &change).await;
-        if !flight.is_current() {
-            // A write that began meanwhile may have reached the server before ours.
-            kept = self.client.apply(&self.slot, &Change::Remove).await;
-        }
-        if let Err(error) = kept {
+        let mut storing = pin!(self.client.apply(&self.slot, &change, None));
+        // A write outdates this before it is sent itself. Under the lock either that has happened, and
+        // ours is not sent any more, or ours is the first of the two on their connection.
+        let kept = poll_fn(|cx| {
+            let flights = flight.loads.flights();
+            if flight.is_in(&flights) {
+                storing.as_mut().poll(cx).map(Some)
+            } else {
+                Poll::Ready(None)
+            }
+        });
+        if let Some(Err(error)) = kept.await {
             tracing::debug!(db.system.name = "redis", %error, "a loaded value could not be kept");
         }
     }

@@ -4,7 +4,7 @@ use crate::{
     answer::{Answer, Source},
     client::{RedisClient, answered, is_outage},
     command::{Change, Command, IfAway, Raw, Route, Slot},
-    fallback::{BeginRead, BeginWrite, Known, Refusal},
+    fallback::{BeginRead, BeginWrite, Known, OnKeys, Refusal},
     query::Get,
     value::{FromValue, ToValue, Value},
 };
@@ -100,7 +100,7 @@ impl RedisClient {
         let raws: Vec<_> = places.iter().map(command).collect();
         let commands: Vec<_> = raws.iter().map(Command::Raw).collect();
         let away = if self.has_fallback() { IfAway::FallBack } else { IfAway::Fail };
-        match self.ask_all(&MGET, &commands, away).await? {
+        match self.ask_all(&MGET, &[], OnKeys::Reads, &commands, away).await? {
             Ok(replies) => {
                 for (of, reply) in places.iter().zip(replies) {
                     let reply =
@@ -144,13 +144,13 @@ impl RedisClient {
     async fn write_many(&self, writes: &[(Slot, Change)]) -> Result<bool, Error> {
         let keep = |n: usize| {
             let (slot, change) = &writes[n];
+            self.0.loads.outdate(&slot.key);
             let kept = self.fallback().map(|f| f.write(slot, change, Instant::now()));
             kept.unwrap_or(Err(Refusal::Unavailable)).map(drop)
         };
         let refused = |refusal| self.refused(&MSET, refusal);
         let (mut asked, sent) = (Vec::new(), Instant::now());
         for (n, (slot, _)) in writes.iter().enumerate() {
-            self.0.loads.outdate(&slot.key);
             match self
                 .fallback()
                 .filter(|_| self.is_configured())
@@ -179,7 +179,8 @@ impl RedisClient {
         let raws: Vec<_> = places.iter().map(command).collect();
         let commands: Vec<_> = raws.iter().map(Command::Raw).collect();
         let away = if takes { IfAway::FallBack } else { IfAway::Fail };
-        match self.ask_all(&MSET, &commands, away).await? {
+        let keys: Vec<_> = asked.iter().map(|(n, _)| writes[*n].0.key.clone()).collect();
+        match self.ask_all(&MSET, &keys, OnKeys::MayChange, &commands, away).await? {
             Ok(replies) => {
                 for reply in replies {
                     reply.map_err(|failure| self.failed(&MSET, answered(failure, sent)))?;

@@ -35,14 +35,14 @@ impl std::error::Error for SourceDown {}
 
 /// A loader that says when it has begun and ends when it may.
 #[derive(Default)]
-struct Source {
+pub(crate) struct Source {
     calls: AtomicU32,
-    begun: Notify,
-    may_end: Notify,
+    pub(crate) begun: Notify,
+    pub(crate) may_end: Notify,
 }
 
 impl Source {
-    async fn load(self: Arc<Self>) -> Result<String, Infallible> {
+    pub(crate) async fn load(self: Arc<Self>) -> Result<String, Infallible> {
         let n = self.calls.fetch_add(1, Ordering::SeqCst) + 1;
         self.begun.notify_one();
         self.may_end.notified().await;
@@ -161,6 +161,69 @@ async fn a_write_that_overtakes_the_storing_of_what_was_loaded_stands() {
     assert!(!leader.is_finished(), "it stores still");
     assert_eq!(leader.await.unwrap().unwrap(), "value 1");
     assert_eq!(cache.get::<String>("k").await.unwrap(), None);
+}
+
+/// What was loaded is on its way; a newer value is sent behind it.
+#[cfg(feature = "test-servers")]
+#[tokio::test]
+async fn a_newer_value_stays_where_what_was_loaded_had_just_been_sent() {
+    use mainstay_test_support::{Proxy, Redis, proxy::Direction};
+    let redis = Redis::start();
+    let proxy = Proxy::in_front_of(redis.address());
+    let (cache, source) = (crate::client("t-newer", proxy.addr()), Arc::<Source>::default());
+    let leader = {
+        let (cache, source) = (cache.clone(), Arc::clone(&source));
+        tokio::spawn(async move { cache.get_or_load("k", HOUR, move || source.load()).await })
+    };
+    source.begun.notified().await;
+    proxy.set(|faults| faults.hold());
+    let arrives = async |what: &str| {
+        let sent = proxy.arrived(Direction::Requests);
+        proxy.until(what, |proxy| proxy.arrived(Direction::Requests) > sent).await;
+    };
+    source.may_end.notify_one();
+    arrives("the SET of what was loaded").await;
+    let write = tokio::spawn(cache.set("k", "new").into_future());
+    arrives("the other SET").await;
+    proxy.heal();
+    write.await.unwrap().unwrap();
+    assert_eq!(leader.await.unwrap().unwrap(), "value 1");
+    assert_eq!(redis.say("GET k"), "$3\r\nnew\r\n");
+}
+
+/// What was loaded is lost with its connection; before it is sent again there is a newer value.
+#[cfg(feature = "test-servers")]
+#[tokio::test]
+async fn what_was_loaded_is_not_sent_again_after_a_write() {
+    use mainstay_policy::Jitter;
+    use mainstay_test_support::{Proxy, Redis, proxy::Direction};
+    let redis = Redis::start();
+    let proxy = Proxy::in_front_of(redis.address());
+    let cache = RedisClient::builder()
+        .name("t-not-again")
+        .url(format!("redis://{}", proxy.addr()))
+        .policy(|p| p.max_attempts(2).base_delay(ms(1000)).jitter(Jitter::None))
+        .fallback(mainstay_redis::FallbackConfig::off())
+        .build()
+        .unwrap();
+    let source = Arc::<Source>::default();
+    let leader = {
+        let (cache, source) = (cache.clone(), Arc::clone(&source));
+        tokio::spawn(async move { cache.get_or_load("k", HOUR, move || source.load()).await })
+    };
+    source.begun.notified().await;
+    proxy.set(|faults| faults.hold());
+    let sent = proxy.arrived(Direction::Requests);
+    source.may_end.notify_one();
+    proxy.until("the SET", |proxy| proxy.arrived(Direction::Requests) > sent).await;
+    proxy.cut();
+    proxy.heal();
+    crate::until(&cache, mainstay_redis::RedisState::Degraded).await;
+    crate::until(&cache, mainstay_redis::RedisState::Connected).await;
+    cache.set("k", "new").await.unwrap();
+    assert!(!leader.is_finished(), "it waits to send it again");
+    assert_eq!(leader.await.unwrap().unwrap(), "value 1");
+    assert_eq!(redis.say("GET k"), "$3\r\nnew\r\n");
 }
 
 #[tokio::test]

@@ -4,10 +4,12 @@
 use crate::{
     client,
     degraded::{Place, get, is_unavailable},
+    load::Source as Loader,
     ms, until, until_true,
 };
 use mainstay_redis::{FallbackConfig, RedisClient, RedisState, Source, Ttl, Value};
-use std::{future::IntoFuture, time::Duration};
+use std::{future::IntoFuture, sync::Arc, time::Duration};
+use tokio::task::JoinHandle;
 
 const MINUTE: Duration = Duration::from_secs(60);
 
@@ -143,6 +145,55 @@ async fn a_write_while_its_key_is_being_deleted_waits_and_is_sent() {
     cache.set("k", "2").await.unwrap();
     assert_eq!(cache.dirty_keys(), 0);
     assert_eq!(place.redis.say("GET k"), "$1\r\n2\r\n");
+}
+
+/// A load that has begun.
+async fn loading(
+    cache: &RedisClient,
+    source: &Arc<Loader>,
+) -> JoinHandle<Result<String, mainstay_policy::Error>> {
+    let (cache, loader) = (cache.clone(), Arc::clone(source));
+    let load = async move { cache.get_or_load("k", MINUTE, move || loader.load()).await };
+    let load = tokio::spawn(load);
+    source.begun.notified().await;
+    load
+}
+
+#[tokio::test]
+async fn what_is_loaded_while_a_write_waits_is_not_stored_over_it() {
+    let (place, source) = (Place::new(), Arc::<Loader>::default());
+    let cache = client("t-load-waiting", place.proxy.addr());
+    place.take_away(&cache).await;
+    cache.del("k").await.unwrap();
+    place.give_back_but_forget_nothing(&cache).await;
+    let write = tokio::spawn(cache.run("SET").key("k").arg("new").into_future());
+    let load = loading(&cache, &source).await;
+    place.forget();
+    assert_eq!(write.await.unwrap().unwrap(), Value::Bytes("OK".into()));
+    source.may_end.notify_one();
+    assert_eq!(load.await.unwrap().unwrap(), "value 1");
+    assert_eq!(place.redis.say("GET k"), "$3\r\nnew\r\n");
+}
+
+#[tokio::test]
+async fn what_is_loaded_while_its_key_is_being_deleted_is_not_stored_over_a_write() {
+    let (place, source) = (Place::new(), Arc::<Loader>::default());
+    let cache = client("t-load-draining", place.proxy.addr());
+    place.take_away(&cache).await;
+    cache.del("k").await.unwrap();
+    place.ok("SET k other");
+    place.proxy.set(|faults| faults.replies.latency = ms(300));
+    place.proxy.listen();
+    let deleted = async || place.redis.say("EXISTS k") == ":0\r\n";
+    until_true("deleted", ms(10_000), deleted).await;
+    // The answer to that is on its way still.
+    let write = tokio::spawn(cache.set("k", "new").into_future());
+    let load = loading(&cache, &source).await;
+    write.await.unwrap().unwrap();
+    assert_eq!(cache.dirty_keys(), 0, "it was sent");
+    source.may_end.notify_one();
+    assert_eq!(load.await.unwrap().unwrap(), "value 1");
+    assert_eq!(place.redis.say("GET k"), "$3\r\nnew\r\n");
 }
 
 #[tokio::test]
