@@ -260,7 +260,9 @@ impl RedisClient {
         slot: &'a Slot,
         change: &'a Change,
     ) -> impl Future<Output = Result<i64, Error>> + Send + 'a {
-        self.apply(slot, change, Some(&slot.key))
+        // A lifetime leaves the value what it is.
+        let newer = !matches!(change, Change::Expire(_));
+        self.apply(slot, change, newer.then_some(&slot.key))
     }
 
     /// The same, by a load too, whose value outdates no other.

@@ -189,7 +189,8 @@ impl RedisClient {
     ///   the one who loads is dropped, another begins.
     /// - A write of the key by this client while it is loaded is newer: who calls after it loads again,
     ///   and what was loaded before is not stored. Each runtime has a connection of its own: of a
-    ///   client in several of them, what was on its way already may arrive after the write.
+    ///   client in several of them, what was on its way already may arrive after the write. `expire`
+    ///   and `persist` are no such writes.
     /// - Near the end of its life a value is loaded again by one caller while the others still get
     ///   it, sooner the longer loading takes.
     /// - A server that is away or refuses the credentials fails nobody: the value comes from memory

@@ -226,6 +226,24 @@ async fn what_was_loaded_is_not_sent_again_after_a_write() {
     assert_eq!(redis.say("GET k"), "$3\r\nnew\r\n");
 }
 
+#[cfg(feature = "test-servers")]
+#[tokio::test]
+async fn a_lifetime_is_no_newer_value() {
+    let redis = mainstay_test_support::Redis::start();
+    let cache = crate::client("t-lifetime", redis.address());
+    let source = Arc::<Source>::default();
+    let leader = {
+        let (cache, source) = (cache.clone(), Arc::clone(&source));
+        tokio::spawn(async move { cache.get_or_load("k", HOUR, move || source.load()).await })
+    };
+    source.begun.notified().await;
+    cache.expire("k", HOUR).await.unwrap();
+    cache.persist("k").await.unwrap();
+    source.may_end.notify_one();
+    assert_eq!(leader.await.unwrap().unwrap(), "value 1");
+    assert_eq!(cache.get::<String>("k").await.unwrap().as_deref(), Some("value 1"));
+}
+
 #[tokio::test]
 async fn a_failure_is_shared_and_keeps_its_type() {
     let cache = local("t-load-fails");
