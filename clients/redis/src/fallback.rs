@@ -289,7 +289,7 @@ impl Fallback {
         let stripe = self.stripes[ticket.stripe].lock();
         let alone = stripe.generation() == ticket.generation;
         stripe.next();
-        if alone && self.shadow.read(slot, held.at) == Ok(Known::Unknown) {
+        if alone && self.shadow.is_taken(&slot.key) {
             let _ = self.shadow.store(slot, held);
         } else {
             self.shadow.forget(slot);

@@ -270,14 +270,16 @@ impl Shadow {
 
     /// The server has no value for this slot.
     pub(crate) fn seen_absent(&self, slot: &Slot) {
-        match (&slot.field, self.get(&slot.key)) {
-            (Some(field), Some(Shadowed::Hash(fields))) => {
-                if lock(&fields).remove(field).is_some() {
+        let Some(field) = &slot.field else { return drop(self.remove(&slot.key)) };
+        match self.get(&slot.key) {
+            Some(Shadowed::Hash(fields)) => {
+                let gone = lock(&fields).remove(field);
+                if gone.is_some() {
                     let _ = self.insert(&slot.key, Shadowed::Hash(fields));
                 }
             }
-            (_, Some(_)) => drop(self.remove(&slot.key)),
-            (_, None) => {}
+            Some(Shadowed::Text(_)) => drop(self.remove(&slot.key)),
+            None => {}
         }
     }
 
@@ -337,6 +339,11 @@ impl Shadow {
         };
         let fresh = taken.filter(|held| self.fresh(held, now));
         Ok(fresh.map_or(Known::Unknown, |held| Known::Here { at: held.at, what: held }))
+    }
+
+    /// Nothing was seen of a key, and not that it is gone, since what was known of it was taken.
+    pub(crate) fn is_taken(&self, key: &Bytes) -> bool {
+        self.entries().by_key.peek(&key[..]).is_some_and(|entry| entry.shadowed.is_none())
     }
 
     /// Drops what is known of this slot.

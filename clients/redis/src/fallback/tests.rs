@@ -194,20 +194,28 @@ fn what_only_the_server_does_leaves_nothing_behind_here() {
 }
 
 #[test]
-fn a_lifetime_on_its_way_brings_nothing_back_that_was_replaced_meanwhile() {
-    let (fallback, k, now) = (fallback(true), Slot::key("k"), Instant::now());
-    let seen = |text| {
-        let asked = ask_read(&fallback, &k);
-        filled(&fallback, &k, asked, bytes(text), now).unwrap();
-    };
-    seen("old");
-    let BeginWrite::Ask(ticket, Ok(Known::Here { what, .. })) = fallback.begin_write(&k, now)
-    else {
-        panic!("it was seen");
-    };
-    seen("another client's");
-    fallback.landed_life(&k, what, ticket);
-    assert_ne!(read(&fallback, &k, now), Ok(bytes("old")));
+fn a_lifetime_on_its_way_brings_nothing_back_that_was_replaced_or_gone_meanwhile() {
+    let (k, now) = (Slot::key("k"), Instant::now());
+    for (meanwhile, known) in [
+        (vec![], bytes("old")),
+        (vec![bytes("another client's")], None),
+        (vec![None], None),
+        (vec![bytes("another client's"), None], None),
+    ] {
+        let fallback = fallback(true);
+        let seen = |answer| {
+            let asked = ask_read(&fallback, &k);
+            filled(&fallback, &k, asked, answer, now).unwrap();
+        };
+        seen(bytes("old"));
+        let BeginWrite::Ask(ticket, Ok(Known::Here { what, .. })) = fallback.begin_write(&k, now)
+        else {
+            panic!("it was seen");
+        };
+        meanwhile.iter().cloned().for_each(seen);
+        fallback.landed_life(&k, what, ticket);
+        assert_eq!(read(&fallback, &k, now), Ok(known), "{meanwhile:?}");
+    }
 }
 
 #[test]
