@@ -100,6 +100,10 @@ struct Flight<'a> {
 
 impl Flight<'_> {
     /// Nothing was written to its key since it began.
+    fn is_current(&self) -> bool {
+        self.is_in(&self.loads.flights())
+    }
+
     fn is_in(&self, flights: &Flights) -> bool {
         let hear = self.tell.subscribe();
         flights.get(&self.key).is_some_and(|flight| flight.same_channel(&hear))
@@ -388,20 +392,29 @@ impl Wanted<'_> {
             tracing::debug!(db.system.name = "redis", "a loaded value is over the limit; not kept");
             return;
         };
-        let change = Change::Put { value, ttl: Some(self.kept) };
-        let mut storing = pin!(self.client.apply(&self.slot, &change, None));
-        // A write outdates this before it is sent itself. Under the lock either that has happened, and
-        // ours is not sent any more, or ours is the first of the two on their connection.
+        let change = Change::Put { value: value.clone(), ttl: Some(self.kept) };
+        let (mut storing, mut in_doubt) =
+            (pin!(self.client.apply(&self.slot, &change, None)), false);
+        // A write outdates this before it is sent itself: ours is then sent no more, or was the first of
+        // the two on their connection. In the middle of a poll, in which user code may run, so that no
+        // lock is held, nobody knows which was first.
         let kept = poll_fn(|cx| {
-            let flights = flight.loads.flights();
-            if flight.is_in(&flights) {
-                storing.as_mut().poll(cx).map(Some)
-            } else {
-                Poll::Ready(None)
+            if !flight.is_current() {
+                return Poll::Ready(None);
             }
+            let polled = storing.as_mut().poll(cx).map(Some);
+            in_doubt |= !flight.is_current();
+            polled
         });
         if let Some(Err(error)) = kept.await {
             tracing::debug!(db.system.name = "redis", %error, "a loaded value could not be kept");
+        }
+        if in_doubt {
+            let found = self.client.read(&Get(self.slot.clone())).await;
+            if found.is_ok_and(|found| found.value == Some(value)) {
+                // A miss is loaded again.
+                let _ = self.client.apply(&self.slot, &Change::Remove, None).await;
+            }
         }
     }
 

@@ -226,6 +226,49 @@ async fn what_was_loaded_is_not_sent_again_after_a_write() {
     assert_eq!(redis.say("GET k"), "$3\r\nnew\r\n");
 }
 
+/// An observer may do anything, also write while what was loaded is on its way.
+#[cfg(feature = "test-servers")]
+#[tokio::test]
+async fn an_observer_may_write_what_is_being_loaded() {
+    use futures_util::FutureExt;
+    use mainstay_policy::{Event, Jitter, observe};
+    use mainstay_test_support::{Proxy, Redis, proxy::Direction};
+    let redis = Redis::start();
+    let proxy = Proxy::in_front_of(redis.address());
+    let cache = RedisClient::builder()
+        .name("t-observed")
+        .url(format!("redis://{}", proxy.addr()))
+        .policy(|p| p.max_attempts(2).base_delay(ms(1000)).jitter(Jitter::None))
+        .fallback(mainstay_redis::FallbackConfig::off())
+        .build()
+        .unwrap();
+    let source = Arc::<Source>::default();
+    let leader = {
+        let (cache, source) = (cache.clone(), Arc::clone(&source));
+        tokio::spawn(async move { cache.get_or_load("k", HOUR, move || source.load()).await })
+    };
+    source.begun.notified().await;
+    let (writer, wrote) = (cache.clone(), Arc::<AtomicU32>::default());
+    let writes = Arc::clone(&wrote);
+    let _subscription = observe(move |event: &Event| {
+        if matches!(event, Event::Retrying { dependency, .. } if &**dependency == "redis:t-observed")
+            && writes.fetch_add(1, Ordering::SeqCst) == 0
+        {
+            let _ = writer.set("k", "new").into_future().now_or_never();
+        }
+    });
+    proxy.set(|faults| faults.hold());
+    let sent = proxy.arrived(Direction::Requests);
+    source.may_end.notify_one();
+    proxy.until("the SET", |proxy| proxy.arrived(Direction::Requests) > sent).await;
+    proxy.cut();
+    proxy.heal();
+    assert_eq!(leader.await.unwrap().unwrap(), "value 1");
+    assert_eq!(wrote.load(Ordering::SeqCst), 1);
+    let value = redis.say("GET k");
+    assert!(!value.contains("value 1"), "it is not sent again: {value}");
+}
+
 #[cfg(feature = "test-servers")]
 #[tokio::test]
 async fn a_lifetime_is_no_newer_value() {
