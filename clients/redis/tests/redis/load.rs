@@ -1,7 +1,7 @@
 //! `get_or_load`: one caller loads for all, early if it must, and old values stand in for a bound.
 
 use crate::ms;
-use mainstay_policy::Deadline;
+use mainstay_policy::{Deadline, Error};
 use mainstay_redis::{Json, RedisClient};
 use std::{
     convert::Infallible,
@@ -14,9 +14,14 @@ use std::{
     },
     time::Duration,
 };
-use tokio::sync::{Notify, Semaphore, oneshot};
+use tokio::{
+    sync::{Notify, Semaphore, oneshot},
+    task::JoinHandle,
+};
 
 const HOUR: Duration = Duration::from_secs(3600);
+
+type Loaded = Result<String, Error>;
 
 fn local(name: &str) -> RedisClient {
     RedisClient::builder().name(name).build().unwrap()
@@ -48,6 +53,39 @@ impl Source {
         self.may_end.notified().await;
         Ok(format!("value {n}"))
     }
+}
+
+/// A call that has begun to load.
+async fn begins_to_load(cache: &RedisClient, source: &Arc<Source>) -> JoinHandle<Loaded> {
+    let (cache, loader) = (cache.clone(), Arc::clone(source));
+    let leader =
+        tokio::spawn(async move { cache.get_or_load("k", HOUR, move || loader.load()).await });
+    source.begun.notified().await;
+    leader
+}
+
+/// Sends what is lost once more, a second later.
+#[cfg(feature = "test-servers")]
+fn twice(proxy: &mainstay_test_support::Proxy, name: &str) -> RedisClient {
+    RedisClient::builder()
+        .name(name)
+        .url(format!("redis://{}", proxy.addr()))
+        .policy(|p| p.max_attempts(2).base_delay(ms(1000)).jitter(mainstay_policy::Jitter::None))
+        .fallback(mainstay_redis::FallbackConfig::off())
+        .build()
+        .unwrap()
+}
+
+/// The loader ends, and what it loaded is lost with its connection.
+#[cfg(feature = "test-servers")]
+async fn loses_the_set(proxy: &mainstay_test_support::Proxy, source: &Source) {
+    use mainstay_test_support::proxy::Direction;
+    proxy.set(|faults| faults.hold());
+    let sent = proxy.arrived(Direction::Requests);
+    source.may_end.notify_one();
+    proxy.until("the SET", |proxy| proxy.arrived(Direction::Requests) > sent).await;
+    proxy.cut();
+    proxy.heal();
 }
 
 #[tokio::test]
@@ -102,11 +140,7 @@ async fn overtaken<T>(
     write: impl Future<Output = Result<T, mainstay_policy::Error>>,
 ) -> Option<String> {
     let source = Arc::<Source>::default();
-    let leader = {
-        let (cache, source) = (cache.clone(), Arc::clone(&source));
-        tokio::spawn(async move { cache.get_or_load("k", HOUR, move || source.load()).await })
-    };
-    source.begun.notified().await;
+    let leader = begins_to_load(cache, &source).await;
     write.await.unwrap();
     let load = || async { Ok::<_, Infallible>("new".to_owned()) };
     let later = tokio::time::timeout(ms(10_000), cache.get_or_load("k", HOUR, load));
@@ -148,11 +182,7 @@ async fn a_write_that_overtakes_the_storing_of_what_was_loaded_stands() {
     let redis = Redis::start();
     let proxy = Proxy::in_front_of(redis.address());
     let (cache, source) = (crate::client("t-overtaking", proxy.addr()), Arc::<Source>::default());
-    let leader = {
-        let (cache, source) = (cache.clone(), Arc::clone(&source));
-        tokio::spawn(async move { cache.get_or_load("k", HOUR, move || source.load()).await })
-    };
-    source.begun.notified().await;
+    let leader = begins_to_load(&cache, &source).await;
     proxy.set(|faults| faults.hold());
     let sent = proxy.arrived(Direction::Requests);
     source.may_end.notify_one();
@@ -171,11 +201,7 @@ async fn a_newer_value_stays_where_what_was_loaded_had_just_been_sent() {
     let redis = Redis::start();
     let proxy = Proxy::in_front_of(redis.address());
     let (cache, source) = (crate::client("t-newer", proxy.addr()), Arc::<Source>::default());
-    let leader = {
-        let (cache, source) = (cache.clone(), Arc::clone(&source));
-        tokio::spawn(async move { cache.get_or_load("k", HOUR, move || source.load()).await })
-    };
-    source.begun.notified().await;
+    let leader = begins_to_load(&cache, &source).await;
     proxy.set(|faults| faults.hold());
     let arrives = async |what: &str| {
         let sent = proxy.arrived(Direction::Requests);
@@ -195,29 +221,13 @@ async fn a_newer_value_stays_where_what_was_loaded_had_just_been_sent() {
 #[cfg(feature = "test-servers")]
 #[tokio::test]
 async fn what_was_loaded_is_not_sent_again_after_a_write() {
-    use mainstay_policy::Jitter;
-    use mainstay_test_support::{Proxy, Redis, proxy::Direction};
+    use mainstay_test_support::{Proxy, Redis};
     let redis = Redis::start();
     let proxy = Proxy::in_front_of(redis.address());
-    let cache = RedisClient::builder()
-        .name("t-not-again")
-        .url(format!("redis://{}", proxy.addr()))
-        .policy(|p| p.max_attempts(2).base_delay(ms(1000)).jitter(Jitter::None))
-        .fallback(mainstay_redis::FallbackConfig::off())
-        .build()
-        .unwrap();
+    let cache = twice(&proxy, "t-not-again");
     let source = Arc::<Source>::default();
-    let leader = {
-        let (cache, source) = (cache.clone(), Arc::clone(&source));
-        tokio::spawn(async move { cache.get_or_load("k", HOUR, move || source.load()).await })
-    };
-    source.begun.notified().await;
-    proxy.set(|faults| faults.hold());
-    let sent = proxy.arrived(Direction::Requests);
-    source.may_end.notify_one();
-    proxy.until("the SET", |proxy| proxy.arrived(Direction::Requests) > sent).await;
-    proxy.cut();
-    proxy.heal();
+    let leader = begins_to_load(&cache, &source).await;
+    loses_the_set(&proxy, &source).await;
     crate::until(&cache, mainstay_redis::RedisState::Degraded).await;
     crate::until(&cache, mainstay_redis::RedisState::Connected).await;
     cache.set("k", "new").await.unwrap();
@@ -231,23 +241,13 @@ async fn what_was_loaded_is_not_sent_again_after_a_write() {
 #[tokio::test]
 async fn an_observer_may_write_what_is_being_loaded() {
     use futures_util::FutureExt;
-    use mainstay_policy::{Event, Jitter, observe};
-    use mainstay_test_support::{Proxy, Redis, proxy::Direction};
+    use mainstay_policy::{Event, observe};
+    use mainstay_test_support::{Proxy, Redis};
     let redis = Redis::start();
     let proxy = Proxy::in_front_of(redis.address());
-    let cache = RedisClient::builder()
-        .name("t-observed")
-        .url(format!("redis://{}", proxy.addr()))
-        .policy(|p| p.max_attempts(2).base_delay(ms(1000)).jitter(Jitter::None))
-        .fallback(mainstay_redis::FallbackConfig::off())
-        .build()
-        .unwrap();
+    let cache = twice(&proxy, "t-observed");
     let source = Arc::<Source>::default();
-    let leader = {
-        let (cache, source) = (cache.clone(), Arc::clone(&source));
-        tokio::spawn(async move { cache.get_or_load("k", HOUR, move || source.load()).await })
-    };
-    source.begun.notified().await;
+    let leader = begins_to_load(&cache, &source).await;
     let (writer, wrote) = (cache.clone(), Arc::<AtomicU32>::default());
     let writes = Arc::clone(&wrote);
     let _subscription = observe(move |event: &Event| {
@@ -257,12 +257,7 @@ async fn an_observer_may_write_what_is_being_loaded() {
             let _ = writer.set("k", "new").into_future().now_or_never();
         }
     });
-    proxy.set(|faults| faults.hold());
-    let sent = proxy.arrived(Direction::Requests);
-    source.may_end.notify_one();
-    proxy.until("the SET", |proxy| proxy.arrived(Direction::Requests) > sent).await;
-    proxy.cut();
-    proxy.heal();
+    loses_the_set(&proxy, &source).await;
     assert_eq!(leader.await.unwrap().unwrap(), "value 1");
     assert_eq!(wrote.load(Ordering::SeqCst), 1);
     let value = redis.say("GET k");
@@ -275,11 +270,7 @@ async fn a_lifetime_is_no_newer_value() {
     let redis = mainstay_test_support::Redis::start();
     let cache = crate::client("t-lifetime", redis.address());
     let source = Arc::<Source>::default();
-    let leader = {
-        let (cache, source) = (cache.clone(), Arc::clone(&source));
-        tokio::spawn(async move { cache.get_or_load("k", HOUR, move || source.load()).await })
-    };
-    source.begun.notified().await;
+    let leader = begins_to_load(&cache, &source).await;
     cache.expire("k", HOUR).await.unwrap();
     cache.persist("k").await.unwrap();
     source.may_end.notify_one();
