@@ -224,6 +224,26 @@ impl Breaker {
         self.0.state()
     }
 
+    /// Whether it refuses every call, because somebody said so; quick while it is closed.
+    #[must_use]
+    pub fn is_isolated(&self) -> bool {
+        self.is_guarded() && self.gate() == Gate::Isolated
+    }
+
+    /// Whether it would refuse a call now: open, isolated, or half-open with all its probes under way.
+    #[must_use]
+    pub fn is_shut(&self) -> bool {
+        match self.gate() {
+            Gate::Shut(until) => !until.since(clock::now()).is_zero(),
+            Gate::Isolated => true,
+            Gate::Closed | Gate::Ramp(_) | Gate::ForcedClosed => false,
+        }
+    }
+
+    fn gate(&self) -> Gate {
+        self.0.snapshot.read(|snapshot| snapshot.gate)
+    }
+
     /// The one that it is in now, for [`Policy::stream_broke`](crate::Policy::stream_broke).
     #[must_use]
     pub fn generation(&self) -> Generation {
@@ -272,9 +292,14 @@ impl Breaker {
         self.0.publish(&machine, self.cause());
     }
 
+    /// Who has it.
+    pub(crate) fn owners(&self) -> usize {
+        Arc::strong_count(&self.0)
+    }
+
     /// Closed, and of no policy any more.
     pub(crate) fn is_idle(&self) -> bool {
-        Arc::strong_count(&self.0) == 1 && self.0.word.load(Relaxed) & (GUARDED | FAILING) == 0
+        self.owners() == 1 && self.0.word.load(Relaxed) & (GUARDED | FAILING) == 0
     }
 
     pub(crate) fn counters(&self) -> &Counters {
@@ -300,7 +325,7 @@ impl Breaker {
     }
 
     pub(crate) fn next_attempt_in(&self) -> Option<Duration> {
-        match self.0.snapshot.read(|snapshot| snapshot.gate) {
+        match self.gate() {
             Gate::Shut(until) => Some(until.since(clock::now())),
             _ => None,
         }

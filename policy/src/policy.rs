@@ -331,6 +331,13 @@ impl Policy {
         Counters::add(&self.0.breaker.counters().fallbacks);
     }
 
+    /// The dependency is gone for good, such as a server that left its cluster: its breaker is closed
+    /// and listed no more, unless another policy has it too.
+    pub fn retire(&self) {
+        let own = 1 + usize::from(self.0.bulkhead.is_some());
+        crate::registry::retire(&self.0.breaker, own);
+    }
+
     /// How long one step may take from now on: the attempt timeout, or what is left of the deadline
     /// around it, if that is less. For what a client does outside [`Policy::run`].
     #[must_use]

@@ -65,6 +65,20 @@ pub(crate) fn dependency(name: &Arc<str>, config: BreakerConfig) -> (Breaker, Ar
     entry
 }
 
+/// Lists a dependency no more, if only these of its owners have it, who will not ask for it again.
+pub(crate) fn retire(breaker: &Breaker, owners: usize) {
+    let mut all = dependencies();
+    let gone = match breaker.owners() == owners + 1 {
+        true => all.remove(breaker.name()),
+        false => None,
+    };
+    drop(all);
+    if let Some((breaker, _)) = gone {
+        // For who heard that it opened and waits for its end.
+        breaker.reset();
+    }
+}
+
 /// Remembers a policy for [`retune`], and forgets those that are gone.
 pub(crate) fn keep(policy: &Arc<Inner>) {
     let mut all = POLICIES.lock().unwrap_or_else(PoisonError::into_inner);

@@ -1,7 +1,9 @@
 //! An open breaker costs nothing: no connection and no byte, through any door.
 
 use crate::subject::{Client, Mood, Remote, ms, ready};
-use mainstay::{BreakGrowth, BreakerState, Decider, Effect, ErrorKind, get_resilience_health};
+use mainstay::{
+    BreakGrowth, BreakerState, Decider, Effect, ErrorKind, HealthStatus, get_resilience_health,
+};
 use mainstay_test_support::{Proxy, proxy::Direction};
 use std::{error::Error as _, time::Duration};
 
@@ -23,14 +25,22 @@ async fn refuses_without_io_and_says_why<S: Remote>() {
 
     // The server is well, as who asks it past the breaker sees; only the breaker is in the way.
     server.set(Mood::Well).await;
-    client.health().await;
-    proxy
-        .until("what was held is through", |proxy| {
-            let through = |way| proxy.arrived(way) == proxy.bytes(way);
-            proxy.live() <= 1 && through(Direction::Requests) && through(Direction::Replies)
-        })
-        .await;
-    let before = traffic(proxy);
+    let quiet = async || {
+        client.health().await;
+        proxy
+            .until("what was held is through", |proxy| {
+                let through = |way| proxy.arrived(way) == proxy.bytes(way);
+                proxy.live() <= 1 && through(Direction::Requests) && through(Direction::Replies)
+            })
+            .await;
+        traffic(proxy)
+    };
+    let before = quiet().await;
+    let health = client.health().await;
+    assert_eq!(health.status, HealthStatus::Healthy, "{name}: {}", health.detail);
+    assert_eq!(health.breaker, BreakerState::Open, "{name}: the check closes no breaker");
+    assert_ne!(traffic(proxy), before, "{name}: health is measured, and not what the breaker says");
+    let before = quiet().await;
     let doors = S::Client::DOORS.iter().cycle().take(100);
     for door in doors {
         let error = client.call(door).await.unwrap_err();

@@ -7,7 +7,7 @@ use crate::{
     command::{Change, Command, IfAway, Slot},
     config::{FallbackConfig, Limits, RedisClientBuilder, Target},
     fallback::{BeginRead, BeginWrite, Fallback, Held, Known, Life, OnKeys, Refusal},
-    link::{Gate, Line, Link},
+    link::{Line, Link},
     numbers::{Numbers, Tier},
     query::Query,
     value::Value,
@@ -15,14 +15,15 @@ use crate::{
 use arc_swap::ArcSwapOption;
 use bytes::Bytes;
 use futures_util::future::join_all;
-use mainstay_policy::{
-    Attempt, BreakerState, CallError, Effect, Error, Operation, PerRuntime, Policy,
-};
+use mainstay_policy::{Attempt, CallError, Effect, Error, Operation, PerRuntime, Policy};
 use std::{
     fmt,
     future::Future,
     ops::Deref,
-    sync::{Arc, OnceLock, Weak},
+    sync::{
+        Arc, OnceLock, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 use tokio::{
@@ -60,18 +61,6 @@ impl fmt::Debug for RedisClient {
     }
 }
 
-/// Who answers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum RedisState {
-    /// The server.
-    Connected,
-    /// The fallback: the server is away, refused by the breaker, or not configured.
-    Degraded,
-    /// The server is back; keys written meanwhile are being deleted there, the rest is its own.
-    Recovering,
-}
-
 impl RedisClient {
     /// A builder.
     pub fn builder() -> RedisClientBuilder {
@@ -100,20 +89,8 @@ impl RedisClient {
         }))
     }
 
-    /// Who answers now, in this runtime.
-    #[must_use]
-    pub fn state(&self) -> RedisState {
-        let open = self.line().is_some_and(|line| matches!(line.gate(), Gate::Open));
-        if !open || self.0.policy.breaker().state() == BreakerState::Open {
-            RedisState::Degraded
-        } else if self.dirty_keys() > 0 {
-            RedisState::Recovering
-        } else {
-            RedisState::Connected
-        }
-    }
-
-    /// The policy of this server.
+    /// The policy of this server. Who isolates its breaker isolates a cluster as a whole; each master
+    /// has another one beside it, under this name with `@host:port`.
     #[must_use]
     pub fn policy(&self) -> &Policy {
         &self.0.policy
@@ -171,7 +148,6 @@ impl RedisClient {
     #[inline(never)]
     fn other_line(&self, runtime: Id) -> Option<LineRef<'_>> {
         let inner = &self.0;
-        let target = inner.target.as_ref()?;
         if let Some((of, line)) = inner.last.load().as_deref()
             && *of == runtime
             && let Some(line) = line.upgrade()
@@ -179,21 +155,29 @@ impl RedisClient {
         {
             return Some(LineRef::Other(line));
         }
-        let link = inner.links.get_or_init(|| {
-            let link = Link::start(target.clone(), &inner.policy, inner.fallback.clone());
-            link.ok().map(Arc::new)
-        });
-        let line = Arc::clone(link.flatten()?.line());
+        let line = Arc::clone(self.link()?.line());
         if !line.is_one() || inner.first.set((runtime, Arc::clone(&line))).is_err() {
             inner.last.store(Some(Arc::new((runtime, Arc::downgrade(&line)))));
         }
         Some(LineRef::Other(line))
     }
 
+    fn link(&self) -> Option<Arc<Link>> {
+        let inner = &self.0;
+        let target = inner.target.as_ref()?;
+        let link = inner.links.get_or_init(|| {
+            let link = Link::start(target.clone(), &inner.policy, inner.fallback.clone());
+            link.ok().map(Arc::new)
+        });
+        link.flatten()
+    }
+
     /// Ends the connection of the current runtime with QUIT, waited for no longer than this. What
-    /// comes after finds the server away: the fallback answers, or without one it is refused.
+    /// comes after, be it the first call, finds the server away: the fallback answers, or without one
+    /// it is refused.
     pub async fn close(&self, within: Duration) {
-        if let Some(link) = self.0.links.get().flatten() {
+        // Of a client that was not used yet too, so that nobody connects later.
+        if let Some(link) = self.link() {
             link.close(within).await;
         }
     }
@@ -211,9 +195,22 @@ impl RedisClient {
     }
 
     /// A question: the server's answer, or what memory knows while it is away.
-    pub(crate) async fn read<Q: Query>(&self, query: &Q) -> Result<Answer<Q::Found>, Error> {
+    pub(crate) fn read<'a, Q: Query>(
+        &'a self,
+        query: &'a Q,
+    ) -> impl Future<Output = Result<Answer<Q::Found>, Error>> + Send + 'a {
+        self.look(query, None)
+    }
+
+    /// The same, also for an operation of several steps, which counts itself once as answered in the
+    /// server's place.
+    pub(crate) async fn look<Q: Query>(
+        &self,
+        query: &Q,
+        counted: Option<&AtomicBool>,
+    ) -> Result<Answer<Q::Found>, Error> {
         let operation = query.operation().timed_by_driver();
-        let local = |known| self.told(&operation, known);
+        let local = |known| self.told(&operation, known, counted);
         let Some(fallback) = &self.0.fallback else {
             let command = query.command();
             let way = self.way(&command)?;
@@ -262,15 +259,16 @@ impl RedisClient {
     ) -> impl Future<Output = Result<i64, Error>> + Send + 'a {
         // A lifetime leaves the value what it is.
         let newer = !matches!(change, Change::Expire(_));
-        self.apply(slot, change, newer.then_some(&slot.key))
+        self.apply(slot, change, newer.then_some(&slot.key), None)
     }
 
-    /// The same, by a load too, whose value outdates no other.
+    /// The same, by a load too, whose value outdates no other, and which counts itself.
     pub(crate) async fn apply(
         &self,
         slot: &Slot,
         change: &Change,
         outdates: Option<&Bytes>,
+        counted: Option<&AtomicBool>,
     ) -> Result<i64, Error> {
         let operation = change.operation(slot).timed_by_driver();
         let command = change.command(slot);
@@ -278,12 +276,16 @@ impl RedisClient {
             let way = self.way(&command)?;
             let reply = way.ask(self, &operation, &command, IfAway::Fail, outdates).await;
             self.outdate(outdates);
-            return reply.map(count).map_err(|error| self.failed(&operation, error));
+            let reply = reply.map_err(|error| self.failed(&operation, error))?;
+            self.wrote();
+            return Ok(count(reply));
         };
         let local = || {
             self.outdate(outdates);
             let answer = fallback.write(slot, change, Instant::now());
-            answer.map_err(|refusal| self.refused(&operation, refusal)).inspect(|_| self.kept())
+            let answer = answer.map_err(|refusal| self.refused(&operation, refusal))?;
+            self.kept(counted);
+            Ok(answer)
         };
         if !self.is_configured() {
             return local();
@@ -314,7 +316,7 @@ impl RedisClient {
                     }
                     _ => fallback.landed(slot, change, ticket, sent),
                 }
-                self.0.numbers.wrote(Tier::Redis);
+                self.wrote();
                 Ok(answer)
             }
             // Also when nobody knows whether it happened: the key is dirty then, and deleted at the
@@ -326,12 +328,17 @@ impl RedisClient {
             {
                 let before = Some((ticket, before));
                 match fallback.write_after(slot, change, before, Instant::now()) {
-                    Err(Refusal::Unavailable) => Err(self.failed(&operation, error)),
-                    Err(refusal) => Err(self.refused(&operation, refusal)),
                     Ok(answer) => {
-                        self.kept();
+                        self.kept(counted);
                         Ok(answer)
                     }
+                    // That it was not kept here does not mean that it did not happen there.
+                    Err(refusal)
+                        if refusal == Refusal::Unavailable || error.is_outcome_unknown() =>
+                    {
+                        Err(self.failed(&operation, error))
+                    }
+                    Err(refusal) => Err(self.refused(&operation, refusal)),
                 }
             }
             Err(error) => Err(self.failed(&operation, error)),
@@ -365,7 +372,7 @@ impl RedisClient {
         result?.map_err(|error| self.failed(operation, error))
     }
 
-    /// One such command.
+    /// One such command, a write.
     pub(crate) async fn direct_one(
         &self,
         operation: &Operation,
@@ -377,14 +384,16 @@ impl RedisClient {
         let began = Instant::now();
         let mut replies = self.direct(operation, &keys, effect, &commands).await?;
         let reply = replies.pop().unwrap_or(Ok(Value::Nil));
-        reply.map_err(|failure| self.failed(operation, answered(failure, began)))
+        let reply = reply.map_err(|failure| self.failed(operation, answered(failure, began)))?;
+        self.wrote();
+        Ok(reply)
     }
 
     /// The way of one command.
     #[inline]
     fn way(&self, command: &Command<'_>) -> Result<Way<'_>, Error> {
         let line = self.reachable_line()?;
-        let own = line.policy(command);
+        let own = line.policy(command, &self.0.policy);
         Ok(Way { line, own })
     }
 
@@ -413,7 +422,7 @@ impl RedisClient {
             whole(join_all(commands.iter().map(|c| line.send(c, away, timeout))).await)
         };
         let own = match commands {
-            [command] => line.policy(command),
+            [command] => line.policy(command, &self.0.policy),
             _ => None,
         };
         let policy = own.as_ref().unwrap_or(&self.0.policy);
@@ -436,15 +445,27 @@ impl RedisClient {
         Answer { value, source: Source::Redis, age: None }
     }
 
-    fn kept(&self) {
-        self.0.numbers.wrote(Tier::Fallback);
-        self.0.numbers.dirty(self.dirty_keys());
-        self.fell_back();
+    /// The server has taken a write.
+    pub(crate) fn wrote(&self) {
+        self.0.numbers.wrote(Tier::Redis);
     }
 
-    /// An operation was answered in the server's place; without one there is nothing to fall back from.
-    pub(crate) fn fell_back(&self) {
-        if self.is_configured() {
+    /// Memory has taken one.
+    pub(crate) fn kept_here(&self) {
+        self.0.numbers.wrote(Tier::Fallback);
+        self.0.numbers.dirty(self.dirty_keys());
+    }
+
+    fn kept(&self, counted: Option<&AtomicBool>) {
+        self.kept_here();
+        self.fell_back(counted);
+    }
+
+    /// An operation, or the first of its steps, was answered in the server's place; without one there
+    /// is nothing to fall back from.
+    pub(crate) fn fell_back(&self, counted: Option<&AtomicBool>) {
+        let again = counted.is_some_and(|counted| counted.swap(true, Ordering::Relaxed));
+        if self.is_configured() && !again {
             self.0.policy.fell_back();
         }
     }
@@ -454,8 +475,9 @@ impl RedisClient {
         &self,
         operation: &Operation,
         known: Result<Known<T>, Refusal>,
+        counted: Option<&AtomicBool>,
     ) -> Result<Answer<T>, Error> {
-        self.told_one(operation, known).inspect(|_| self.fell_back())
+        self.told_one(operation, known).inspect(|_| self.fell_back(counted))
     }
 
     /// One of several.
@@ -563,7 +585,7 @@ impl<'a> Patience<'a> {
 
     /// Until it is worth another look; `false` once there is no more to hope for.
     async fn wait(&mut self) -> bool {
-        if self.client.state() == RedisState::Degraded {
+        if self.client.is_hopeless() {
             return false;
         }
         let Some((drains, until)) = &mut self.since else {

@@ -15,6 +15,9 @@ impl RedisClient {
     ///
     /// # Errors
     /// As [`RedisClient::del`], and when the key holds no hash.
+    ///
+    /// # Cancel safety
+    /// As [`RedisClient::set`].
     pub async fn hset(
         &self,
         key: impl AsRef<[u8]>,
@@ -56,6 +59,9 @@ impl RedisClient {
     ///
     /// # Errors
     /// As [`RedisClient::hset`].
+    ///
+    /// # Cancel safety
+    /// As [`RedisClient::set`].
     pub async fn hdel(
         &self,
         key: impl AsRef<[u8]>,
@@ -98,6 +104,9 @@ impl RedisClient {
     ///
     /// # Errors
     /// As [`RedisClient::incr_by`], and when the key holds no hash.
+    ///
+    /// # Cancel safety
+    /// As [`RedisClient::set`].
     pub async fn hincr_by(
         &self,
         key: impl AsRef<[u8]>,

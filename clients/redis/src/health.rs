@@ -1,20 +1,73 @@
-//! The check of a probe: PING and ROLE under their own short timeout, past the breaker.
+//! Who answers, and the check of a probe: PING and ROLE under their own short timeout, past the
+//! breaker.
 
 use crate::{
-    client::{RedisClient, RedisState},
+    client::RedisClient,
     command::{Command, IfAway, Raw},
-    link::Gate,
+    link::{Gate, Line},
     value::Value,
 };
-use mainstay_policy::{Health, HealthStatus};
+use mainstay_policy::{Breaker, BreakerState, Health, HealthStatus};
 use std::time::{Duration, Instant};
 
 const TIMEOUT: Duration = Duration::from_secs(1);
 
+/// Who answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum RedisState {
+    /// The server.
+    Connected,
+    /// The fallback: the server is away, a breaker refuses every call, or there is no URL. In a
+    /// cluster: for one master at least.
+    Degraded,
+    /// The server is back, and not everything is its own yet: keys written meanwhile are being
+    /// deleted there, or the breaker lets a growing share of the calls through.
+    Recovering,
+}
+
+fn ramps(breaker: &Breaker) -> bool {
+    breaker.state() == BreakerState::Ramping
+}
+
 impl RedisClient {
-    /// Sends a PING and asks for the server's role; degraded when the fallback answers for the server,
-    /// or when it is a replica. The detail says which tier answers. Takes at most 1 s and never
-    /// feeds the breaker.
+    /// Who answers now, in this runtime.
+    #[must_use]
+    pub fn state(&self) -> RedisState {
+        match self.line() {
+            Some(line) if matches!(line.gate(), Gate::Open) => {
+                if self.breaker_that(&line, Breaker::is_shut).is_some() {
+                    RedisState::Degraded
+                } else if self.dirty_keys() > 0 || self.breaker_that(&line, ramps).is_some() {
+                    RedisState::Recovering
+                } else {
+                    RedisState::Connected
+                }
+            }
+            _ => RedisState::Degraded,
+        }
+    }
+
+    /// Nobody can tell the server of a key now. A half-open breaker is another matter: the recovery
+    /// may be its probe.
+    pub(crate) fn is_hopeless(&self) -> bool {
+        let refuses = |breaker: &Breaker| {
+            matches!(breaker.state(), BreakerState::Open | BreakerState::Isolated)
+        };
+        self.line().is_none_or(|line| {
+            !matches!(line.gate(), Gate::Open) || self.breaker_that(&line, refuses).is_some()
+        })
+    }
+
+    /// The first that is so of the client's breaker and, in a cluster, those of the masters.
+    fn breaker_that(&self, line: &Line, is: impl Fn(&Breaker) -> bool) -> Option<Breaker> {
+        let own = self.policy().breaker().clone();
+        std::iter::once(own).chain(line.breakers()).find(is)
+    }
+
+    /// Sends a PING and asks for the server's role, whatever the breaker says. Degraded when the
+    /// fallback answers for the server, or part of the calls, or when it is a replica. The detail says
+    /// which tier answers. Takes at most 1 s and never feeds the breaker.
     pub async fn health_check(&self) -> Health {
         let started = Instant::now();
         let (status, detail) = self.examine().await;
@@ -75,20 +128,25 @@ impl RedisClient {
             }
             _ => "PING answered",
         };
-        match self.state() {
-            RedisState::Connected => (HealthStatus::Healthy, format!("{role}; Redis answers")),
-            RedisState::Degraded => away(format!("{role}, but the breaker is open")),
-            RedisState::Recovering => {
-                let mut detail =
-                    format!("{role}; {} keys are still served from memory", self.dirty_keys());
-                if let Some(code) = self.fallback().and_then(|fallback| fallback.refused()) {
-                    detail += &format!(
-                        ", as the server refuses to delete them ({code}); allow this user DEL and \
-                         HDEL"
-                    );
-                }
+        if let Some(breaker) = self.breaker_that(&line, |b| b.is_shut() || ramps(b)) {
+            let barred = format!("the breaker {} is {}", breaker.name(), breaker.state().name());
+            return if self.has_fallback() {
+                let detail = format!("{role}, but {barred}; the fallback answers what it refuses");
                 (HealthStatus::Degraded, detail)
-            }
+            } else {
+                (HealthStatus::Healthy, format!("{role}; {barred}"))
+            };
         }
+        let dirty = self.dirty_keys();
+        if dirty == 0 {
+            return (HealthStatus::Healthy, format!("{role}; Redis answers"));
+        }
+        let mut detail = format!("{role}; {dirty} keys are still served from memory");
+        if let Some(code) = self.fallback().and_then(|fallback| fallback.refused()) {
+            detail += &format!(
+                ", as the server refuses to delete them ({code}); allow this user DEL and HDEL"
+            );
+        }
+        (HealthStatus::Degraded, detail)
     }
 }

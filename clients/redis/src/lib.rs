@@ -31,7 +31,7 @@
 //! | `exists` | Redis | whether memory knows it | as while away |
 //! | `ttl` | Redis | of what was written here, or asked for before; else `unavailable` | as while away |
 //! | `hgetall` | Redis | a hash seen or written whole; nothing known: empty, [`Source::Nobody`]; a part known: `unavailable` | waits for Redis to be told, up to 1 s |
-//! | `set`, `mset`, `del`, `hset`, `hdel` | Redis; an unknown outcome counts as away | kept here, `Ok`; refused when `max_dirty` is reached | sent once Redis has been told, else kept here |
+//! | `set`, `mset`, `del`, `hset`, `hdel` | Redis; an unknown outcome counts as away | kept here, `Ok`; refused when `max_dirty` is reached (of an unknown outcome: still unknown) | sent once Redis has been told, else kept here |
 //! | `expire`, `persist` | Redis | of a value that memory knows, for no longer than `max_stale` if it was only seen; else, and of hashes, `unavailable` | as `set` |
 //! | `incr`, `decr`, `hincr_by` | Redis; never repeated after an unknown outcome, which is an error | `unavailable`, or counted here with [`count_offline`](FallbackConfig::count_offline) | waits, then Redis, from 0; with `count_offline` counted here |
 //! | `set_if_absent`, `set_if_present`, `keep_ttl`, `get_set`, `get_del` | Redis; not repeated after an unknown outcome, but for `keep_ttl` | `unavailable`, always | waits, then Redis |
@@ -49,7 +49,8 @@
 //! - Types are kept apart as Redis does, with the same error from either tier.
 //! - A counter's key should be written by nothing else: while one task's `incr` is under way, another's
 //!   write of that key may be kept here, and the key is then deleted there with what was counted.
-//! - In a cluster each master has a breaker of its own. `mget`, `mset` and `pipeline` of several slots
+//! - In a cluster each master has a breaker of its own, `redis@host:port` by name; who isolates the
+//!   client's, `redis`, isolates them all. `mget`, `mset` and `pipeline` of several slots
 //!   are one operation and go by the client's: it opens only when such calls fail, and a master that
 //!   is away makes the keys of that one call come from memory, or fail without a fallback.
 //! - Of a hash changed through this client memory is whole again once `hgetall` has seen it.
@@ -68,7 +69,7 @@
 //! | feature | gives |
 //! |---|---|
 //! | `tls` | `rediss://` |
-//! | `metrics` | `mainstay.redis.reads`, `.writes` (by `tier`: redis, fallback, none), `.errors`, `.recovered`, `.dirty` for the `metrics` facade |
+//! | `metrics` | `mainstay.redis.reads`, `.writes` (by `tier`: redis, fallback, none; each key of `mget` and `mset`, nothing of `run`, `pipeline` and `scan`), `.errors`, `.recovered`, `.dirty` for the `metrics` facade |
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
 mod answer;
@@ -94,11 +95,12 @@ mod value;
 
 pub use answer::{Answer, Source};
 pub use classify::RedisFailure;
-pub use client::{RedisClient, RedisState};
+pub use client::RedisClient;
 pub use config::{
     FallbackConfig, RedisClientBuilder, all_redis_clients, get_redis_client,
     get_redis_client_named, set_redis_client,
 };
+pub use health::RedisState;
 pub use json::Json;
 pub use load::{Load, LoadFailure};
 pub use query::Ttl;

@@ -19,8 +19,8 @@ use crate::{
     recovery,
 };
 use cluster::Cluster;
-use fred::error::Error as Driver;
-use mainstay_policy::Policy;
+use fred::error::{Error as Driver, ErrorKind};
+use mainstay_policy::{Breaker, Policy};
 use peer::{Limits, Peer, Sending};
 use sentinel::Sentinel;
 pub(crate) use slots::Address;
@@ -172,12 +172,21 @@ impl Line {
     }
 
     /// The policy, and with it the breaker, of the node of a cluster that a command is for. `None`:
-    /// that of the client.
+    /// that of the client, which refuses for all nodes while somebody has isolated it.
     #[inline]
-    pub(crate) fn policy(&self, command: &Command<'_>) -> Option<Policy> {
+    pub(crate) fn policy(&self, command: &Command<'_>, client: &Policy) -> Option<Policy> {
         match &self.servers {
+            Servers::Cluster(_) if client.breaker().is_isolated() => None,
             Servers::Cluster(cluster) => cluster.policy(command),
             Servers::One(_) | Servers::Sentinel(_) => None,
+        }
+    }
+
+    /// Those of the nodes of a cluster, beside the client's own.
+    pub(crate) fn breakers(&self) -> Vec<Breaker> {
+        match &self.servers {
+            Servers::Cluster(cluster) => cluster.breakers(),
+            Servers::One(_) | Servers::Sentinel(_) => Vec::new(),
         }
     }
 
@@ -240,6 +249,10 @@ impl Line {
             Servers::Sentinel(sentinel) => sentinel.keep().await,
         }
     }
+}
+
+fn closed_by_us() -> Driver {
+    Driver::new(ErrorKind::Canceled, "closed by this program")
 }
 
 /// Why the gate is closed.

@@ -23,7 +23,7 @@ use std::{
     pin::{Pin, pin},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     task::Poll,
     time::{Duration, Instant},
@@ -272,7 +272,8 @@ where
         Box::pin(async move {
             let Self { client, slot, ttl, stale, loader } = self;
             let (slot, ttl, kept) = (slot?, lifetime(ttl)?, lifetime(ttl.saturating_add(stale))?);
-            let what = Wanted { client: &client, slot, ttl, kept };
+            let fell_back = AtomicBool::new(false);
+            let what = Wanted { client: &client, slot, ttl, kept, fell_back };
             what.get(loader).await
         })
     }
@@ -284,6 +285,8 @@ struct Wanted<'a> {
     ttl: Duration,
     /// Its lifetime, and how long it may stand in for a failed load.
     kept: Duration,
+    /// It was answered in the server's place, which counts once, however often memory is asked.
+    fell_back: AtomicBool,
 }
 
 impl Wanted<'_> {
@@ -354,8 +357,10 @@ impl Wanted<'_> {
 
     /// A cache that fails does not fail its callers; a key that is no cache's does.
     async fn cached<T: FromValue>(&self) -> Result<Cached, Error> {
-        let (value, ttl) = (Get(self.slot.clone()), TtlOf::new(self.slot.clone()));
-        let (answer, ttl) = tokio::join!(self.client.read(&value), self.client.read(&ttl));
+        let (value, ttl) = (Get(self.slot.clone()), TtlOf::if_known(self.slot.clone()));
+        let counted = Some(&self.fell_back);
+        let (answer, ttl) =
+            tokio::join!(self.client.look(&value, counted), self.client.look(&ttl, counted));
         let answer = match answer {
             Ok(answer) => answer,
             Err(error) if self.is_mistake(&error) => return Err(error),
@@ -393,8 +398,9 @@ impl Wanted<'_> {
             return;
         };
         let change = Change::Put { value: value.clone(), ttl: Some(self.kept) };
+        let counted = Some(&self.fell_back);
         let (mut storing, mut in_doubt) =
-            (pin!(self.client.apply(&self.slot, &change, None)), false);
+            (pin!(self.client.apply(&self.slot, &change, None, counted)), false);
         // A write outdates this before it is sent itself: ours is then sent no more, or was the first of
         // the two on their connection. In the middle of a poll, in which user code may run, so that no
         // lock is held, nobody knows which was first.
@@ -410,10 +416,10 @@ impl Wanted<'_> {
             tracing::debug!(db.system.name = "redis", %error, "a loaded value could not be kept");
         }
         if in_doubt {
-            let found = self.client.read(&Get(self.slot.clone())).await;
+            let found = self.client.look(&Get(self.slot.clone()), counted).await;
             if found.is_ok_and(|found| found.value == Some(value)) {
                 // A miss is loaded again.
-                let _ = self.client.apply(&self.slot, &Change::Remove, None).await;
+                let _ = self.client.apply(&self.slot, &Change::Remove, None, counted).await;
             }
         }
     }

@@ -41,7 +41,7 @@ impl RedisClient {
         let queries: Vec<Get> = slots.map(|slot| slot.map(Get)).collect::<Result<_, _>>()?;
         let answers = self.read_many(&queries).await?;
         if answers.iter().any(|answer| answer.source != Source::Redis) {
-            self.fell_back();
+            self.fell_back(None);
         }
         let typed = |value: Option<Bytes>| value.map(T::from_value).transpose();
         answers.into_iter().map(|answer| answer.try_map(typed)).collect()
@@ -51,6 +51,9 @@ impl RedisClient {
     /// node its part); after an error some may be stored.
     ///
     /// # Errors
+    /// As [`RedisClient::set`].
+    ///
+    /// # Cancel safety
     /// As [`RedisClient::set`].
     pub async fn mset(
         &self,
@@ -62,7 +65,7 @@ impl RedisClient {
         };
         let writes: Vec<_> = pairs.into_iter().map(pair).collect::<Result<_, Error>>()?;
         if self.write_many(&writes).await? {
-            self.fell_back();
+            self.fell_back(None);
         }
         Ok(())
     }
@@ -146,7 +149,7 @@ impl RedisClient {
             let (slot, change) = &writes[n];
             self.0.loads.outdate(&slot.key);
             let kept = self.fallback().map(|f| f.write(slot, change, Instant::now()));
-            kept.unwrap_or(Err(Refusal::Unavailable)).map(drop)
+            kept.unwrap_or(Err(Refusal::Unavailable)).map(|_| self.kept_here())
         };
         let refused = |refusal| self.refused(&MSET, refusal);
         let (mut asked, sent) = (Vec::new(), Instant::now());
@@ -186,6 +189,7 @@ impl RedisClient {
                     reply.map_err(|failure| self.failed(&MSET, answered(failure, sent)))?;
                 }
                 for (n, ticket) in asked {
+                    self.wrote();
                     if let Some((fallback, ticket)) = self.fallback().zip(ticket) {
                         fallback.landed(&writes[n].0, &writes[n].1, ticket, sent);
                     }
@@ -194,7 +198,13 @@ impl RedisClient {
             }
             Err(error) if takes && is_outage(&error) => {
                 for (n, _) in asked {
-                    keep(n).map_err(refused)?;
+                    match keep(n) {
+                        // That it was not kept here does not mean that it did not happen there.
+                        Err(_) if error.is_outcome_unknown() => {
+                            return Err(self.failed(&MSET, error));
+                        }
+                        kept => kept.map_err(refused)?,
+                    }
                 }
                 Ok(true)
             }

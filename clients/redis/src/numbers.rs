@@ -5,9 +5,12 @@
 //! |---|---|---|
 //! | `mainstay.redis.reads` | counter | `tier`: redis, fallback, none (a miss that says nothing) |
 //! | `mainstay.redis.writes` | counter | `tier`: redis, fallback |
-//! | `mainstay.redis.errors` | counter | |
+//! | `mainstay.redis.errors` | counter | commands that ended with one |
 //! | `mainstay.redis.recovered` | counter | keys written while degraded, deleted at the server since |
 //! | `mainstay.redis.dirty` | gauge | keys written while degraded and not deleted there yet |
+//!
+//! Of `mget` and `mset` each key counts, of `get_or_load` each question. What `run`, `pipeline` and
+//! `scan` send is neither a read nor a write here.
 
 /// Who served a call.
 #[derive(Clone, Copy)]

@@ -104,10 +104,13 @@ impl Exists {
     /// A hash is there too.
     fn of(
         known: Result<Known<Option<Bytes>>, Refusal>,
-        now: Instant,
+        hash: impl FnOnce() -> Option<Instant>,
     ) -> Result<Known<bool>, Refusal> {
         match known {
-            Err(Refusal::WrongType) => Ok(Known::Here { what: true, at: now }),
+            Err(Refusal::WrongType) => match hash() {
+                Some(at) => Ok(Known::Here { what: true, at }),
+                None => Ok(Known::Unknown),
+            },
             known => known.map(|known| known.map(|_| true)),
         }
     }
@@ -137,13 +140,16 @@ impl Query for Exists {
             Standing::Clean => Standing::Clean,
             Standing::Mixed => Standing::Mixed,
             Standing::Dirty(known) => {
-                Standing::Dirty(Self::of(known.map(|known| known.value().map(Some)), now))
+                let known = known.map(|known| known.value().map(Some));
+                Standing::Dirty(Self::of(known, || dirty.hash(&self.slot.key)))
             }
         }
     }
 
     fn memory(&self, dirty: &Dirty, shadow: &Shadow, now: Instant) -> Result<Known<bool>, Refusal> {
-        Self::of(Get(self.slot.clone()).memory(dirty, shadow, now), now)
+        let key = &self.slot.key;
+        let hash = || dirty.hash(key).max(shadow.hash(key));
+        Self::of(Get(self.slot.clone()).memory(dirty, shadow, now), hash)
     }
 
     fn keep(&self, _: &Shadow, _: &bool, _: Instant) {}
@@ -166,11 +172,17 @@ pub enum Ttl {
 pub(crate) struct TtlOf {
     slot: Slot,
     command: Raw,
+    /// It is no error that memory does not know.
+    if_known: bool,
 }
 
 impl TtlOf {
     pub(crate) fn new(slot: Slot) -> Self {
-        Self { command: Raw::keyed("PTTL", vec![slot.key.clone()]), slot }
+        Self { command: Raw::keyed("PTTL", vec![slot.key.clone()]), slot, if_known: false }
+    }
+
+    pub(crate) fn if_known(slot: Slot) -> Self {
+        Self { if_known: true, ..Self::new(slot) }
     }
 
     fn of(known: Known<super::fallback::Held>, now: Instant) -> Result<Known<Ttl>, Refusal> {
@@ -231,13 +243,19 @@ impl Query for TtlOf {
     }
 
     fn memory(&self, dirty: &Dirty, shadow: &Shadow, now: Instant) -> Result<Known<Ttl>, Refusal> {
-        match dirty.read(&self.slot, now) {
+        let known = match dirty.read(&self.slot, now) {
             Standing::Dirty(known) => known,
             Standing::Mixed => Err(Refusal::Unavailable),
             Standing::Clean => shadow.read(&self.slot, now),
         }
         .map_err(hash_is_unknown)
-        .and_then(|known| Self::of(known, now))
+        .and_then(|known| Self::of(known, now));
+        match known {
+            Err(Refusal::Unavailable) if self.if_known => Ok(Known::Unknown),
+            // The server may hold it.
+            Ok(Known::Unknown) if !self.if_known && !shadow.is_all() => Err(Refusal::Unavailable),
+            known => known,
+        }
     }
 
     fn keep(&self, shadow: &Shadow, found: &Ttl, at: Instant) {

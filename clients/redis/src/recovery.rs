@@ -83,7 +83,7 @@ async fn step(
 async fn forget(task: &Task, policy: &Policy, line: &Line) -> Outcome<()> {
     let forget = Raw::forget(&task.key, &task.fields);
     let command = Command::Raw(&forget);
-    let own = line.policy(&command);
+    let own = line.policy(&command, policy);
     let policy = own.as_ref().unwrap_or(policy);
     let command = &command;
     let result = policy.run(&RECOVER, |attempt| async move {

@@ -198,6 +198,9 @@ impl RedisClient {
     /// On `.await`: what the server refuses, what the policy decides, and commands that would block
     /// or change the connection that all callers share, such as BLPOP, MULTI and SUBSCRIBE.
     ///
+    /// # Cancel safety
+    /// As [`RedisClient::set`].
+    ///
     /// ```no_run
     /// # async fn run(cache: &mainstay_redis::RedisClient) -> Result<(), mainstay_policy::Error> {
     /// let length = cache.run("LPUSH").key("list").arg("value").await?;
@@ -224,6 +227,9 @@ impl RedisClient {
     ///
     /// # Errors
     /// When they were not all answered; with [`Error::is_outcome_unknown`] if some may have happened.
+    ///
+    /// # Cancel safety
+    /// As [`RedisClient::set`].
     ///
     /// ```no_run
     /// # async fn run(cache: &mainstay_redis::RedisClient) -> Result<(), mainstay_policy::Error> {

@@ -47,8 +47,15 @@ impl RedisClient {
     /// Stores a value: `.set("key", "value").ttl(Duration::from_secs(60)).await`.
     ///
     /// # Errors
-    /// On `.await`: a key, value or lifetime over its limit; a fallback that is full; or, without a
-    /// fallback, a server that is away.
+    /// On `.await`: a key, value or lifetime over its limit; a fallback that is full (when the server's
+    /// answer was lost: with [`Error::is_outcome_unknown`]); or, without a fallback, a server that is
+    /// away.
+    ///
+    /// # Cancel safety
+    /// A write whose future is dropped may have happened or may happen yet: what the connection has
+    /// taken is sent all the same. Memory then knows nothing of the key, so that a read of it asks the
+    /// server or is a miss. The policy's timeout, unlike one around the call, takes back what was not
+    /// sent.
     pub fn set(&self, key: impl AsRef<[u8]>, value: impl ToValue) -> Set {
         Set { what: Setting::new(self, key, value), keep: false }
     }
@@ -61,6 +68,9 @@ impl RedisClient {
     ///
     /// # Errors
     /// As [`RedisClient::set`], and whenever the server is away.
+    ///
+    /// # Cancel safety
+    /// As [`RedisClient::set`].
     pub fn set_if_absent(&self, key: impl AsRef<[u8]>, value: impl ToValue) -> SetIf {
         SetIf { what: Setting::new(self, key, value), condition: "NX" }
     }
@@ -69,6 +79,9 @@ impl RedisClient {
     ///
     /// # Errors
     /// As [`RedisClient::set_if_absent`].
+    ///
+    /// # Cancel safety
+    /// As [`RedisClient::set`].
     pub fn set_if_present(&self, key: impl AsRef<[u8]>, value: impl ToValue) -> SetIf {
         SetIf { what: Setting::new(self, key, value), condition: "XX" }
     }
@@ -78,6 +91,9 @@ impl RedisClient {
     ///
     /// # Errors
     /// As [`RedisClient::get`] and [`RedisClient::set_if_absent`].
+    ///
+    /// # Cancel safety
+    /// As [`RedisClient::set`].
     pub async fn get_set<T: FromValue>(
         &self,
         key: impl AsRef<[u8]>,
@@ -94,6 +110,9 @@ impl RedisClient {
     ///
     /// # Errors
     /// As [`RedisClient::get`] and [`RedisClient::set_if_absent`].
+    ///
+    /// # Cancel safety
+    /// As [`RedisClient::set`]: a token may be gone that nobody got.
     pub async fn get_del<T: FromValue>(&self, key: impl AsRef<[u8]>) -> Result<Option<T>, Error> {
         const GETDEL: Operation = Operation::new("getdel", Idempotency::Unsafe);
         let slot = self.slot(key, None)?;
@@ -116,6 +135,9 @@ impl RedisClient {
     ///
     /// # Errors
     /// When the server refuses, when the fallback is full or, without one, when the server is away.
+    ///
+    /// # Cancel safety
+    /// As [`RedisClient::set`].
     pub async fn del(&self, key: impl AsRef<[u8]>) -> Result<bool, Error> {
         Ok(self.write(&self.slot(key, None)?, &Change::Remove).await? > 0)
     }
@@ -137,7 +159,7 @@ impl RedisClient {
     }
 
     /// How long a key still lives. While degraded: of values that this client wrote or asked this of
-    /// before, otherwise an error.
+    /// before, otherwise an error, since the server may hold what memory does not know.
     ///
     /// # Errors
     /// As [`RedisClient::get`].
@@ -158,6 +180,9 @@ impl RedisClient {
     ///
     /// # Errors
     /// As [`RedisClient::del`]; for a lifetime of 0, which is `del`; or of more than 100 years.
+    ///
+    /// # Cancel safety
+    /// As [`RedisClient::set`].
     pub async fn expire(&self, key: impl AsRef<[u8]>, ttl: Duration) -> Result<bool, Error> {
         let (slot, ttl) = (self.slot(key, None)?, lifetime(ttl)?);
         Ok(self.write(&slot, &Change::Expire(Some(ttl))).await? > 0)
@@ -168,6 +193,9 @@ impl RedisClient {
     ///
     /// # Errors
     /// As [`RedisClient::del`].
+    ///
+    /// # Cancel safety
+    /// As [`RedisClient::set`].
     pub async fn persist(&self, key: impl AsRef<[u8]>) -> Result<bool, Error> {
         Ok(self.write(&self.slot(key, None)?, &Change::Expire(None)).await? > 0)
     }
@@ -195,6 +223,9 @@ impl RedisClient {
     /// # Errors
     /// When the value is no whole number or the sum none of 64 bits; when the server is away; with
     /// [`Error::is_outcome_unknown`] when the answer was lost: it may have been added.
+    ///
+    /// # Cancel safety
+    /// As [`RedisClient::set`].
     pub async fn incr_by(&self, key: impl AsRef<[u8]>, n: i64) -> Result<i64, Error> {
         self.write(&self.slot(key, None)?, &Change::Add(n)).await
     }

@@ -243,6 +243,20 @@ async fn largest_settings_do_not_panic() {
     assert_eq!(error.attempts(), 1);
 }
 
+#[test]
+fn a_retired_dependency_is_listed_no_more_unless_another_policy_has_it() {
+    let (policy, other) = (Policy::api("t-retired"), Policy::api("t-retired"));
+    policy.breaker().isolate();
+    policy.retire();
+    let state = || crate::breaker("api:t-retired").map(|breaker| breaker.state());
+    assert_eq!(state(), Some(BreakerState::Isolated));
+    drop(other);
+    policy.retire();
+    assert_eq!(state(), None);
+    assert_eq!(policy.breaker().state(), BreakerState::Closed);
+    assert_eq!(Policy::api("t-retired").breaker().state(), BreakerState::Closed, "a new one");
+}
+
 mod cancel;
 mod inside;
 mod order;

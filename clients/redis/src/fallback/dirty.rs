@@ -121,6 +121,11 @@ impl Dirty {
         })
     }
 
+    /// When anything of a hash was written here last.
+    pub(crate) fn hash(&self, key: &Bytes) -> Option<Instant> {
+        self.keys.get(key)?.fields.values().flatten().map(|held| held.at).max()
+    }
+
     /// All fields of a hash, if the server's are of no account any more.
     pub(crate) fn read_all(&self, key: &Bytes, now: Instant) -> Standing<Pairs> {
         let Some(entry) = self.keys.get(key) else { return Standing::Clean };

@@ -175,6 +175,19 @@ impl Shadow {
         same.then_some((at, life))
     }
 
+    /// Without a server there is no more than this.
+    pub(crate) const fn is_all(&self) -> bool {
+        self.max_stale.is_none()
+    }
+
+    /// When anything of a hash was seen last.
+    pub(crate) fn hash(&self, key: &Bytes) -> Option<Instant> {
+        match self.get(key)? {
+            Shadowed::Hash(fields) => lock(&fields).seen.values().map(|held| held.at).max(),
+            Shadowed::Text(_) => None,
+        }
+    }
+
     pub(crate) fn read(&self, slot: &Slot, now: Instant) -> Result<Known<Held>, Refusal> {
         let held = match (self.get(&slot.key), &slot.field) {
             (None, _) => None,

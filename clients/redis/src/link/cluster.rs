@@ -5,7 +5,7 @@
 //! of three masters killed, every key timed out for as long as that lasted.
 
 use super::{
-    CONNECT_PATIENCE, Gate, PATIENCE,
+    CONNECT_PATIENCE, Gate, PATIENCE, closed_by_us,
     peer::{Limits, Peer},
     slots::{Address, Map, Master, Redirect},
     words,
@@ -21,7 +21,7 @@ use fred::{
     util::redis_keyslot,
 };
 use futures_util::future::{join_all, select_all};
-use mainstay_policy::{BreakerState, Policy};
+use mainstay_policy::{Breaker, Policy};
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, PoisonError, RwLock},
@@ -98,6 +98,11 @@ impl Cluster {
     pub(super) fn policy(&self, command: &Command<'_>) -> Option<Policy> {
         let owner = self.owner(command).filter(|_| !command.is_for_every_node());
         owner.and_then(|node| node.policy.clone())
+    }
+
+    pub(super) fn breakers(&self) -> Vec<Breaker> {
+        let nodes = self.table().nodes;
+        nodes.iter().filter_map(|node| Some(node.policy.as_ref()?.breaker().clone())).collect()
     }
 
     pub(super) fn reaches(&self, key: &[u8]) -> bool {
@@ -234,9 +239,6 @@ impl Cluster {
         let mut connecting = false;
         for node in &nodes {
             match node.peer.gate() {
-                Gate::Open if node.is_refused() => {
-                    away.push(format!("{}: the breaker is open", node.master.address));
-                }
                 Gate::Open => {}
                 Gate::Connecting => connecting = true,
                 Gate::Closed(why) | Gate::Partly(why) => {
@@ -282,6 +284,9 @@ impl Cluster {
     }
 
     pub(super) async fn close(&self, within: Duration) {
+        // Who comes before there is a map need not wait for one.
+        *self.cause.lock().unwrap_or_else(PoisonError::into_inner) = Some(closed_by_us());
+        self.tried.send_replace(true);
         let nodes = self.table().nodes;
         join_all(nodes.iter().map(|node| node.peer.close(within))).await;
     }
@@ -385,18 +390,14 @@ impl Cluster {
             let Some(node) = node else { return };
             nodes.push(node);
         }
+        *self.table.write().unwrap_or_else(PoisonError::into_inner) =
+            Table { nodes, owners: Arc::new(map.owners) };
         if !known.is_empty() {
             let count = known.len();
             tracing::info!(db.system.name = "redis", count, "nodes left the cluster's map");
         }
-        *self.table.write().unwrap_or_else(PoisonError::into_inner) =
-            Table { nodes, owners: Arc::new(map.owners) };
-    }
-}
-
-impl Node {
-    fn is_refused(&self) -> bool {
-        self.policy.as_ref().is_some_and(|policy| policy.breaker().state() == BreakerState::Open)
+        // Nobody calls them any more, so that an open breaker of theirs would never close.
+        known.values().filter_map(|node| node.policy.as_ref()).for_each(Policy::retire);
     }
 }
 

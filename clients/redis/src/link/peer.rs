@@ -8,7 +8,7 @@
 mod sending;
 
 use super::{
-    CONNECT_PATIENCE, Gate, MARGIN, PATIENCE,
+    CONNECT_PATIENCE, Gate, MARGIN, PATIENCE, closed_by_us,
     driver::{self, Answer},
     words,
 };
@@ -211,9 +211,13 @@ impl Peer {
     pub(super) async fn close(&self, within: Duration) {
         // It would take this for an outage and connect again.
         self.end_watcher();
-        let closed = Driver::new(ErrorKind::Canceled, "closed by this program");
-        self.core.set(State::Down(Some(closed)));
-        let _ = tokio::time::timeout(within, self.core.client().quit()).await;
+        match self.core.set(State::Down(Some(closed_by_us()))) {
+            State::Up => {
+                let _ = tokio::time::timeout(within, self.core.client().quit()).await;
+            }
+            // There is nobody to say it to.
+            State::Connecting | State::Down(_) => self.end(),
+        }
     }
 
     /// Resolves once calls reach the server.

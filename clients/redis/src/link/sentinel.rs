@@ -4,7 +4,7 @@
 //! first each time, so that a frozen one keeps it from the others for ever.
 
 use super::{
-    CONNECT_PATIENCE, Gate, PATIENCE,
+    CONNECT_PATIENCE, Gate, PATIENCE, closed_by_us,
     peer::{Limits, Peer},
     slots::{Address, text},
     words,
@@ -132,6 +132,9 @@ impl Sentinel {
     }
 
     pub(super) async fn close(&self, within: Duration) {
+        // Who comes before a master was found need not wait for one.
+        *self.cause.lock().unwrap_or_else(PoisonError::into_inner) = Some(closed_by_us());
+        self.tried.send_replace(true);
         if let Some(master) = self.master() {
             master.close(within).await;
         }

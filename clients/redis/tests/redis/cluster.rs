@@ -1,7 +1,7 @@
 //! A cluster: redirections, moves, failovers, and a dead master that takes nobody else along.
 
 use crate::{ms, pipeline_in_order, strict, text, until_true};
-use mainstay_policy::{BreakerState, Effect, HealthStatus};
+use mainstay_policy::{BreakerState, Decider, Effect, HealthStatus};
 use mainstay_redis::{RedisClient, RedisState, Value};
 use mainstay_test_support::RedisCluster;
 use std::time::{Duration, Instant};
@@ -33,6 +33,41 @@ async fn every_key_goes_to_its_master_at_once() {
     let health = client.health_check().await;
     assert_eq!(health.status, HealthStatus::Healthy, "{}", health.detail);
     assert_eq!(client.state(), RedisState::Connected);
+}
+
+#[tokio::test]
+async fn who_isolates_the_client_isolates_every_master() {
+    let cluster = RedisCluster::start(3, false);
+    let client = strict("t-cluster-isolated", &cluster.url());
+    let keys = [0, 1, 2].map(|master| cluster.key_of(master, 0));
+    for key in &keys {
+        client.set(key, "1").await.unwrap();
+    }
+    client.policy().breaker().isolate();
+    for key in &keys {
+        for error in [
+            client.get::<String>(key).await.unwrap_err(),
+            client.set(key, "2").await.unwrap_err(),
+            client.run("GET").key(key).await.unwrap_err(),
+        ] {
+            assert_eq!(error.decider(), Some(Decider::Isolation), "{error:?}");
+        }
+    }
+    assert_eq!(client.state(), RedisState::Degraded);
+    client.policy().breaker().reset();
+    for key in &keys {
+        assert_eq!(text(&client, key).await.as_deref(), Some("1"));
+    }
+    // One master's breaker by its own name.
+    let one = format!("redis:t-cluster-isolated@{}", cluster.nodes[0].address());
+    mainstay_policy::breaker(&one).unwrap().isolate();
+    let error = client.get::<String>(&keys[0]).await.unwrap_err();
+    assert_eq!(error.decider(), Some(Decider::Isolation), "{error:?}");
+    assert_eq!(text(&client, &keys[1]).await.as_deref(), Some("1"));
+    assert_eq!(client.state(), RedisState::Degraded);
+    let health = client.health_check().await;
+    assert_eq!(health.status, HealthStatus::Healthy, "{}", health.detail);
+    assert!(health.detail.contains(&one), "{}", health.detail);
 }
 
 #[tokio::test]
@@ -223,6 +258,13 @@ async fn a_replica_that_takes_over_is_found() {
     assert!(cluster.nodes[3].say("ROLE").contains("master"));
     assert_eq!(cluster.nodes[3].say(&format!("GET {key}")), "$1\r\n2\r\n");
     until_true("whole", ms(5000), async || client.state() == RedisState::Connected).await;
+    // Nobody asks the one that left any more, and its open breaker is nobody's trouble.
+    let listed = |node: usize| {
+        let name = format!("redis:t-failover@{}", cluster.nodes[node].address());
+        mainstay_policy::breaker(&name).is_some()
+    };
+    assert!(listed(3));
+    until_true("forgotten", ms(5000), async || !listed(0)).await;
     // The old one comes back as a replica: nothing changes.
     cluster.nodes[0].restart();
     for _ in 0..100 {

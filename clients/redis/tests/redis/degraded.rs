@@ -26,7 +26,7 @@ impl Place {
         until(cache, RedisState::Degraded).await;
     }
 
-    async fn give_back(&self, cache: &RedisClient) {
+    pub(crate) async fn give_back(&self, cache: &RedisClient) {
         self.proxy.listen();
         until(cache, RedisState::Connected).await;
     }
@@ -85,6 +85,8 @@ async fn reads_and_writes() {
     let written = cache.ttl_answer("written").await.unwrap();
     assert_eq!((written.value, written.source), (Ttl::Forever, Source::Fallback));
     assert_eq!(cache.ttl("deleted").await.unwrap(), Ttl::Missing);
+    let unknown = cache.ttl("other").await.unwrap_err();
+    assert!(is_unavailable(&unknown), "the server has it: {unknown:?}");
     assert!(cache.expire("lived", Duration::from_secs(9)).await.unwrap());
     assert!(
         matches!(cache.ttl("lived").await.unwrap(), Ttl::Left(l) if l <= Duration::from_secs(9))
@@ -130,9 +132,14 @@ async fn each_operation_that_memory_answers_is_counted_as_a_fallback() {
     // Nothing is kept then.
     cache.incr("n").await.unwrap_err();
     assert_eq!(count(), 5);
+    let load = || async { Ok::<_, std::io::Error>("3".to_owned()) };
+    for (n, key, value) in [(6, "k", "2"), (7, "loaded", "3")] {
+        let got = cache.get_or_load::<String, _, _, _>(key, Duration::from_secs(60), load).await;
+        assert_eq!((got.unwrap().as_str(), count()), (value, n), "{key}");
+    }
     place.give_back(&cache).await;
     get(&cache, "k").await;
-    assert_eq!(count(), 5);
+    assert_eq!(count(), 7);
 
     let alone = RedisClient::builder().name("t-alone").build().unwrap();
     alone.set("k", "1").await.unwrap();
@@ -149,6 +156,7 @@ async fn hashes() {
     cache.hgetall::<String>("whole").await.unwrap();
     cache.hget::<String>("part", "a").await.unwrap();
     cache.set("text", "1").await.unwrap();
+    let away = std::time::Instant::now();
     place.take_away(&cache).await;
 
     let hget = async |key: &str, field: &str| {
@@ -160,6 +168,9 @@ async fn hashes() {
     let whole = cache.hgetall_answer::<String>("whole").await.unwrap();
     assert_eq!((whole.value.len(), whole.source), (2, Source::Fallback));
     assert!(is_unavailable(&cache.hgetall::<String>("part").await.unwrap_err()));
+    // Of a hash too, for which another command is asked.
+    let age = cache.exists_answer("whole").await.unwrap().age.unwrap();
+    assert!(age >= away.elapsed(), "{age:?}");
     let none = cache.hgetall_answer::<String>("none").await.unwrap();
     assert_eq!((none.value.len(), none.source), (0, Source::Nobody));
     cache.hset("part", "a", "9").await.unwrap();
@@ -264,4 +275,35 @@ async fn read_only_answers_reads_and_refuses_writes() {
     place.give_back(&reader).await;
     let nothing = RedisClient::builder().fallback(FallbackConfig::read_only()).build().unwrap_err();
     assert!(nothing.to_string().contains("takes writes"), "{nothing}");
+}
+
+#[tokio::test]
+async fn a_write_that_may_have_happened_says_so_when_there_is_no_room_for_it_here() {
+    let place = Place::new();
+    let cache = RedisClient::builder()
+        .name("t-no-room")
+        .url(format!("redis://{}", place.proxy.addr()))
+        .policy(|p| p.timeout(ms(500)).max_attempts(1).recovery_timeout(ms(200)))
+        .fallback(FallbackConfig::new().max_dirty_entries(0))
+        .build()
+        .unwrap();
+    let unknown = |error: &Error| {
+        assert!(error.is_outcome_unknown(), "{error:?}");
+        assert_eq!(error.attempts(), 1, "{error:?}");
+        assert!(std::error::Error::source(error).is_some(), "{error:?}");
+    };
+    cache.set("k", "old").await.unwrap();
+    place.proxy.lose_next_reply();
+    unknown(&cache.set("k", "new").await.unwrap_err());
+    assert_eq!(place.redis.say("GET k"), "$3\r\nnew\r\n");
+
+    until(&cache, RedisState::Connected).await;
+    place.proxy.lose_next_reply();
+    unknown(&cache.mset([("k", "newest"), ("l", "newest")]).await.unwrap_err());
+    assert_eq!(place.redis.say("GET l"), "$6\r\nnewest\r\n");
+
+    place.take_away(&cache).await;
+    let full = cache.set("k", "never").await.unwrap_err();
+    assert!(full.downcast_ref::<RedisFailure>().unwrap().is_fallback_full(), "{full:?}");
+    assert!(!full.is_outcome_unknown());
 }

@@ -30,6 +30,8 @@ mod runtimes;
 #[cfg(feature = "test-servers")]
 mod sentinel;
 #[cfg(feature = "test-servers")]
+mod standing;
+#[cfg(feature = "test-servers")]
 mod timers;
 #[cfg(all(feature = "test-servers", feature = "tls"))]
 mod tls;

@@ -1,8 +1,8 @@
 //! A client and the runtimes that come and go around it.
 
-use crate::{client, ms, text};
-use mainstay_redis::RedisState;
-use mainstay_test_support::Redis;
+use crate::{client, ms, strict, text};
+use mainstay_redis::{RedisFailure, RedisState};
+use mainstay_test_support::{Redis, RedisCluster};
 use std::time::Instant;
 
 #[test]
@@ -43,5 +43,26 @@ async fn a_dropped_client_leaves_no_connection() {
     while connected() {
         assert!(started.elapsed() < ms(3000));
         tokio::time::sleep(ms(10)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_client_closed_before_its_first_call_connects_no_more() {
+    let (redis, cluster) = (Redis::start(), RedisCluster::start(3, false));
+    let urls = [
+        format!("redis://{}", redis.address()),
+        cluster.url(),
+        format!("redis-sentinel://{}/0?sentinelServiceName=main", redis.address()),
+    ];
+    for (n, url) in urls.iter().enumerate() {
+        let client = strict(&format!("t-closed-{n}"), url);
+        let began = Instant::now();
+        client.close(ms(5000)).await;
+        let error = client.get::<String>("k").await.unwrap_err();
+        assert!(error.downcast_ref::<RedisFailure>().unwrap().is_outage(), "{url}: {error:?}");
+        let text = mainstay_policy::report(&error).to_string();
+        assert!(text.contains("the connection was closed"), "{url}: {text}");
+        assert!(began.elapsed() < ms(700), "{url}: nothing is waited for: {:?}", began.elapsed());
+        assert_eq!(client.state(), RedisState::Degraded, "{url}");
     }
 }
