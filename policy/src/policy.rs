@@ -326,6 +326,12 @@ impl Policy {
         }
     }
 
+    /// What a call of this policy may have done stays unknown, though it ended with a refusal: tells the policy
+    /// around it, as [`Self::run`] does of what it knows itself.
+    pub fn tell_unknown(&self) {
+        Scope::mark(self.0.limits().owns_retries(), true);
+    }
+
     /// A client's own fallback has answered one operation: counts it for health and metrics.
     pub fn fell_back(&self) {
         Counters::add(&self.0.breaker.counters().fallbacks);

@@ -152,6 +152,7 @@ impl S3Client {
                 && error.is_in_doubt()
             {
                 *effect = Effect::Unknown;
+                policy.tell_unknown();
             }
             Error::from_call(policy.name(), operation.name(), error)
         })
@@ -160,18 +161,22 @@ impl S3Client {
     /// A failure of this machine in the middle of an operation.
     pub(crate) fn local(&self, operation: &Operation, failure: S3Failure) -> Error {
         let (attempts, elapsed, effect) = (0, Duration::ZERO, Effect::Permanent);
+        let policy = self.policy();
         let error = match failure.out_of_time() {
             None => CallError::Backend { attempts, elapsed, effect, error: failure },
-            Some(late) => CallError::Stopped {
-                by: Decider::Deadline,
-                attempts,
-                elapsed,
-                effect: if late.may_have_happened { Effect::Unknown } else { Effect::NeverSent },
-                retry_after: None,
-                last: Some(failure),
-            },
+            Some(late) => {
+                let effect = match late.may_have_happened {
+                    true => {
+                        policy.tell_unknown();
+                        Effect::Unknown
+                    }
+                    false => Effect::NeverSent,
+                };
+                let (by, retry_after, last) = (Decider::Deadline, None, Some(failure));
+                CallError::Stopped { by, attempts, elapsed, effect, retry_after, last }
+            }
         };
-        Error::from_call(self.policy().name(), operation.name(), error)
+        Error::from_call(policy.name(), operation.name(), error)
     }
 
     /// The same dependency with more time for many bytes; a deadline set by the user stays.

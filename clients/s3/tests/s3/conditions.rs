@@ -1,7 +1,7 @@
 //! Writes that are done only if, and what a repeat of one means.
 
 use crate::{builder, bytes, client, quick};
-use mainstay_policy::{Effect, Error, Hedge, report};
+use mainstay_policy::{Effect, Error, Hedge, Kind, Policy, report};
 use mainstay_s3::S3Failure;
 use mainstay_test_support::{
     S3,
@@ -132,6 +132,21 @@ async fn what_may_have_been_written_and_may_not_be_looked_at_is_an_unknown_outco
     let code = error.downcast_ref().and_then(S3Failure::code);
     assert_eq!((code, error.effect()), (Some("NoSuchUpload"), Effect::Unknown));
     assert_eq!(memory.object("k").unwrap(), large);
+}
+
+/// Which cannot read it in an error of the caller's own.
+#[tokio::test]
+async fn a_policy_around_it_is_told_of_what_may_have_been_written() {
+    let (store, memory, s3) = with_store().await;
+    let around = Policy::builder(Kind::Custom, "around-a-refused-write").build().unwrap();
+    lost_and_hidden(&store);
+    let put = || async { s3.put(BUCKET, "k", "mine").if_absent().await.map_err(|_| "not mine") };
+    let error = around.call(put).await.unwrap_err();
+    assert!(error.is_outcome_unknown() && error.attempts() == 1, "{error:?}");
+    assert_eq!(memory.object("k").unwrap(), "mine");
+    // It was there before: that is known.
+    let error = around.call(put).await.unwrap_err();
+    assert!(!error.is_outcome_unknown(), "{error:?}");
 }
 
 #[tokio::test]
