@@ -149,7 +149,12 @@ impl S3Failure {
 
     /// A download may find it right when it begins anew.
     pub(crate) fn begins_anew(&self) -> bool {
-        matches!(self.what, What::Changed | What::Damaged)
+        self.what == What::Changed || self.is_damaged()
+    }
+
+    /// Of a transfer, all of which was moved.
+    pub(crate) fn is_damaged(&self) -> bool {
+        self.what == What::Damaged
     }
 
     /// The store asks for less load, in words (`SlowDown`) or by its status.

@@ -78,7 +78,8 @@ impl S3Client {
 /// # Errors
 /// A missing local file, a missing bucket, a file that changed while it was read, or what kept
 /// it from being written. The object is then as it was, unless the outcome is unknown, and the upload
-/// is aborted.
+/// is aborted. It is unknown too if the store, having joined the parts, tells a checksum of other bytes than the
+/// file's: the object is then replaced.
 ///
 /// # Cancel safety
 /// Dropping the future aborts an upload in parts from a task of its own. What a killed process
@@ -224,8 +225,7 @@ impl<'a> Job<'a> {
         let written = match (sent, mark) {
             // A condition that a repeat meets may be its own first attempt's doing: look.
             (Err(error), Some(mark)) if error.attempts() > 1 => {
-                let landed = self.landed(mark, sums().as_slice()).await;
-                landed.ok_or(error)?
+                self.landed(mark, sums().as_slice(), error).await?
             }
             (sent, _) => sent?,
         };
@@ -277,6 +277,10 @@ impl<'a> Job<'a> {
                 Ok(written)
             }
             Err(error) => {
+                if is_damaged(&error) {
+                    // It is completed, if not with these bytes.
+                    pending.completed();
+                }
                 if let Some(abort) = pending.abort() {
                     let left = Deadline::current().map_or(ABORT_WAIT, Deadline::left);
                     let _ = tokio::time::timeout(left.min(ABORT_WAIT), abort).await;
@@ -318,19 +322,14 @@ impl<'a> Job<'a> {
         unchanged.map_err(|failure| self.client().local(&UPLOAD, failure))?;
         sent.sort_by_key(|sent| sent.part.part_number);
         let sums: Option<Vec<Sum>> = sent.iter().map(|sent| sent.sum).collect();
-        let (written, told) = match self.complete(begun, sent, sums.as_deref()).await {
+        let sums = sums.as_deref();
+        match self.complete(begun, sent, sums).await {
+            Err(error) if is_damaged(&error) => Err(error),
             // A completion that went unacknowledged makes its repeat fail: look.
             Err(error) if error.is_outcome_unknown() || error.attempts() > 1 => {
-                let landed = self.landed(&begun.mark, sums.as_deref().unwrap_or_default()).await;
-                return landed.ok_or(error);
+                self.landed(&begun.mark, sums.unwrap_or_default(), error).await
             }
-            end => end?,
-        };
-        match told.zip(sums) {
-            Some((told, sums)) if !told.is_of(&sums) => {
-                Err(self.client().local(&UPLOAD, S3Failure::other_bytes()))
-            }
-            _ => Ok(written),
+            end => end,
         }
     }
 
@@ -339,7 +338,7 @@ impl<'a> Job<'a> {
         begun: &Begun,
         sent: Vec<Sent>,
         sums: Option<&[Sum]>,
-    ) -> Result<(Written, Option<Told>), Error> {
+    ) -> Result<Written, Error> {
         let parts = Some(sent.into_iter().map(|sent| sent.part).collect());
         let upload = CompletedMultipartUpload::builder().set_parts(parts).build();
         let (length, doubt) = (self.source.length, &Doubt::default());
@@ -347,6 +346,7 @@ impl<'a> Job<'a> {
             let value = fold(Crc::Crc32, sums.iter().copied());
             Crc::Crc32.text(value)
         });
+        let sums = sums.unwrap_or_default();
         self.client()
             .call(&COMPLETE_UPLOAD, self.target, length.min(JOIN), |sdk, attempt| {
                 let complete = self.upload.options.complete(sdk.complete_multipart_upload());
@@ -363,8 +363,8 @@ impl<'a> Job<'a> {
                     doubt.sent();
                     let done = complete.await;
                     let done = done.map_err(|e| doubt.of(S3Failure::of_write(e, attempt)))?;
-                    let told = Told::read(done.checksum_crc32(), None, None);
-                    Ok((Written { etag: done.e_tag, version_id: done.version_id }, told))
+                    these_bytes(Told::read(done.checksum_crc32(), None, None), sums)?;
+                    Ok(Written { etag: done.e_tag, version_id: done.version_id })
                 }
             })
             .await
@@ -416,8 +416,9 @@ impl<'a> Job<'a> {
         Ok(sent)
     }
 
-    /// What was written, if the object is the one of this upload: by its mark, or else by its checksum.
-    async fn landed(&self, mark: &str, sums: &[Sum]) -> Option<Written> {
+    /// What was written, if the object is the one of this upload, by its mark, or else by its checksum; this error
+    /// if not.
+    async fn landed(&self, mark: &str, sums: &[Sum], error: Error) -> Result<Written, Error> {
         let mode = self.source.crc.map(|_| ChecksumMode::Enabled);
         let customer = self.customer();
         let head = self.client().call(&HEAD, self.target, 0, |sdk, attempt| {
@@ -430,18 +431,42 @@ impl<'a> Job<'a> {
                 .set_sse_customer_key(customer.map(CustomerKey::base64))
                 .set_sse_customer_key_md5(customer.map(CustomerKey::md5))
                 .send();
-            async move { head.await.map_err(|e| S3Failure::sdk(e, attempt)) }
+            async move {
+                let head = head.await.map_err(|e| S3Failure::sdk(e, attempt))?;
+                let marked = head.metadata().and_then(|m| m.get(MARK)).is_some_and(|m| m == mark);
+                let told = Told::read(head.checksum_crc32(), None, None);
+                if marked {
+                    these_bytes(told, sums)?;
+                }
+                // One that was there before cannot meet a condition that it be absent or another.
+                let free = self.upload.options.condition.is_none();
+                let same = free && !sums.is_empty() && told.is_some_and(|told| told.is_of(sums));
+                let length = head.content_length().and_then(|n| u64::try_from(n).ok());
+                let ours = (marked || same) && length == Some(self.source.length);
+                Ok(ours.then_some(Written { etag: head.e_tag, version_id: head.version_id }))
+            }
         });
-        let head = head.await.ok()?;
-        let marked = head.metadata().and_then(|m| m.get(MARK)).is_some_and(|m| m == mark);
-        let told = Told::read(head.checksum_crc32(), None, None);
-        // One that was there before cannot meet a condition that it be absent or another.
-        let free = self.upload.options.condition.is_none();
-        let same = free && !sums.is_empty() && told.is_some_and(|told| told.is_of(sums));
-        let length = head.content_length().and_then(|n| u64::try_from(n).ok());
-        let ours = (marked || same) && length == Some(self.source.length);
-        ours.then_some(Written { etag: head.e_tag, version_id: head.version_id })
+        match head.await {
+            Ok(Some(written)) => Ok(written),
+            Err(damaged) if is_damaged(&damaged) => Err(damaged),
+            _ => Err(error),
+        }
     }
+}
+
+/// # Errors
+/// The object is there, and the store tells a checksum of other bytes than these.
+fn these_bytes(told: Option<Told>, sums: &[Sum]) -> Result<(), S3Failure> {
+    match told {
+        Some(told) if !sums.is_empty() && !told.is_of(sums) => {
+            Err(S3Failure::other_bytes().in_doubt())
+        }
+        _ => Ok(()),
+    }
+}
+
+fn is_damaged(error: &Error) -> bool {
+    error.downcast_ref().is_some_and(S3Failure::is_damaged)
 }
 
 pub(crate) fn mark() -> String {

@@ -1,10 +1,10 @@
 //! Files into objects.
 
 use crate::{MIB, bytes, client, eventually};
-use mainstay_policy::report;
+use mainstay_policy::{Kind, Policy, report};
 use mainstay_test_support::{
     S3,
-    s3::{Answer, BUCKET},
+    s3::{Answer, BUCKET, Sums},
 };
 use std::{
     fs,
@@ -91,6 +91,40 @@ async fn a_completion_that_was_not_acknowledged_is_looked_into() {
     s3.upload_file(&file, BUCKET, "k").await.unwrap();
     assert!(s3.get(BUCKET, "k").await.unwrap() == data);
     assert_eq!(store.seen(|r| r.starts_with("DELETE")), 0);
+}
+
+/// The object is another one than before, whatever is wrong with it; where the answer was lost, too.
+#[tokio::test]
+async fn what_was_completed_with_other_bytes_is_no_success_and_not_undone() {
+    const OTHER: &str = "<CompleteMultipartUploadResult><ChecksumCRC32>AQIDBA==</ChecksumCRC32>\
+                         </CompleteMultipartUploadResult>";
+    for lost in [false, true] {
+        let (store, memory) = S3::in_memory(Sums::Full).await;
+        let (s3, dir) = (client(&store), TempDir::new().unwrap());
+        let file = dir.path().join("file");
+        fs::write(&file, bytes(200_000)).unwrap();
+        let completions = AtomicUsize::new(0);
+        store.front(move |line| {
+            let completes = line.starts_with("POST") && line.contains("uploadId=");
+            match completes && completions.fetch_add(1, Ordering::Relaxed) == 0 {
+                true if lost => Answer::ApplyThenClose,
+                true => Answer::Reply(200, &[], OTHER),
+                false => {
+                    memory.damage("k");
+                    Answer::Pass
+                }
+            }
+        });
+        let upload = || s3.upload_file(&file, BUCKET, "k").part_size(64 * 1024);
+        let around = Policy::builder(Kind::Custom, "around-other-bytes").build().unwrap();
+        let end = around.call(|| async { upload().await.map_err(|e| report(&e).to_string()) });
+        let error = end.await.unwrap_err();
+        let told = error.last().unwrap();
+        assert!(told.contains("it may have happened"), "{lost}: {told}");
+        assert!(told.contains("is not what its checksum says"), "{lost}: {told}");
+        assert!(error.is_outcome_unknown() && error.attempts() == 1, "{lost}: {error:?}");
+        assert_eq!(store.seen(|r| r.starts_with("DELETE")), 0, "{lost}");
+    }
 }
 
 /// A debug build copies futures by way of the stack, of which a thread has 2 MiB for all that it polls.

@@ -113,6 +113,11 @@ impl Memory {
     /// Puts an object there whose checksum is not that of its bytes.
     pub fn put_damaged(&self, key: &str, bytes: impl Into<Bytes>) {
         self.put(key, bytes);
+        self.damage(key);
+    }
+
+    /// From now on the checksum of an object is not that of its bytes.
+    pub fn damage(&self, key: &str) {
         if let Some(object) = self.data().objects.get_mut(key) {
             object.crc32 = Some(STANDARD.encode([1, 2, 3, 4]));
         }
@@ -142,8 +147,8 @@ impl Memory {
     }
 
     /// An object that was written with a key of the customer's is read with that key only.
-    fn unlock(object: &Object, key_md5: Option<&String>) -> S3Result<()> {
-        match object.said.key_md5.as_ref() == key_md5 {
+    fn unlock(said: &Said, key_md5: Option<&String>) -> S3Result<()> {
+        match said.key_md5.as_ref() == key_md5 {
             true => Ok(()),
             false => Err(s3_error!(InvalidRequest)),
         }
@@ -235,7 +240,7 @@ impl S3 for Memory {
     ) -> S3Result<S3Response<GetObjectOutput>> {
         let input = request.input;
         let object = self.find(&input.key, input.if_match.as_ref())?;
-        Self::unlock(&object, input.sse_customer_key_md5.as_ref())?;
+        Self::unlock(&object.said, input.sse_customer_key_md5.as_ref())?;
         let total = object.bytes.len();
         // As AWS, which says nothing about the whole when asked for a range.
         let ((checksum_crc32, checksum_type), range) = match input.range {
@@ -269,7 +274,7 @@ impl S3 for Memory {
     ) -> S3Result<S3Response<HeadObjectOutput>> {
         let input = request.input;
         let object = self.find(&input.key, input.if_match.as_ref())?;
-        Self::unlock(&object, input.sse_customer_key_md5.as_ref())?;
+        Self::unlock(&object.said, input.sse_customer_key_md5.as_ref())?;
         let (checksum_crc32, checksum_type) = object.sum(input.checksum_mode.as_ref());
         let (content_length, parts_count) = match (input.part_number, object.parts) {
             (Some(_), Some((first, parts))) => (first, Some(parts)),
@@ -325,6 +330,7 @@ impl S3 for Memory {
         let mut data = self.data();
         let upload =
             data.uploads.get_mut(&input.upload_id).ok_or_else(|| s3_error!(NoSuchUpload))?;
+        Self::unlock(&upload.said, input.sse_customer_key_md5.as_ref())?;
         upload.parts.insert(input.part_number, (bytes, etag.clone(), crc32.clone()));
         let checksum_crc32 = (self.sums != Sums::Without).then_some(crc32);
         done(UploadPartOutput { e_tag: Some(etag), checksum_crc32, ..Default::default() })
@@ -558,7 +564,7 @@ impl S3 for Memory {
             return Err(s3_error!(NotImplemented));
         };
         let source = self.find(from, input.copy_source_if_match.as_ref())?;
-        Self::unlock(&source, input.copy_source_sse_customer_key_md5.as_ref())?;
+        Self::unlock(&source.said, input.copy_source_sse_customer_key_md5.as_ref())?;
         self.may_write(&input.key, if_match.as_ref(), if_none_match.as_ref())?;
         let replaces = |directive: Option<&str>| directive == Some("REPLACE");
         let meta = replaces(input.metadata_directive.as_ref().map(MetadataDirective::as_str));
