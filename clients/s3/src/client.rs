@@ -116,7 +116,9 @@ impl S3Client {
     pub(crate) fn link(&self) -> Result<Link, Error> {
         match &self.0.driver.0 {
             Kind::Given(sdk) => Some(Link { sdk: sdk.clone(), credentials: None }),
-            Kind::Own { connection, links } => links.get_or_init(|| connection.connect()),
+            Kind::Own { connection, links } => {
+                links.get_or_init(|| connection.connect(&self.0.policy))
+            }
         }
         .ok_or_else(|| Error::invalid("an S3 call needs a tokio runtime around it"))
     }
@@ -135,7 +137,7 @@ pub fn get_s3_client() -> Result<S3Client, Error> {
 }
 
 /// The client of `MAINSTAY_S3_{NAME}_ENDPOINT_URL`, `.._REGION` and `.._BUCKET`, of which one of
-/// the first two must be set; built on first use, no I/O.
+/// the first two must be set, with a breaker of its own, `s3:{name}`; built on first use, no I/O.
 ///
 /// # Errors
 /// When a setting is missing or cannot be used.
@@ -149,7 +151,7 @@ pub fn get_s3_client_named(name: &str) -> Result<S3Client, Error> {
                 "neither {url} nor {region} is set"
             )])));
         }
-        from_settings(|key| Settings::own_key(name, key))?.build()
+        from_settings(|key| Settings::own_key(name, key))?.name(name).build()
     })
 }
 

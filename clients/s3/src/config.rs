@@ -22,10 +22,10 @@ use aws_smithy_http_client::{
     tls::{Provider, rustls_provider::CryptoMode},
 };
 use http::Uri;
-use mainstay_policy::{ConfigError, Error, Kind, PolicyBuilder, settings};
+use mainstay_policy::{ConfigError, Error, Kind, Policy, PolicyBuilder, settings};
 use std::{env, fmt, time::Duration};
 
-/// DNS, TCP and TLS together; below any attempt timeout, so that "never sent" stays known.
+/// DNS, TCP and TLS together; three quarters of an attempt's time, if that is less, so that "never sent" stays known.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// Servers often close idle connections at 60 s or more.
 const IDLE: Duration = Duration::from_secs(50);
@@ -36,6 +36,7 @@ type Tune = Box<dyn FnOnce(PolicyBuilder) -> PolicyBuilder + Send>;
 #[derive(Default)]
 #[must_use]
 pub struct S3ClientBuilder {
+    name: Option<String>,
     endpoint_url: Option<String>,
     region: Option<String>,
     bucket: Option<String>,
@@ -76,6 +77,13 @@ impl fmt::Debug for S3ClientBuilder {
 }
 
 impl S3ClientBuilder {
+    /// A name of its own: breaker and budget are then those of `s3:{name}`, not of the endpoint. For clients of one
+    /// store with credentials of their own, which may be refused for the one and not for the other.
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.name = Some(name.into());
+        self
+    }
+
     /// A store other than AWS, such as `http://127.0.0.1:9000`. Default: `AWS_ENDPOINT_URL_S3`,
     /// `AWS_ENDPOINT_URL`, else AWS itself.
     pub fn endpoint_url(mut self, url: impl Into<String>) -> Self {
@@ -148,7 +156,7 @@ impl S3ClientBuilder {
     }
 
     /// A client of the SDK to send through, with its retries switched off. Its own endpoint,
-    /// region and credentials stay; [`Self::endpoint_url`] then only names the breaker.
+    /// region, credentials and timeouts stay; [`Self::endpoint_url`] then only names the breaker.
     pub fn sdk(mut self, sdk: Client) -> Self {
         self.sdk = Some(sdk);
         self
@@ -183,10 +191,11 @@ impl S3ClientBuilder {
             ));
         }
         let signing = self.signing.with(self.session_token)?;
-        let name = match &endpoint {
-            Some(url) => format!("s3:{}", origin(url)?),
-            None => format!("s3:https://s3.{region}.amazonaws.com"),
+        let endpoint_name = match &endpoint {
+            Some(url) => origin(url)?,
+            None => format!("https://s3.{region}.amazonaws.com"),
         };
+        let name = format!("s3:{}", self.name.unwrap_or(endpoint_name));
         let policy = settings()?.policy(Kind::File, &name);
         let policy = match self.tune {
             Some(tune) => tune(policy).name(name),
@@ -297,9 +306,10 @@ impl Connection {
         matches!(self.signing, Signature::None)
     }
 
-    pub(crate) fn connect(&self) -> Link {
+    pub(crate) fn connect(&self, policy: &Policy) -> Link {
+        let attempt = policy.timeout().unwrap_or(Duration::MAX);
         let timeouts = TimeoutConfig::builder()
-            .connect_timeout(CONNECT_TIMEOUT)
+            .connect_timeout(CONNECT_TIMEOUT.min(attempt / 4 * 3))
             .disable_read_timeout()
             .disable_operation_timeout()
             .disable_operation_attempt_timeout()

@@ -350,6 +350,18 @@ macro_rules! put_options {
                 self
             }
 
+            /// See [`PutOptions::content_language`](crate::PutOptions::content_language).
+            pub fn content_language(mut self, value: impl Into<String>) -> Self {
+                self.options = self.options.content_language(value);
+                self
+            }
+
+            /// See [`PutOptions::expires`](crate::PutOptions::expires).
+            pub fn expires(mut self, when: std::time::SystemTime) -> Self {
+                self.options = self.options.expires(when);
+                self
+            }
+
             /// See [`PutOptions::metadata`](crate::PutOptions::metadata).
             pub fn metadata(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
                 self.options = self.options.metadata(name, value);

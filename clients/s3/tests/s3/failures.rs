@@ -1,13 +1,16 @@
 //! A store that is down or failing.
 
-use crate::client;
-use mainstay_policy::{BreakerState, HealthStatus, report};
+use crate::{builder, client, quick};
+use mainstay_policy::{BreakerState, Effect, HealthStatus, report};
 use mainstay_s3::S3Client;
 use mainstay_test_support::{
     Port, S3,
     s3::{Answer, BUCKET, KEY, SECRET},
 };
-use std::time::{Duration, Instant};
+use std::{
+    net::TcpListener,
+    time::{Duration, Instant},
+};
 
 #[tokio::test]
 async fn an_unreachable_server_is_known_in_under_a_second_with_its_cause() {
@@ -30,6 +33,19 @@ async fn an_unreachable_server_is_known_in_under_a_second_with_its_cause() {
     let s3 = S3Client::builder().endpoint_url(&tls).credentials(KEY, SECRET).build().unwrap();
     let told = report(&s3.get(BUCKET, "k").await.unwrap_err()).to_string();
     assert!(told.contains("could not be reached") && told.contains("corrupt message"), "{told}");
+}
+
+/// However short an attempt may be.
+#[tokio::test]
+async fn what_never_connected_was_never_sent() {
+    // The kernel connects; nobody answers TLS's greeting.
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let endpoint = format!("https://{}", silent.local_addr().unwrap());
+    let short = |policy| quick(policy).timeout(Duration::from_millis(300)).max_attempts(1);
+    let s3 = builder(&endpoint).policy(short).build().unwrap();
+    let error = s3.put(BUCKET, "k", "v").await.unwrap_err();
+    assert_eq!(error.effect(), Effect::NeverSent, "{error:?}");
+    assert!(report(&error).to_string().contains("could not be reached"), "{}", report(&error));
 }
 
 #[tokio::test]

@@ -1,13 +1,17 @@
 //! What an object carries: types, metadata, tags, encryption.
 
-use crate::client;
+use crate::{bytes, client};
 use mainstay_policy::{ErrorKind, report};
 use mainstay_s3::{CustomerKey, Encryption, PutOptions, S3Failure};
 use mainstay_test_support::{
     S3,
-    s3::{BUCKET, Sums},
+    s3::{Answer, BUCKET, Sums},
 };
-use std::time::{Duration, UNIX_EPOCH};
+use std::{
+    fs,
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
+    time::{Duration, UNIX_EPOCH},
+};
 
 #[tokio::test]
 async fn what_was_put_with_an_object_comes_back() {
@@ -15,9 +19,8 @@ async fn what_was_put_with_an_object_comes_back() {
     let s3 = client(&store);
     let written = s3
         .put(BUCKET, "k", "bytes")
-        .options(
-            PutOptions::new().content_language("de").expires(UNIX_EPOCH + Duration::from_secs(9)),
-        )
+        .content_language("de")
+        .expires(UNIX_EPOCH + Duration::from_secs(9))
         .content_type("text/x-own")
         .cache_control("max-age=60")
         .content_disposition("attachment; filename=\"a.csv\"")
@@ -44,6 +47,57 @@ async fn what_was_put_with_an_object_comes_back() {
     assert_eq!(store.sent(key)[0], "alias/mine");
     let tags = s3.tags(BUCKET, "k").await.unwrap();
     assert_eq!(tags.into_iter().collect::<Vec<_>>(), [("größe".to_owned(), "1 & 2".to_owned())]);
+}
+
+/// In one request and in parts, of which the first completion is not answered: it is looked for with the key.
+#[tokio::test]
+async fn a_file_carries_what_bytes_do() {
+    const PART: u64 = 64 * 1024;
+    let (store, _) = S3::in_memory(Sums::Full).await;
+    let (s3, dir) = (client(&store), tempfile::tempdir().unwrap());
+    let (file, to) = (dir.path().join("report.csv"), dir.path().join("to"));
+    for length in [9, 3 * PART as usize] {
+        fs::write(&file, bytes(length)).unwrap();
+        let options = PutOptions::new()
+            .cache_control("max-age=60")
+            .content_disposition("attachment; filename=\"a.csv\"")
+            .content_encoding("identity")
+            .content_language("de")
+            .expires(UNIX_EPOCH + Duration::from_secs(9))
+            .metadata("owner", "a b=c")
+            .tag("größe", "1 & 2")
+            .storage_class("STANDARD_IA");
+        let upload = || s3.upload_file(&file, BUCKET, "k").part_size(PART).options(options.clone());
+        let lost = AtomicBool::new(false);
+        store.front(move |line| {
+            let completes = line.starts_with("POST") && line.contains("uploadId=");
+            match completes && !lost.swap(true, Relaxed) {
+                true => Answer::ApplyThenClose,
+                false => Answer::Pass,
+            }
+        });
+        let key = CustomerKey::new([7; 32]);
+        upload().encryption(Encryption::Customer(key.clone())).await.unwrap();
+        let head = s3.get(BUCKET, "k").customer_key(key.clone()).head().await.unwrap();
+        assert_eq!(head.size, length as u64);
+        assert_eq!(head.content_type.as_deref(), Some("text/csv"), "by the local file's name");
+        assert_eq!(head.cache_control.as_deref(), Some("max-age=60"));
+        assert_eq!(head.content_disposition.as_deref(), Some("attachment; filename=\"a.csv\""));
+        assert_eq!(head.content_encoding.as_deref(), Some("identity"));
+        assert_eq!(head.content_language.as_deref(), Some("de"));
+        assert_eq!(head.expires, Some(UNIX_EPOCH + Duration::from_secs(9)));
+        assert_eq!(head.metadata.get("owner").map(String::as_str), Some("a b=c"));
+        assert_eq!(head.storage_class.as_deref(), Some("STANDARD_IA"));
+        let tags = s3.tags(BUCKET, "k").await.unwrap();
+        assert_eq!(tags.into_iter().collect::<Vec<_>>(), [("größe".into(), "1 & 2".into())]);
+        let download = || s3.download_file(BUCKET, "k", &to).part_size(PART);
+        download().await.unwrap_err();
+        download().customer_key(key).await.unwrap();
+        assert!(fs::read(&to).unwrap() == bytes(length));
+        upload().encryption(Encryption::Store).await.unwrap();
+        let head = s3.head(BUCKET, "k").await.unwrap();
+        assert_eq!(head.encryption.as_deref(), Some("AES256"));
+    }
 }
 
 #[tokio::test]

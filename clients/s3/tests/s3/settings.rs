@@ -29,9 +29,23 @@ async fn settings_and_the_usual_variables_make_the_client() {
     let health = s3.health_check().await;
     assert_eq!(health.status, HealthStatus::Healthy, "{}", health.detail);
     let other = mainstay_s3::get_s3_client_named("other").unwrap();
-    assert_eq!(other.policy().name(), "s3:https://s3.eu-central-1.amazonaws.com");
+    assert_eq!(other.policy().name(), "s3:other");
     let error = mainstay_s3::get_s3_client_named("third").unwrap_err();
     assert!(error.to_string().contains("MAINSTAY_S3_THIRD_ENDPOINT_URL"), "{error}");
+}
+
+#[test]
+fn a_breaker_is_the_endpoints_or_of_the_name_that_was_given() {
+    let aws = || S3Client::builder().region("eu-central-1");
+    let own = || S3Client::builder().endpoint_url("http://store.example:9000/path");
+    for (builder, name) in [
+        (aws(), "s3:https://s3.eu-central-1.amazonaws.com"),
+        (own(), "s3:http://store.example:9000"),
+        (aws().name("tenant-a"), "s3:tenant-a"),
+        (own().name("tenant-b").policy(|policy| policy.name("other")), "s3:tenant-b"),
+    ] {
+        assert_eq!(builder.build().unwrap().policy().name(), name);
+    }
 }
 
 #[test]
