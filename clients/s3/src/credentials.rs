@@ -3,8 +3,8 @@
 //! The SDK remembers what it found, but not that it found nothing, so each call would wait for an
 //! EC2 metadata service that is not there; and what it remembers it cannot be told to forget when
 //! the store says that it has expired. So its memory is off, and this one stands in its place: a
-//! search takes at most 5 s, one serves any number of callers, and its failure is remembered for
-//! 10 s.
+//! search takes at most 5 s, one serves any number of callers and goes on when they leave, and its
+//! failure is remembered for 10 s.
 
 use aws_config::{
     ecs::EcsCredentialsProvider, environment::EnvironmentVariableCredentialsProvider,
@@ -18,13 +18,14 @@ use aws_credential_types::{
     },
 };
 use aws_sdk_s3::config::Region;
-use futures_util::future::{BoxFuture, FutureExt, Shared, WeakShared};
+use futures_util::future::{BoxFuture, FutureExt, Shared, TryFutureExt};
 use std::{
     error::Error as StdError,
     fmt,
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::{Duration, Instant, SystemTime},
 };
+use tokio::{runtime::Handle, task::JoinError};
 
 const LIMIT: Duration = Duration::from_secs(5);
 const REMEMBERED: Duration = Duration::from_secs(10);
@@ -34,7 +35,8 @@ const BEFORE_EXPIRY: Duration = Duration::from_secs(10);
 const AT_MOST: Duration = Duration::from_secs(15 * 60);
 
 type Found = Result<Credentials, Arc<CredentialsError>>;
-type Search = BoxFuture<'static, Found>;
+/// The end of a task, which may panic in a provider or go with its runtime.
+type Search = Shared<BoxFuture<'static, Result<Found, Arc<JoinError>>>>;
 
 /// Credentials of one runtime, found anew when they are about to expire or have been refused.
 #[derive(Clone)]
@@ -58,8 +60,8 @@ enum Source {
 struct State {
     found: Option<(Instant, Credentials)>,
     failed: Option<(Instant, Arc<CredentialsError>)>,
-    /// Ends when nobody waits for it any more: its timer would have run on meanwhile.
-    search: Option<WeakShared<Search>>,
+    /// It goes on when nobody waits for it: a probe has less time than it may need.
+    search: Option<Search>,
 }
 
 impl State {
@@ -102,22 +104,34 @@ impl Remembered {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether they are being looked for.
+    pub(crate) fn is_searching(&self) -> bool {
+        self.state().search.is_some()
+    }
+
     pub(crate) async fn load(&self) -> provider::Result {
-        let search: Shared<Search> = {
+        let search = {
             let mut state = self.state();
             if let Some(known) = state.known() {
                 return known.map_err(CredentialsError::provider_error);
             }
-            match state.search.as_ref().and_then(WeakShared::upgrade) {
-                Some(search) => search,
+            match &state.search {
+                Some(search) => search.clone(),
                 None => {
-                    let search = self.clone().search().boxed().shared();
-                    state.search = search.downgrade();
-                    search
+                    let runtime = Handle::try_current().map_err(CredentialsError::unhandled)?;
+                    let search = runtime.spawn(self.clone().search()).map_err(Arc::new);
+                    state.search.insert(search.boxed().shared()).clone()
                 }
             }
         };
-        search.await.map_err(CredentialsError::provider_error)
+        match search.await {
+            Ok(found) => found.map_err(CredentialsError::provider_error),
+            Err(broken_off) => {
+                // The next who asks begins another.
+                self.state().search = None;
+                Err(CredentialsError::unhandled(broken_off))
+            }
+        }
     }
 
     async fn search(self) -> Found {
@@ -247,6 +261,7 @@ mod tests {
         Lasts(Duration),
         Fails,
         Hangs,
+        Panics,
     }
 
     impl Counting {
@@ -283,6 +298,7 @@ mod tests {
                 match answer {
                     Answer::Fails => Err(CredentialsError::provider_error("s3cr3t")),
                     Answer::Hangs => std::future::pending().await,
+                    Answer::Panics => panic!("as planned"),
                     _ => Ok(found),
                 }
             })
@@ -307,6 +323,14 @@ mod tests {
         let (found, ()) = futures_util::future::join(stays, async { drop(leaves) }).await;
         assert_eq!(found.unwrap().access_key_id(), "1");
         assert_eq!(provider.asked(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_search_that_panics_is_an_error_and_the_next_begins_anew() {
+        let (provider, remembered) = Counting::of(Answer::Panics);
+        remembered.load().await.unwrap_err();
+        provider.then(Answer::Lasting);
+        assert_eq!(remembered.load().await.unwrap().access_key_id(), "2");
     }
 
     #[tokio::test]

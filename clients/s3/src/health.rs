@@ -24,9 +24,17 @@ impl S3Client {
         let started = Instant::now();
         let (status, detail) = match tokio::time::timeout(TIMEOUT, self.ask(bucket)).await {
             Ok(answer) => answer,
-            Err(_) => (HealthStatus::Unhealthy, "no answer within 2 s".to_owned()),
+            Err(_) => (HealthStatus::Unhealthy, self.why_so_long().to_owned()),
         };
         Health::new(status, started.elapsed(), self.policy().breaker().state(), detail)
+    }
+
+    fn why_so_long(&self) -> &'static str {
+        let credentials = self.link().ok().and_then(|link| link.credentials);
+        match credentials.is_some_and(|credentials| credentials.is_searching()) {
+            true => "nothing was asked within 2 s: credentials are still being looked for",
+            false => "no answer within 2 s",
+        }
     }
 
     async fn ask(&self, bucket: Option<&str>) -> (HealthStatus, String) {
