@@ -42,13 +42,16 @@ use std::{
     task::{Poll, ready},
     time::Duration,
 };
-use temporary::Temporary;
-use tokio::sync::Mutex;
+use temporary::{Earlier, Temporary};
+use tokio::{sync::Mutex, time::Instant};
 
 /// Parts in one range at most: one slow connection holds up no more than these.
 const MOST: u64 = 8;
-/// How long a failed download that may be resumed waits for its last write; no longer than its caller may.
+/// How long a failed download that may be resumed waits for its last write, and one that resumes for that of one
+/// that was dropped; no longer than its caller may.
 const WRITE_WAIT: Duration = Duration::from_secs(2);
+/// Between two looks whether it is over.
+const LOOK: Duration = Duration::from_millis(10);
 
 impl S3Client {
     /// Downloads an object into a file, replacing one that is there, when awaited.
@@ -117,7 +120,8 @@ impl Download {
     /// one fails or is dropped.
     ///
     /// Each part that is there is read and compared with the checksum noted when it came; if the object
-    /// was replaced meanwhile, the download begins anew.
+    /// was replaced meanwhile, the download begins anew. While another one to this target is on its way, it is refused
+    /// after 2 s.
     pub fn resume(mut self) -> Self {
         self.tuning.resume = true;
         self
@@ -161,16 +165,33 @@ impl Download {
         self.client.local(&DOWNLOAD, S3Failure::local("written", self.path.clone(), error))
     }
 
+    /// The file beside the target, which the last write of a download that was dropped keeps locked for a moment.
+    async fn temporary(&self, anew: bool) -> Result<(Temporary, Option<Earlier>), Error> {
+        let end = Instant::now() + WRITE_WAIT;
+        loop {
+            let (to, tag) = (self.path.clone(), self.tuning.resume.then(|| self.tag()));
+            let created = part::blocking(move || Ok(Temporary::create(&to, tag, anew))).await;
+            if let Some(created) = created.map_err(|error| self.failed(error))?? {
+                return Ok(created);
+            }
+            if Instant::now() >= end {
+                return Err(Error::invalid(format!(
+                    "local file `{}` cannot be written: another download to it is on its way; wait for it \
+                     to end",
+                    self.path.display()
+                )));
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
     async fn bring(
         &self,
         target: Target<'_>,
         anew: bool,
         turn: &Arc<Mutex<LastWrite>>,
     ) -> Result<(), Error> {
-        let to = self.path.clone();
-        let tag = self.tuning.resume.then(|| self.tag());
-        let temporary = part::blocking(move || Ok(Temporary::create(&to, tag, anew))).await;
-        let (temporary, earlier) = temporary.map_err(|error| self.failed(error))??;
+        let (temporary, earlier) = self.temporary(anew).await?;
         let mut job = Job {
             download: self,
             target,
@@ -412,5 +433,23 @@ mod tests {
         assert!(ended.is_err(), "it left a write behind: {ended:?}");
         drop(write);
         assert!(attempt.await.unwrap_err().is_rejected());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_that_resumes_waits_for_the_last_write_of_one_that_was_dropped() {
+        let directory = tempfile::tempdir().unwrap();
+        let s3 = S3Client::builder().endpoint_url("http://own.lock").credentials("key", "secret");
+        let download =
+            s3.build().unwrap().download_file("bucket", "k", directory.path().join("to"));
+        let download = download.resume();
+        let dropped = download.temporary(false).await.unwrap();
+        let began = Instant::now();
+        let refused = download.temporary(false).await.map(drop).unwrap_err().to_string();
+        assert!(refused.contains("another download to it is on its way"), "{refused}");
+        assert!(began.elapsed() >= WRITE_WAIT);
+        let mut resumes = pin!(download.temporary(false));
+        assert!(tokio::time::timeout(WRITE_WAIT / 2, &mut resumes).await.is_err());
+        drop(dropped);
+        resumes.await.unwrap();
     }
 }

@@ -40,12 +40,12 @@ pub(crate) struct Earlier {
 
 impl Temporary {
     /// With a `tag` it is the file that an earlier download with that tag left, and what is good of it;
-    /// unless that is to be forgotten.
+    /// unless that is to be forgotten. `None`: it is in use.
     pub(crate) fn create(
         target: &Path,
         tag: Option<u64>,
         anew: bool,
-    ) -> Result<(Self, Option<Earlier>), Error> {
+    ) -> Result<Option<(Self, Option<Earlier>)>, Error> {
         let refuse = |why: &dyn std::fmt::Display| {
             let target = target.display();
             Error::invalid(format!("local file `{target}` cannot be written: {why}"))
@@ -73,16 +73,12 @@ impl Temporary {
         let failed = |error: io::Error| refuse(&format!("{error}; check its directory"));
         let Some(tag) = tag else {
             let (file, path) = unnamed(&target).map_err(failed)?;
-            return Ok((
-                Self { file: Arc::new(file), path, target, notes: None, renamed: false },
-                None,
-            ));
+            let file = Arc::new(file);
+            return Ok(Some((Self { file, path, target, notes: None, renamed: false }, None)));
         };
         let name = crc_fast::checksum(Crc::Crc64.algorithm(), name.as_encoded_bytes());
         let path = target.with_file_name(format!("{PREFIX}{:016x}.{PART}", name ^ tag));
-        let Some(file) = locked(&path, || ()).map_err(failed)? else {
-            return Err(refuse(&"another download to it is on its way; wait for it to end"));
-        };
+        let Some(file) = locked(&path, || ()).map_err(failed)? else { return Ok(None) };
         let notes = notes_of(&path);
         let text = fs::read_to_string(&notes).unwrap_or_default();
         let earlier = if anew { None } else { Earlier::read(&text, &file) };
@@ -93,7 +89,7 @@ impl Temporary {
             file.set_len(0).map_err(failed)?;
         }
         let (file, notes) = (Arc::new(file), Some(Arc::new(notes)));
-        Ok((Self { file, path, target, notes, renamed: false }, earlier))
+        Ok(Some((Self { file, path, target, notes, renamed: false }, earlier)))
     }
 
     pub(crate) fn file(&self) -> &Arc<File> {
@@ -331,7 +327,7 @@ mod tests {
     fn slow(directory: &Path) -> (impl Future<Output = io::Result<()>>, mpsc::Sender<()>) {
         let target = directory.join("target");
         fs::write(&target, "old").unwrap();
-        let (temporary, _) = Temporary::create(&target, None, false).unwrap();
+        let (temporary, _) = Temporary::create(&target, None, false).unwrap().unwrap();
         (&**temporary.file()).write_all(b"new").unwrap();
         let (done, disk) = mpsc::channel();
         (
