@@ -14,12 +14,13 @@ use mainstay_test_support::{
     s3::{Answer, BUCKET, Memory, Sums},
 };
 use std::{
-    fs,
+    collections::HashSet,
+    fs::{self, File},
     sync::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering::Relaxed},
     },
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 use tempfile::TempDir;
 
@@ -189,22 +190,59 @@ async fn a_store_that_asks_for_less_load_gets_it_and_the_upload_ends_well() {
     assert_eq!(store.seen(|line| line.contains("partNumber=")), 40 + 12);
 }
 
+/// Sixteen parts may be on their way. All sixteen are asked for less load, once, and then arrive: eight places are
+/// left, and one more for what went well.
+#[tokio::test]
+async fn a_store_that_asked_for_less_load_has_fewer_parts_at_once() {
+    let (store, _memory) = S3::in_memory(Sums::Full).await;
+    let policy = |policy| quick(policy).enable_budget(false);
+    let s3 = builder(store.endpoint()).policy(policy).build().unwrap();
+    let dir = TempDir::new().unwrap();
+    let file = dir.path().join("file");
+    fs::write(&file, bytes(40 * 65_536)).unwrap();
+    let part = |line: &str| -> Option<u32> {
+        let number = line.split("partNumber=").nth(1)?.split(['&', ' ']).next()?;
+        number.parse().ok()
+    };
+    let asked = Mutex::new(HashSet::new());
+    store.front(move |line| match part(line) {
+        Some(number) if number > 16 => Answer::Hang,
+        Some(number) if asked.lock().unwrap().insert(number) => Answer::Status(503, "SlowDown"),
+        _ => Answer::Pass,
+    });
+    let upload = s3.upload_file(&file, BUCKET, "k").part_size(PART).parallel(20);
+    let upload = tokio::spawn(upload.into_future());
+    let on_their_way = || store.seen(|line| part(line).is_some_and(|number| number > 16));
+    eventually("nine are on their way", || on_their_way() >= 9).await;
+    // Time for others, if there were any.
+    for _ in 0..50 {
+        s3.sdk().unwrap().head_bucket().bucket(BUCKET).send().await.unwrap();
+    }
+    assert_eq!(on_their_way(), 9);
+    upload.abort();
+}
+
 #[tokio::test]
 async fn a_file_that_changes_while_it_is_sent_is_refused() {
     let (store, memory, s3, dir) = begun(Sums::Full).await;
     let file = dir.path().join("file");
-    for longer in [true, false] {
-        fs::write(&file, bytes(6 * 65_536)).unwrap();
+    // Also to as many other bytes. The last is short, and goes in one request: it changes before its repeat.
+    for (before, after) in [(393_216, 500_000), (393_216, 10), (393_216, 393_216), (9, 9)] {
+        fs::write(&file, bytes(before)).unwrap();
+        // Long enough ago for any clock of a disk.
+        let written = SystemTime::now() - Duration::from_secs(60);
+        File::options().append(true).open(&file).unwrap().set_modified(written).unwrap();
         let path = file.clone();
         store.front(move |line| {
-            if line.contains("partNumber=3") {
-                fs::write(&path, vec![1; if longer { 500_000 } else { 10 }]).unwrap();
+            let in_one = line.starts_with("PUT") && !line.contains("partNumber=");
+            if in_one || line.contains("partNumber=3") {
+                fs::write(&path, vec![1; after]).unwrap();
             }
-            Answer::Pass
+            if in_one { Answer::Status(503, "SlowDown") } else { Answer::Pass }
         });
         let error = s3.upload_file(&file, BUCKET, "k").part_size(PART).parallel(1).await;
         let told = report(&error.unwrap_err()).to_string();
-        assert!(told.contains("it changed while it was read"), "{told}");
+        assert!(told.contains("it changed while it was read"), "{before} {after}: {told}");
         assert!(memory.object("k").is_none());
         eventually("it is aborted", || memory.uploads() == 0).await;
     }

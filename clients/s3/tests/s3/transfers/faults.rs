@@ -46,23 +46,43 @@ fn fault(draw: &mut fastrand::Rng, line: &str, sums: Sums) -> Answer {
     }
 }
 
+/// How a transfer ended.
+#[derive(Debug, PartialEq)]
+enum End {
+    Well,
+    Failed,
+    /// It was dropped, or its error says that nobody knows.
+    Unknown,
+}
+
 /// The transfer, or so much of it as the draw allows.
 async fn perhaps<T>(
     drop_after: Option<u64>,
     tally: &mut Tally,
     transfer: impl IntoFuture<Output = Result<T, mainstay_policy::Error>>,
-) -> bool {
+) -> End {
     let transfer = transfer.into_future();
     let end = match drop_after {
         Some(ms) => tokio::time::timeout(Duration::from_millis(ms), transfer).await,
         None => Ok(transfer.await),
     };
+    let (count, end) = match end {
+        Ok(Ok(_)) => (&mut tally.good, End::Well),
+        Ok(Err(e)) if e.is_outcome_unknown() => (&mut tally.failed, End::Unknown),
+        Ok(Err(_)) => (&mut tally.failed, End::Failed),
+        Err(_) => (&mut tally.dropped, End::Unknown),
+    };
+    *count += 1;
+    end
+}
+
+/// Whether what is there now, new or as before, is what was said.
+fn is_as_said(end: &End, (new, before): (bool, bool)) -> bool {
     match end {
-        Ok(Ok(_)) => tally.good += 1,
-        Ok(Err(_)) => tally.failed += 1,
-        Err(_) => tally.dropped += 1,
+        End::Well => new,
+        End::Failed => before,
+        End::Unknown => new || before,
     }
-    matches!(end, Ok(Ok(_)))
 }
 
 pub(super) async fn round(s3: S3Client, memory: Memory, root: &Path, seed: u64) -> Tally {
@@ -79,14 +99,15 @@ pub(super) async fn round(s3: S3Client, memory: Memory, root: &Path, seed: u64) 
     let upload = s3.upload_file(&from, BUCKET, &key).part_size(PART);
     let uploaded = perhaps(drops(), &mut tally, upload).await;
     let object = memory.object(&key).unwrap();
+    let whole = (object == data, object == "before");
     // Where nobody answered, it may have been written: whole.
-    assert!(object == data || (!uploaded && object == "before"), "upload {seed}");
+    assert!(is_as_said(&uploaded, whole), "upload {seed}: {uploaded:?}");
     let download = s3.download_file(BUCKET, &key, &to).part_size(PART);
     let downloaded = perhaps(drops(), &mut tally, download).await;
     let object = memory.object(&key).unwrap();
     let file = fs::read(&to).unwrap();
-    let whole = file == object;
-    assert!(if downloaded { whole } else { file == b"before" || whole }, "download {seed}");
+    let whole = (file == object, file == b"before");
+    assert!(is_as_said(&downloaded, whole), "download {seed}: {downloaded:?}");
     eventually("no temporary file is left", || files(&dir) == ["from", "to"]).await;
     tally
 }
