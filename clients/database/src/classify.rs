@@ -28,6 +28,8 @@ pub(crate) enum Phase {
 pub enum Class {
     /// The server takes no more for now; not executed.
     Busy,
+    /// It takes no more connections; those that are there go on.
+    Full,
     /// A lock was not to be had; not executed.
     Contended,
     /// Serialization failure or deadlock: the transaction may be run again.
@@ -216,6 +218,11 @@ impl DatabaseFailure {
         Self { verdict: Verdict::transient(), ..self }
     }
 
+    /// The server refused a new connection as it has too many.
+    pub(crate) fn is_full<DB: Sealed>(&self) -> bool {
+        matches!(&self.what, What::Connect(e, _) if class::<DB>(e) == Some(Class::Full))
+    }
+
     /// All connections of the pool are in use.
     #[must_use]
     pub const fn is_pool_exhausted(&self) -> bool {
@@ -372,7 +379,7 @@ const fn lost(phase: Phase) -> Verdict {
 
 pub(crate) const fn verdict(class: Class, phase: Phase) -> Verdict {
     match class {
-        Class::Busy | Class::Exhausted | Class::WrongNode | Class::Cancelled => {
+        Class::Busy | Class::Full | Class::Exhausted | Class::WrongNode | Class::Cancelled => {
             Verdict::transient()
         }
         Class::Contended | Class::Conflict => Verdict::transient().with_outcome(Outcome::Neutral),

@@ -8,8 +8,9 @@ const TIMEOUT: Duration = Duration::from_secs(1);
 
 impl<DB: Backend> DatabaseClient<DB> {
     /// A round trip on an idle connection, else on a new one. Takes at most 1 s and never feeds the
-    /// breaker; degraded when the server answers while every connection is in use. The detail holds
-    /// the pool's [`status`](crate::PoolStatus).
+    /// breaker; degraded when the server answers while every connection is in use, or that it takes
+    /// no more connections than it has, some of them ours. The detail holds the pool's
+    /// [`status`](crate::PoolStatus).
     pub async fn health_check(&self) -> Health {
         let started = Instant::now();
         let (status, detail) = self.examine().await;
@@ -28,6 +29,10 @@ impl<DB: Backend> DatabaseClient<DB> {
                 (HealthStatus::Degraded, format!("answered; no connection is free; {gauges}"))
             }
             Ok(Ok(())) => (HealthStatus::Healthy, format!("answered; {gauges}")),
+            // Load, and not a fault: without this replica the others would have more.
+            Ok(Err(failure)) if gauges.size > 0 && failure.is_full::<DB>() => {
+                (HealthStatus::Degraded, format!("{failure}; those that are open go on; {gauges}"))
+            }
             Ok(Err(failure)) => (HealthStatus::Unhealthy, format!("{failure}; {gauges}")),
             Err(_) => (HealthStatus::Unhealthy, format!("no answer within 1 s; {gauges}")),
         }

@@ -1,13 +1,15 @@
 //! Where the server is: one address or several, and which of them will do.
 //!
 //! A URL may name several hosts, as libpq's may: `postgres://user@one:5432,two:5432/db`. They are
-//! tried in turn, the one that did last first, so that a promoted replica is found without a restart.
+//! tried in turn, the one that did last first, so that a promoted replica is found without a restart;
+//! none waits for one before it that is silent.
 
 use crate::{
     backend::{Backend, Greeting, Options, Sealed, Tuning},
     classify::DatabaseFailure,
     config::url,
 };
+use futures_util::{StreamExt, stream::FuturesUnordered};
 use mainstay_policy::Error;
 use sqlx::Connection;
 use std::{
@@ -17,6 +19,9 @@ use std::{
     },
     time::Duration,
 };
+
+/// After so long all hosts are being asked: the last one has the rest of a probe's second.
+const ALL_ASKED: Duration = Duration::from_millis(500);
 
 /// Which servers will do; libpq's `target_session_attrs` in the URL.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -127,25 +132,32 @@ impl<DB: Backend> Hosts<DB> {
         self.options.get(self.best.load(Relaxed)).or_else(|| self.options.first())
     }
 
-    /// The first host that answers and fits, or why there is none. Takes at most the connect timeout
-    /// for each host.
+    /// The first host that answers and fits, or why there is none. Takes at most the connect timeout,
+    /// and half a second where there are several.
     pub(crate) async fn connect(&self) -> Result<Connected<DB>, ConnectError> {
         self.drop_anchor().await?;
-        let best = self.best.load(Relaxed);
-        let turn = (0..self.options.len()).map(|n| (best + n) % self.options.len().max(1));
+        let (best, hosts) = (self.best.load(Relaxed), self.options.len());
+        let mut turn = (0..hosts).map(|n| (best + n) % hosts);
+        let patience = ALL_ASKED / u32::try_from(hosts).unwrap_or(u32::MAX).max(1);
         let (mut error, mut second_best) = (None, None);
-        for host in turn {
-            match self.connect_to(host).await {
-                Ok((connected, true)) => {
+        let mut asked = FuturesUnordered::new();
+        loop {
+            let next = turn.next();
+            asked.extend(next.map(|host| async move { (host, self.connect_to(host).await) }));
+            match tokio::time::timeout(patience, asked.next()).await {
+                Ok(None) => break,
+                Ok(Some((host, Ok((connected, true))))) => {
                     self.best.store(host, Relaxed);
                     return Ok(connected);
                 }
-                Ok((connected, false)) => {
+                Ok(Some((_, Ok((connected, false))))) => {
                     second_best = Some(connected);
                     error.get_or_insert(ConnectError::NoneFits);
                 }
                 // A host that says something tells more than one that does not fit.
-                Err(said) => error = Some(said),
+                Ok(Some((_, Err(said)))) => error = Some(said),
+                // It may yet answer, beside the next one.
+                Err(_) => {}
             }
         }
         if let (Target::PreferStandby, Some(connected)) = (self.tuning.target, second_best) {

@@ -30,6 +30,7 @@ use futures_util::{
 use lease::Permit;
 use std::{
     fmt,
+    pin::pin,
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak,
         atomic::{
@@ -412,28 +413,46 @@ impl<DB: Backend> Pool<DB> {
     }
 
     /// A round trip on an idle connection, else on a new one that is closed again: it takes no
-    /// caller's place.
+    /// caller's place. Of an idle one that is silent nobody knows whose fault that is, so both are
+    /// asked then.
     pub(crate) async fn probe(&self) -> Result<(), DatabaseFailure> {
+        /// A packet that was lost has come by then.
+        const PATIENCE: Duration = Duration::from_millis(250);
         if self.0.closed.load(SeqCst) {
             return Err(DatabaseFailure::closed());
         }
-        if self.0.adopted.is_none()
-            && let Some(permit) = Permit::try_take(self)
-            && let Some(link) = self.pop(false)
-        {
-            let mut lease = Lease::new(link, permit);
-            lease.marks.unfinished = true;
-            if let Some(connection) = lease.connection()
-                && sqlx::Connection::ping(connection).await.is_ok()
-            {
-                lease.marks.unfinished = false;
-                return Ok(());
-            }
-            // It may have died while idle; the server is asked below.
-            lease.discard();
+        let mut idle = pin!(self.ping_idle().fuse());
+        let answered = tokio::time::timeout(PATIENCE, &mut idle).await;
+        if answered == Ok(true) {
+            return Ok(());
         }
-        let connected = self.0.hosts.connect().await;
-        connected.map(drop).map_err(ConnectError::into_failure::<DB>)
+        tokio::select! {
+            biased;
+            true = &mut idle => Ok(()),
+            connected = self.0.hosts.connect() => {
+                if connected.is_ok() && answered.is_err() {
+                    self.suspect();
+                }
+                connected.map(drop).map_err(ConnectError::into_failure::<DB>)
+            }
+        }
+    }
+
+    /// Whether an idle connection answers; one that fails, or is given up, is closed.
+    async fn ping_idle(&self) -> bool {
+        let free = || Some((Permit::try_take(self)?, self.pop(false)?));
+        let Some((permit, link)) = free().filter(|_| self.0.adopted.is_none()) else {
+            return false;
+        };
+        let mut lease = Lease::new(link, permit);
+        (lease.marks.unfinished, lease.marks.quiet) = (true, true);
+        let Some(connection) = lease.connection() else { return false };
+        let answered = sqlx::Connection::ping(connection).await.is_ok();
+        (lease.marks.unfinished, lease.marks.quiet) = (!answered, !answered);
+        if !answered {
+            self.suspect();
+        }
+        answered
     }
 
     /// No more connections from now on; idle ones are closed at once, the others as they come back,

@@ -164,7 +164,8 @@ fn number(error: &dyn DatabaseError) -> Option<u16> {
 
 const fn class(number: u16) -> Class {
     match number {
-        1040 | 1203 | 1226 | 1129 | 1047 => Class::Busy,
+        1129 | 1047 => Class::Busy,
+        1040 | 1203 | 1226 => Class::Full,
         3572 => Class::Contended,
         1213 | 1205 | 1020 | 1614 | 3058 => Class::Conflict,
         1053 | 1927 | 4031 | 1158..=1161 => Class::GoingAway,
@@ -188,10 +189,10 @@ mod tests {
         for (number, expected) in [
             (1213, Class::Conflict),
             (1205, Class::Conflict),
-            (1040, Class::Busy),
+            (1040, Class::Full),
             (1053, Class::GoingAway),
             (1927, Class::GoingAway),
-            (1226, Class::Busy),
+            (1226, Class::Full),
             (1114, Class::Exhausted),
             (1317, Class::Cancelled),
             (1045, Class::Refused),

@@ -160,7 +160,8 @@ impl Sealed for Postgres {
 
 fn class(code: &str) -> Class {
     match code {
-        "53300" | "57P03" => Class::Busy,
+        "57P03" => Class::Busy,
+        "53300" => Class::Full,
         "55P03" => Class::Contended,
         "40001" | "40P01" | "25P03" => Class::Conflict,
         "57P01" | "57P02" | "57P05" => Class::GoingAway,
@@ -187,7 +188,7 @@ mod tests {
         for (code, expected) in [
             ("40001", Class::Conflict),
             ("40P01", Class::Conflict),
-            ("53300", Class::Busy),
+            ("53300", Class::Full),
             ("57P01", Class::GoingAway),
             ("08006", Class::GoingAway),
             ("08P01", Class::Permanent),

@@ -70,6 +70,7 @@ pub(super) fn io(error: &std::io::Error) -> String {
 pub(crate) const fn words(class: Class) -> &'static str {
     match class {
         Class::Busy => "it takes no more connections or work for now",
+        Class::Full => "it takes no more connections for now",
         Class::Contended => "a lock was not to be had in time",
         Class::Conflict => "another transaction was in the way; run this one again",
         Class::GoingAway => "the server is going away",

@@ -5,6 +5,7 @@ mod codes;
 mod endings;
 mod failover;
 mod faults;
+mod health;
 mod learning;
 mod ledger;
 mod mistakes;
