@@ -5,7 +5,7 @@
 //! # fn example() -> Result<(), mainstay::Error> {
 //! use mainstay::{RedisClient, SqliteDatabase, blocking::Wait, sqlx};
 //!
-//! let cache = RedisClient::builder().build()?; // or get_redis_client()
+//! let cache = RedisClient::builder().without_server().build()?; // or get_redis_client()
 //! cache.set("key", "value").wait()?;
 //! assert_eq!(cache.get::<String>("key").wait()?.as_deref(), Some("value"));
 //!
@@ -30,7 +30,8 @@
 //! callers share, made on first use, with one thread of its own. So it works on plain threads, in
 //! `spawn_blocking`, and, since it waits for another runtime, without a deadlock on an async worker
 //! too. But there it keeps the worker from everything else, and says so once as a warning: await
-//! instead. Clients that were used in another runtime connect anew in this one.
+//! instead: a load that a task of this very worker has begun, for `get_or_load` of the same key, cannot
+//! end meanwhile. Clients that were used in another runtime connect anew in this one.
 
 use std::{
     future::IntoFuture,

@@ -61,7 +61,7 @@ pub use mainstay_database::SqliteDatabase;
 pub use mainstay_database::{
     CommitOutcome, DatabaseClient, DatabaseClientBuilder, DatabaseConnection, DatabaseFailure,
     Isolation, PoolStatus, Savepoint, Session, SessionOptions, TlsMode, get_database_client,
-    get_database_client_named, set_database_client, sqlx,
+    get_database_client_named, set_database_client, set_database_client_named, sqlx,
 };
 #[cfg(feature = "http")]
 pub use mainstay_http::{
@@ -78,6 +78,7 @@ pub use mainstay_policy::*;
 pub use mainstay_redis::{
     Answer, FallbackConfig, FromValue, Json, RedisClient, RedisFailure, RedisState, Source,
     ToValue, Ttl, Value, get_redis_client, get_redis_client_named, set_redis_client,
+    set_redis_client_named,
 };
 #[cfg(feature = "s3")]
 pub use mainstay_s3::{

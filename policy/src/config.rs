@@ -14,12 +14,12 @@ use crate::{
     backoff::Jitter,
     error::ConfigError,
     hedge::Hedge,
-    policy::{BreakGrowth, Kind, Mode, Policy, PolicyBuilder},
+    policy::{self, BreakGrowth, Kind, Mode, Policy, PolicyBuilder},
     registry,
 };
 use figment::{
     Figment, Provider,
-    providers::{Env, Format, Toml},
+    providers::{Env, Format, Serialized, Toml},
     value::{Dict, Value},
 };
 use std::{
@@ -29,7 +29,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
-use value::Setting;
+use value::{Count, Setting, as_text};
 
 /// One list of fields: what code, file and environment may set for each kind.
 macro_rules! overrides {
@@ -127,8 +127,16 @@ fn prefix(current: &Option<Current>) -> String {
 /// the first policy, client or getter.
 ///
 /// # Errors
-/// When the settings have been read already.
+/// When it is none, such as `PYNOMALY` without its `_`, or when the settings have been read already.
 pub fn set_settings_prefix(prefix: &str) -> Result<(), ConfigError> {
+    let plain = |b: u8| b.is_ascii_uppercase() || b.is_ascii_digit() || b == b'_';
+    let letter = prefix.starts_with(|first: char| first.is_ascii_uppercase());
+    if !letter || !prefix.ends_with('_') || !prefix.bytes().all(plain) {
+        return Err(ConfigError::new(vec![format!(
+            "the prefix {prefix:?} is none; allowed: capital letters, digits and `_`, a letter first \
+             and `_` last, such as PYNOMALY_"
+        )]));
+    }
     let mut current = current();
     if current.as_ref().is_some_and(|current| current.settings.is_some()) {
         return Err(ConfigError::new(vec![format!(
@@ -201,15 +209,19 @@ impl Settings {
             let place = text.lines().next().unwrap_or_default();
             return Err(ConfigError::new(vec![format!("{path} is not TOML: {place}")]));
         }
-        // DATABASE_BASE_DELAY is database.base_delay: the first word is the table.
-        let environment = Env::prefixed(prefix)
-            .ignore(&["CONFIG"])
-            .map(|key| key.as_str().to_lowercase().replacen('_', ".", 1).into());
-        Self::read(prefix, &path, Figment::new().merge(file).merge(environment))
+        let (tables, bare) = environment(prefix);
+        let figment = Figment::new().merge(file).merge(Serialized::defaults(tables));
+        let mut settings = Self::read(prefix, &path, figment)?;
+        settings.warnings.extend(names::unknown(prefix, &path, &bare, &Figment::new()));
+        Ok(settings)
     }
 
     fn read(prefix: &str, file: &str, figment: Figment) -> Result<Self, ConfigError> {
         let mut reader = Reader { prefix, file, figment: &figment, problems: Vec::new() };
+        let keys = all_keys(&figment);
+        for (table, key) in keys.iter().filter(|(table, key)| names::is_text(table, key)) {
+            reader.text(table, key);
+        }
         let policies = Kind::ALL
             .into_iter()
             .map(|kind| (kind, Overrides::read(&mut reader, kind.name())))
@@ -219,12 +231,29 @@ impl Settings {
         if !reader.problems.is_empty() {
             return Err(ConfigError::new(reader.problems));
         }
-        let warnings = names::unknown(prefix, file, &all_keys(&figment), &figment);
+        let warnings = names::unknown(prefix, file, &keys, &figment);
         let prefix = prefix.to_owned();
-        Ok(Self { prefix, policies, enabled, mode, warnings, connections: figment })
+        let settings = Self { prefix, policies, enabled, mode, warnings, connections: figment };
+        let problems = settings.contradictions();
+        if problems.is_empty() { Ok(settings) } else { Err(ConfigError::new(problems)) }
     }
 
-    /// A builder with the defaults of `kind` and these settings applied, as [`Policy::builder`].
+    /// What no policy could follow, whatever its name.
+    fn contradictions(&self) -> Vec<String> {
+        let of = |kind: Kind| {
+            let found = policy::resolve(kind, kind.name(), &self.overrides(kind), self.enabled);
+            let problems = found.err().map(|error| error.problems().to_vec()).unwrap_or_default();
+            let own = format!("policy `{}`: ", kind.name());
+            let named = move |problem: String| {
+                format!("[{}] {}", kind.name(), problem.strip_prefix(&own).unwrap_or(&problem))
+            };
+            problems.into_iter().map(named)
+        };
+        Kind::ALL.into_iter().flat_map(of).collect()
+    }
+
+    /// A builder of this kind and name, as [`Policy::builder`]: it applies the settings that hold
+    /// when the policy is built.
     pub fn policy(&self, kind: Kind, name: &str) -> PolicyBuilder {
         Policy::builder(kind, name)
     }
@@ -253,26 +282,29 @@ impl Settings {
     /// The usual `DATABASE_URL` and `REDIS_URL` stand in for the first two kinds' `url`.
     #[must_use]
     pub fn connection(&self, kind: &str, key: &str) -> Option<String> {
-        let value = self.connections.find_value(&format!("{kind}.{key}")).ok();
-        let text = value.and_then(|value| match value {
+        let variable = |name: &str| env::var(name).ok().filter(|text| !text.is_empty());
+        let text = self.find(kind, key).and_then(|value| match value {
             Value::String(_, text) => Some(text),
             // Text that looks like something else, such as 0123 or 2024.10: as it was written.
-            value => env::var(self.variable(kind, key))
-                .ok()
-                .or_else(|| value.to_i128().map(|number| number.to_string())),
+            value => variable(&self.variable(kind, key)).or_else(|| as_text(&value)),
         });
         text.or_else(|| match (kind, key) {
-            ("database", "url") => env::var("DATABASE_URL").ok(),
-            ("redis", "url") => env::var("REDIS_URL").ok(),
+            ("database", "url") => variable("DATABASE_URL"),
+            ("redis", "url") => variable("REDIS_URL"),
             _ => None,
         })
-        .filter(|text| !text.is_empty())
+    }
+
+    /// What is set; the empty text is as good as nothing.
+    fn find(&self, client: &str, key: &str) -> Option<Value> {
+        let value = self.connections.find_value(&format!("{client}.{key}")).ok();
+        value.filter(|value| value.as_str() != Some(""))
     }
 
     /// Whether a client's own setting, such as `("database", "max_connections")`, is given.
     #[must_use]
     pub fn is_set(&self, client: &str, key: &str) -> bool {
-        self.connections.find_value(&format!("{client}.{key}")).is_ok()
+        self.find(client, key).is_some()
     }
 
     /// A client's own setting that counts something; `None` where it is not given.
@@ -280,7 +312,7 @@ impl Settings {
     /// # Errors
     /// When it is no count: its name, its value and what is allowed.
     pub fn count(&self, client: &str, key: &str) -> Result<Option<u32>, ConfigError> {
-        self.own(client, key)
+        self.own::<Count>(client, key).map(|count| count.map(|Count(count)| count))
     }
 
     /// A client's own setting that is a length of time; `None` where it is not given.
@@ -292,9 +324,7 @@ impl Settings {
     }
 
     fn own<T: Setting>(&self, client: &str, key: &str) -> Result<Option<T>, ConfigError> {
-        let Ok(value) = self.connections.find_value(&format!("{client}.{key}")) else {
-            return Ok(None);
-        };
+        let Some(value) = self.find(client, key) else { return Ok(None) };
         let problem = || ConfigError::new(vec![self.problem(client, key, T::ALLOWED)]);
         T::read(&value).map(Some).ok_or_else(problem)
     }
@@ -302,7 +332,7 @@ impl Settings {
     /// Says of a client's own setting, which is no secret, what it is and what is allowed.
     #[must_use]
     pub fn problem(&self, client: &str, key: &str, allowed: &str) -> String {
-        let value = self.connections.find_value(&format!("{client}.{key}")).ok();
+        let value = self.find(client, key);
         let in_file = value.as_ref().is_some_and(|v| names::is_from_file(&self.connections, v));
         let name = if in_file {
             format!("{client}.{key} in the settings file")
@@ -343,6 +373,23 @@ impl Settings {
     }
 }
 
+/// What the environment gives by table: `DATABASE_BASE_DELAY` is `base_delay` of `database`, since the
+/// first word is the table; and the names that are a table's only. A variable that is empty is not set.
+fn environment(prefix: &str) -> (BTreeMap<String, Dict>, Vec<(String, String)>) {
+    let (mut tables, mut bare) = (BTreeMap::<_, Dict>::new(), Vec::new());
+    for (name, text) in Env::prefixed(prefix).ignore(&["CONFIG"]).iter() {
+        match name.as_str().split_once('_') {
+            _ if text.is_empty() => {}
+            Some((table, key)) if !key.is_empty() => {
+                let Ok(value) = text.parse::<Value>();
+                tables.entry(table.to_owned()).or_default().insert(key.to_owned(), value);
+            }
+            _ => bare.push((name.as_str().to_owned(), String::new())),
+        }
+    }
+    (tables, bare)
+}
+
 /// Every `table.key` that file or environment gives.
 fn all_keys(figment: &Figment) -> Vec<(String, String)> {
     let tables: Dict = figment.extract().unwrap_or_default();
@@ -368,16 +415,29 @@ impl Reader<'_> {
         let value = self.figment.find_value(&format!("{kind}.{field}")).ok()?;
         let read = T::read(&value);
         if read.is_none() {
-            let from_file = names::is_from_file(self.figment, &value);
-            let name = if from_file {
-                format!("{kind}.{field} in {}", self.file)
-            } else {
-                format!("{}{kind}_{field}", self.prefix).to_uppercase()
-            };
-            let shown = names::shown(&value);
-            self.problems.push(format!("{name} is {shown}; allowed: {}", T::ALLOWED));
+            self.refuse(kind, field, &value, T::ALLOWED);
         }
         read
+    }
+
+    /// Of what a client takes as text, a file may hold other things; a variable is text.
+    fn text(&mut self, client: &str, key: &str) {
+        let value = self.figment.find_value(&format!("{client}.{key}")).ok();
+        if let Some(value) = value.filter(|value| names::is_from_file(self.figment, value))
+            && as_text(&value).is_none()
+        {
+            self.refuse(client, key, &value, "text, in quotes");
+        }
+    }
+
+    fn refuse(&mut self, table: &str, key: &str, value: &Value, allowed: &str) {
+        let name = if names::is_from_file(self.figment, value) {
+            format!("{table}.{key} in {}", self.file)
+        } else {
+            format!("{}{table}_{key}", self.prefix).to_uppercase()
+        };
+        let shown = names::shown(value);
+        self.problems.push(format!("{name} is {shown}; allowed: {allowed}"));
     }
 }
 

@@ -49,7 +49,7 @@ fn a_reload_changes_policies_in_place_and_keeps_what_breakers_and_budgets_know()
         assert_eq!(own.timeout(), Some(3 * S), "what code has set stays");
 
         // All or nothing: the second policy would contradict itself.
-        jail.create_file("mainstay.toml", "[database]\ntimeout = 8\ndeadline = 2")?;
+        jail.create_file("mainstay.toml", "[database]\ntimeout = 1\ndeadline = 2")?;
         let error = reload().unwrap_err().to_string();
         assert!(error.contains("`reload-own`: deadline is shorter than the timeout"), "{error}");
         assert_eq!(policy.timeout(), Some(9 * S));

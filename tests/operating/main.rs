@@ -26,3 +26,5 @@ mod probes;
 mod readme;
 #[cfg(all(feature = "test-servers", feature = "doctor"))]
 mod secrets;
+#[cfg(feature = "test-servers")]
+mod settings;

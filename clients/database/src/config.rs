@@ -48,6 +48,7 @@ impl<DB: Backend> DatabaseClientBuilder<DB> {
     /// `postgres://user@one:5432,two:5432/database?target_session_attrs=read-write`, which with
     /// several hosts is the default; `any`, `read-only`, `primary`, `standby` and `prefer-standby`
     /// are the others. MariaDB and MySQL do not say which they are: there any host will do.
+    /// Setting: `url`, else `DATABASE_URL`.
     pub fn url(mut self, url: impl Into<String>) -> Self {
         self.url = Some(url.into());
         self
@@ -186,10 +187,14 @@ impl<DB: Backend> DatabaseClientBuilder<DB> {
             );
             return Ok(DatabaseClient::new(hosts, limits, policy, Some(pool)));
         }
-        let Some(url) = self.url.as_deref() else {
-            let example = DB::EXAMPLE;
+        let own = self.name.map(|name| Settings::own_key(&name, "url"));
+        let own = own.and_then(|key| settings.connection("database", &key));
+        let url = self.url.or(own).or_else(|| settings.connection("database", "url"));
+        let Some(url) = url.as_deref() else {
+            let (variable, example) = (settings.variable("database", "url"), DB::EXAMPLE);
             return Err(Error::invalid(format!(
-                "database: no URL; set MAINSTAY_DATABASE_URL or DATABASE_URL, as in {example}"
+                "database: no URL; set {variable} or DATABASE_URL, or give the builder url(..), as \
+                 in {example}"
             )));
         };
         url::check_scheme::<DB>(url)?;
@@ -205,10 +210,7 @@ impl<DB: Backend> DatabaseClientBuilder<DB> {
 /// # Errors
 /// When a setting is missing or cannot be used.
 pub fn get_database_client<DB: Backend>() -> Result<DatabaseClient<DB>, Error> {
-    DB::default_client().get_or_try_init("default", || {
-        let url = settings()?.connection("database", "url");
-        DatabaseClientBuilder { url, ..DatabaseClientBuilder::new() }.build()
-    })
+    DB::default_client().get_or_try_init("default", || DatabaseClientBuilder::new().build())
 }
 
 /// The client of `MAINSTAY_DATABASE_{NAME}_URL`, with a breaker of its own; no I/O.
@@ -225,6 +227,11 @@ pub fn get_database_client_named<DB: Backend>(name: &str) -> Result<DatabaseClie
 /// Installs the client that [`get_database_client`] gives.
 pub fn set_database_client<DB: Backend>(client: DatabaseClient<DB>) {
     DB::default_client().set("default", client);
+}
+
+/// Installs the client that [`get_database_client_named`] gives for this name.
+pub fn set_database_client_named<DB: Backend>(name: &str, client: DatabaseClient<DB>) {
+    DB::named_clients().set(name, client);
 }
 
 /// The clients that the getters have given so far, for a shutdown to

@@ -50,7 +50,7 @@ pub use client::SqliteDatabase;
 pub use client::{DatabaseClient, View};
 pub use config::{
     DatabaseClientBuilder, TlsMode, all_database_clients, get_database_client,
-    get_database_client_named, set_database_client,
+    get_database_client_named, set_database_client, set_database_client_named,
 };
 pub use executor::BareConnection;
 pub use mainstay_policy::Error;

@@ -6,7 +6,7 @@ mod tls;
 
 use crate::client::RedisClient;
 use bytes::Bytes;
-use mainstay_policy::{Error, Kind, PolicyBuilder, Singletons, settings};
+use mainstay_policy::{Error, Kind, PolicyBuilder, Settings, Singletons, settings};
 use std::{fmt, time::Duration};
 pub(crate) use target::{Target, Topology};
 
@@ -201,12 +201,21 @@ pub(crate) fn lifetime(ttl: Duration) -> Result<Duration, Error> {
     Ok(ttl)
 }
 
+/// Where the server is.
+#[derive(Default)]
+enum Server {
+    #[default]
+    OfSettings,
+    At(String),
+    None,
+}
+
 /// Builds a [`RedisClient`].
 #[derive(Default)]
 #[must_use]
 pub struct RedisClientBuilder {
     name: Option<String>,
-    url: Option<String>,
+    server: Server,
     fallback: FallbackConfig,
     limits: Limits,
     policy: Option<Box<dyn FnOnce(PolicyBuilder) -> PolicyBuilder + Send>>,
@@ -221,7 +230,9 @@ impl fmt::Debug for RedisClientBuilder {
 }
 
 impl RedisClientBuilder {
-    /// Where the server is. Without a URL the client is a cache of this process alone.
+    /// Where the server is. Default: `MAINSTAY_REDIS_{NAME}_URL` for a client with a name, else
+    /// `MAINSTAY_REDIS_URL`, else `REDIS_URL`; with none of them the client is a cache of this process
+    /// alone, which a warning says.
     ///
     /// | URL | for |
     /// |---|---|
@@ -234,7 +245,14 @@ impl RedisClientBuilder {
     /// as `host:port,host:port` too. In user and password write `%3A`, `%2F`, `%3F`, `%23` and `%40`
     /// for `:`, `/`, `?`, `#` and `@`.
     pub fn url(mut self, url: impl Into<String>) -> Self {
-        self.url = Some(url.into());
+        self.server = Server::At(url.into());
+        self
+    }
+
+    /// A cache of this process alone, whatever the settings say; for tests, and for a process that has
+    /// nobody to share it with.
+    pub fn without_server(mut self) -> Self {
+        self.server = Server::None;
         self
     }
 
@@ -290,21 +308,33 @@ impl RedisClientBuilder {
     /// # Errors
     /// A URL, setting or policy that cannot work, and what to write instead; never the URL itself.
     pub fn build(self) -> Result<RedisClient, Error> {
-        if self.url.is_none() && self.fallback.mode != Mode::On {
-            return Err(Error::invalid(
-                "redis: neither a URL nor a fallback that takes writes; set MAINSTAY_REDIS_URL, or \
-                 leave the fallback on",
-            ));
+        let settings = settings()?;
+        let on_purpose = matches!(self.server, Server::None);
+        let url = match self.server {
+            Server::At(url) => Some(url),
+            Server::None => None,
+            Server::OfSettings => {
+                let own = self.name.as_deref().map(|name| Settings::own_key(name, "url"));
+                let own = own.and_then(|key| settings.connection("redis", &key));
+                own.or_else(|| settings.connection("redis", "url"))
+            }
+        };
+        let variable = settings.variable("redis", "url");
+        if url.is_none() && self.fallback.mode != Mode::On {
+            return Err(Error::invalid(format!(
+                "redis: neither a URL nor a fallback that takes writes; set {variable}, give the \
+                 builder url(..), or leave the fallback on"
+            )));
         }
         let name = match &self.name {
             Some(name) => format!("redis:{name}"),
             None => "redis".to_owned(),
         };
-        let mut policy = settings()?.policy(Kind::Cache, &name);
+        let mut policy = settings.policy(Kind::Cache, &name);
         if let Some(change) = self.policy {
             policy = change(policy).name(name.as_str());
         }
-        let target = match self.url.as_deref() {
+        let target = match url.as_deref() {
             Some(url) => {
                 let parsed = target::parse(url)?;
                 #[cfg(feature = "tls")]
@@ -317,12 +347,13 @@ impl RedisClientBuilder {
                 };
                 Some(parsed.into_target(set_up, policy.clone(), &name))
             }
+            None if on_purpose => None,
             None => {
                 tracing::warn!(
                     db.system.name = "redis",
                     mainstay.policy.name = name,
-                    "redis: no URL is set (MAINSTAY_REDIS_URL or REDIS_URL): a cache of this process \
-                     alone, which no other sees"
+                    "redis: no URL is set ({variable} or REDIS_URL): a cache of this process alone, \
+                     which no other sees; without_server() says that it is meant"
                 );
                 None
             }
@@ -342,10 +373,7 @@ static NAMED: Singletons<RedisClient> = Singletons::new();
 /// # Errors
 /// When a setting cannot be used.
 pub fn get_redis_client() -> Result<RedisClient, Error> {
-    DEFAULT.get_or_try_init("default", || {
-        let url = settings()?.connection("redis", "url");
-        RedisClientBuilder { url, ..Default::default() }.build()
-    })
+    DEFAULT.get_or_try_init("default", || RedisClient::builder().build())
 }
 
 /// The client of `MAINSTAY_REDIS_{NAME}_URL`, with a breaker of its own; no I/O.
@@ -362,6 +390,11 @@ pub fn get_redis_client_named(name: &str) -> Result<RedisClient, Error> {
 /// Installs the client that [`get_redis_client`] gives.
 pub fn set_redis_client(client: RedisClient) {
     DEFAULT.set("default", client);
+}
+
+/// Installs the client that [`get_redis_client_named`] gives for this name.
+pub fn set_redis_client_named(name: &str, client: RedisClient) {
+    NAMED.set(name, client);
 }
 
 /// The clients that the getters have given so far, for a shutdown to [`close`](RedisClient::close).
@@ -421,6 +454,7 @@ mod tests {
 
     #[test]
     fn neither_url_nor_fallback_is_refused() {
-        assert!(RedisClient::builder().fallback(FallbackConfig::off()).build().is_err());
+        let builder = RedisClient::builder().without_server();
+        assert!(builder.fallback(FallbackConfig::off()).build().is_err());
     }
 }

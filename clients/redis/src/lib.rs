@@ -8,7 +8,7 @@
 //! use mainstay_redis::RedisClient;
 //! use std::time::Duration;
 //!
-//! let cache = RedisClient::builder().build()?; // or get_redis_client(), from MAINSTAY_REDIS_URL
+//! let cache = RedisClient::builder().build()?; // or get_redis_client(); both from MAINSTAY_REDIS_URL
 //! cache.set("key", "value").ttl(Duration::from_secs(3600)).await?;
 //! let value: Option<String> = cache.get("key").await?;
 //! assert_eq!(value.as_deref(), Some("value"));
@@ -98,7 +98,7 @@ pub use classify::RedisFailure;
 pub use client::RedisClient;
 pub use config::{
     FallbackConfig, RedisClientBuilder, all_redis_clients, get_redis_client,
-    get_redis_client_named, set_redis_client,
+    get_redis_client_named, set_redis_client, set_redis_client_named,
 };
 pub use health::RedisState;
 pub use json::Json;

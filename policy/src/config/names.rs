@@ -1,6 +1,6 @@
 //! Names of settings: which there are, and which was meant.
 
-use super::Overrides;
+use super::{Overrides, Settings};
 use crate::policy::Kind;
 use figment::{Figment, Source, value::Value};
 
@@ -28,6 +28,19 @@ const CLIENTS: [(&str, &str, &[&str]); 4] = [
     ("redis", "cache", &["url"]),
     ("http", "api", &["base_url"]),
     ("s3", "file", &["endpoint_url", "region", "bucket"]),
+];
+
+/// Those of them that are text.
+const TEXTS: [&str; 9] = [
+    "url",
+    "base_url",
+    "endpoint_url",
+    "region",
+    "bucket",
+    "application_name",
+    "tls",
+    "tls_ca",
+    "pooler",
 ];
 
 /// A warning for each name that nothing reads.
@@ -69,12 +82,20 @@ pub(super) fn is_known(table: &str, key: &str) -> bool {
     if table == "resilience" {
         return matches!(key, "enabled" | "mode");
     }
-    let client = CLIENTS.iter().find(|(name, ..)| *name == table);
-    client.is_some_and(|(_, _, keys)| {
-        // `reporting_url` is the `url` of the client named `reporting`.
-        keys.iter().any(|own| {
-            key.strip_suffix(own).is_some_and(|name| name.is_empty() || name.ends_with('_'))
-        })
+    client_key(table, key).is_some()
+}
+
+pub(super) fn is_text(table: &str, key: &str) -> bool {
+    client_key(table, key).is_some_and(|own| TEXTS.contains(&own))
+}
+
+/// The client's setting that this is: `reporting_url` is the `url` of the one named `reporting`.
+fn client_key(table: &str, key: &str) -> Option<&'static str> {
+    let (_, _, keys) = CLIENTS.iter().find(|(client, ..)| *client == table)?;
+    keys.iter().copied().find(|own| {
+        let name = key.strip_suffix(own).and_then(|name| name.strip_suffix('_'));
+        key == *own
+            || name.is_some_and(|name| !name.is_empty() && key == Settings::own_key(name, own))
     })
 }
 
@@ -84,19 +105,37 @@ fn nearest(table: &str, key: &str) -> Option<(String, String)> {
     if let Some(kind) = kind.filter(|_| Overrides::FIELDS.contains(&key)) {
         return Some((kind.to_owned(), key.to_owned()));
     }
+    // A client's name is written as the getter looks for it.
+    let plain = key.to_lowercase().replace(|c: char| !c.is_alphanumeric(), "_");
+    if plain != key && is_known(table, &plain) {
+        return Some((table.to_owned(), plain));
+    }
+    // `endpoint` and `url`, where it is `endpoint_url` and `base_url`.
+    let client = CLIENTS.iter().find(|(client, ..)| *client == table);
+    let url = client.and_then(|(_, _, keys)| {
+        keys.iter().find(|own| own.ends_with("_url") && own.split('_').any(|word| word == key))
+    });
+    if let Some(url) = url {
+        return Some((table.to_owned(), (*url).to_owned()));
+    }
     let policies = Kind::ALL
         .iter()
         .flat_map(|kind| Overrides::FIELDS.iter().map(move |field| (kind.name(), *field)));
     let clients =
         CLIENTS.iter().flat_map(|(client, _, keys)| keys.iter().map(move |key| (*client, *key)));
     let others = [("resilience", "enabled"), ("resilience", "mode")];
-    let written = format!("{table}_{key}");
+    let name = |table: &str, key: &str| {
+        if key.is_empty() { table.to_owned() } else { format!("{table}_{key}") }
+    };
+    let written = name(table, key);
+    // A name of one's own before a setting is no slip of the pen.
+    let most = (if key.is_empty() { table.len() } else { key.len() } / 3).max(1);
     policies
         .chain(clients)
         .chain(others)
-        .map(|(table, key)| (distance(&written, &format!("{table}_{key}")), table, key))
+        .map(|(table, key)| (distance(&written, &name(table, key)), table, key))
         .min()
-        .filter(|(distance, ..)| *distance <= written.len() / 3)
+        .filter(|(distance, ..)| *distance <= most)
         .map(|(_, table, key)| (table.to_owned(), key.to_owned()))
 }
 
@@ -125,7 +164,8 @@ pub(super) fn is_from_file(figment: &Figment, value: &Value) -> bool {
     matches!(source, Some(Source::File(_)))
 }
 
-/// A bad value, short and in quotes. Only policies' fields come here, and none is a secret.
+/// A bad value, short and in quotes. None that comes here is a secret: policies' fields, clients' own
+/// that are a choice or a number, and of a URL only what is no text.
 pub(super) fn shown(value: &Value) -> String {
     match value {
         Value::String(_, text) => format!("{:?}", text.chars().take(40).collect::<String>()),

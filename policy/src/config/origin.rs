@@ -28,7 +28,7 @@ impl Settings {
     #[must_use]
     pub fn origins(&self) -> Vec<SettingOrigin> {
         let mut all: Vec<_> =
-            all_keys(&self.connections).iter().map(|(table, key)| self.given(table, key)).collect();
+            self.given_keys().iter().map(|(table, key)| self.given(table, key)).collect();
         for (table, key, variable) in STAND_INS {
             let value = env::var(variable).ok().filter(|value| !value.is_empty());
             if let Some(value) = value.filter(|_| !self.is_set(table, key)) {
@@ -47,6 +47,13 @@ impl Settings {
             }));
         }
         all
+    }
+
+    /// Without those that are empty, and so as good as not given.
+    fn given_keys(&self) -> Vec<(String, String)> {
+        let mut keys = all_keys(&self.connections);
+        keys.retain(|(table, key)| key.is_empty() || self.is_set(table, key));
+        keys
     }
 
     fn given(&self, table: &str, key: &str) -> SettingOrigin {

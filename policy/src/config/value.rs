@@ -11,16 +11,42 @@ pub(crate) trait Setting: Sized {
     fn read(value: &Value) -> Option<Self>;
 }
 
+/// What is text in the environment, where it is written in a file without quotes. Not a fraction, whose
+/// last zeros are gone by then.
+pub(super) fn as_text(value: &Value) -> Option<String> {
+    match value {
+        Value::String(_, text) => Some(text.clone()),
+        Value::Bool(_, on) => Some(on.to_string()),
+        Value::Num(_, number) => {
+            let signed = number.to_i128().map(|n| n.to_string());
+            signed.or_else(|| number.to_u128().map(|n| n.to_string()))
+        }
+        _ => None,
+    }
+}
+
+/// Something counted, from 0: what 0 means is for its reader.
+pub(super) struct Count(pub(super) u32);
+
+impl Setting for Count {
+    const ALLOWED: &'static str = "a whole number";
+
+    fn read(value: &Value) -> Option<Self> {
+        match value {
+            Value::Num(_, number) => whole(*number),
+            Value::String(_, text) => text.trim().parse().ok(),
+            _ => None,
+        }
+        .map(Self)
+    }
+}
+
 /// Something counted, at least 1.
 impl Setting for u32 {
     const ALLOWED: &'static str = "a whole number from 1";
 
     fn read(value: &Value) -> Option<Self> {
-        match value {
-            Value::Num(_, number) => whole(*number).filter(|n| *n > 0),
-            Value::String(_, text) => text.trim().parse().ok().filter(|n| *n > 0),
-            _ => None,
-        }
+        Count::read(value).map(|Count(n)| n).filter(|n| *n > 0)
     }
 }
 

@@ -58,7 +58,7 @@ impl Connection {
         let mut reader = Reader { settings, name, problems: Vec::new() };
         let set = Self {
             application_name: self.application_name.or_else(|| reader.text("application_name")),
-            max_connections: self.max_connections.or_else(|| reader.count("max_connections")),
+            max_connections: self.max_connections.or_else(|| reader.some("max_connections")),
             min_connections: self.min_connections.or_else(|| reader.count("min_connections")),
             connect_timeout: self.connect_timeout.or_else(|| reader.time("connect_timeout")),
             acquire_timeout: self.acquire_timeout.or_else(|| reader.time("acquire_timeout")),
@@ -155,6 +155,17 @@ impl Reader<'_> {
 
     fn count(&mut self, key: &str) -> Option<u32> {
         self.take(key, |settings, key| settings.count("database", key))
+    }
+
+    /// A count from 1.
+    fn some(&mut self, key: &str) -> Option<u32> {
+        self.take(key, |settings, key| match settings.count("database", key)? {
+            Some(0) => {
+                let allowed = "a whole number from 1";
+                Err(ConfigError::new(vec![settings.problem("database", key, allowed)]))
+            }
+            count => Ok(count),
+        })
     }
 
     fn time(&mut self, key: &str) -> Option<Duration> {

@@ -48,6 +48,8 @@ fn settings_are_read_checked_and_named_for_each_client() {
     {
         assert!(error.contains(part), "{part}: {error}");
     }
+    write("[database]\nmin_connections = 0\nstatement_cache = 0\n");
+    memory("s-none");
     write("[database]\nmin_connections = 20\n");
     assert!(fails().contains("up to max_connections, which is 10"), "{}", fails());
 }
