@@ -48,8 +48,8 @@ pub struct Health {
     /// How long the check took; `latency_ms` in JSON.
     #[serde(rename = "latency_ms", serialize_with = "milliseconds")]
     pub latency: Duration,
-    /// Where its breaker stood.
-    pub breaker: BreakerState,
+    /// Where its breaker stood; `None` where whoever tells this does not know.
+    pub breaker: Option<BreakerState>,
     /// What was seen, in words, without secrets.
     pub detail: String,
     /// When; seconds since 1970 in JSON.
@@ -62,10 +62,11 @@ impl Health {
     pub fn new(
         status: HealthStatus,
         latency: Duration,
-        breaker: BreakerState,
+        breaker: impl Into<Option<BreakerState>>,
         detail: impl Into<String>,
     ) -> Self {
-        Self { status, latency, breaker, detail: detail.into(), checked_at: SystemTime::now() }
+        let (breaker, detail) = (breaker.into(), detail.into());
+        Self { status, latency, breaker, detail, checked_at: SystemTime::now() }
     }
 }
 

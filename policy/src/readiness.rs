@@ -3,10 +3,10 @@
 //! A probe reads the results of the last round. Where that began longer ago than the interval, a new
 //! round begins, and everybody who asks meanwhile waits for it: no rate of probes makes more than one
 //! check of a dependency in an interval. A round is a task of its own, so that a probe that hangs up
-//! neither ends it nor starts it again.
+//! neither ends it nor starts it again. It belongs to the runtime of who began it; where that stands
+//! still, as one does in which nobody waits for anything, others begin one of their own in time.
 
 use crate::{
-    breaker::BreakerState,
     clock::{self, Instant},
     health::{Health, HealthStatus},
     registry,
@@ -24,6 +24,10 @@ use tokio::{runtime::Handle, sync::watch, task::JoinHandle, time::timeout};
 
 type Run = Arc<dyn Fn() -> Pin<Box<dyn Future<Output = Health> + Send>> + Send + Sync>;
 type Checks = Arc<BTreeMap<String, CheckReport>>;
+type Flight = watch::Receiver<Option<Checks>>;
+
+/// What a round may take beyond its slowest check before others stop waiting for it.
+const GRACE: Duration = Duration::from_secs(1);
 
 /// Where a process is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -203,7 +207,7 @@ struct State {
     /// The last round: when it began, and what it saw.
     last: Option<(Instant, Checks)>,
     /// The round under way; closed without a value if its runtime has ended.
-    flight: Option<watch::Receiver<Option<Checks>>>,
+    flight: Option<Flight>,
 }
 
 /// Whether this process should be sent work; clones share everything.
@@ -272,7 +276,8 @@ impl Readiness {
     }
 
     /// Whether to send work, by checks no older than the interval. Takes as long as the slowest check
-    /// may, and none at all where the last round is new enough or the process drains.
+    /// may, and none at all where the last round is new enough or the process drains; twice as long and
+    /// a little where a round is under way in a runtime that stands still.
     ///
     /// # Cancel safety
     /// The round goes on for whoever asks next.
@@ -297,36 +302,59 @@ impl Readiness {
     }
 
     async fn checks(&self) -> Checks {
+        let slowest = self.0.checks.iter().map(|check| check.timeout).max().unwrap_or_default();
+        let patience = slowest.saturating_add(GRACE);
+        let mut given_up = None;
         loop {
-            let mut flight = {
+            let (mut flight, own) = {
                 let mut state = self.state();
                 match state.fresh(self.0.interval, clock::now()) {
                     Some(checks) => return checks,
-                    None => match self.join_locked(&mut state) {
-                        Some(flight) => flight,
-                        None => return unasked(&self.0.checks),
+                    None => match self.join_locked(&mut state, given_up.as_ref()) {
+                        Some(joined) => joined,
+                        None => return self.unasked("there is no tokio runtime"),
                     },
                 }
             };
-            // Closed: its runtime ended before it did, so another one begins on ours.
-            if let Ok(checks) = flight.wait_for(Option::is_some).await
-                && let Some(checks) = &*checks
-            {
-                return Arc::clone(checks);
+            // Our own ends if anything here does.
+            let wait = flight.wait_for(Option::is_some);
+            let end = if own || !clock::has_timer() {
+                Some(wait.await)
+            } else {
+                timeout(patience, wait).await.ok()
+            };
+            match end.map(|checks| checks.ok().and_then(|checks| checks.clone())) {
+                Some(Some(checks)) => return checks,
+                // Closed: its runtime ended before it did.
+                Some(None) if own => return self.unasked("this tokio runtime has ended"),
+                Some(None) => {}
+                None => given_up = Some(flight),
             }
         }
     }
 
-    /// The round under way, or a new one; `None` outside any runtime.
-    fn join_locked(&self, state: &mut State) -> Option<watch::Receiver<Option<Checks>>> {
-        if let Some(flight) = state.flight.as_ref().filter(|flight| flight.has_changed().is_ok()) {
-            return Some(flight.clone());
+    /// The round under way unless it was given up, or a new one, and whether that is our own; `None`
+    /// outside any runtime.
+    fn join_locked(&self, state: &mut State, given_up: Option<&Flight>) -> Option<(Flight, bool)> {
+        let open = |flight: &&Flight| {
+            flight.has_changed().is_ok() && given_up.is_none_or(|given| !flight.same_channel(given))
+        };
+        if let Some(flight) = state.flight.as_ref().filter(open) {
+            return Some((flight.clone(), false));
         }
         let handle = Handle::try_current().ok()?;
         let (tell, flight) = watch::channel(None);
         state.flight = Some(flight.clone());
         handle.spawn(round(Arc::clone(&self.0), tell));
-        Some(flight)
+        Some((flight, true))
+    }
+
+    fn unasked(&self, why: &str) -> Checks {
+        let health = |check: &Check| {
+            let health = unhealthy(&check.name, Duration::ZERO, format!("not asked, as {why}"));
+            (check.name.clone(), CheckReport { critical: check.critical, health })
+        };
+        Arc::new(self.0.checks.iter().map(health).collect())
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -372,23 +400,18 @@ async fn round(inner: Arc<Inner>, tell: watch::Sender<Option<Checks>>) {
     }
     let checks = Arc::new(seen);
     let mut state = inner.state();
-    state.last = Some((began, Arc::clone(&checks)));
-    state.flight = None;
+    // Who was given up and ends late has the older news, and is not the round under way.
+    if state.last.as_ref().is_none_or(|(last, _)| *last <= began) {
+        state.last = Some((began, Arc::clone(&checks)));
+    }
+    state.flight.take_if(|flight| flight.same_channel(&tell.subscribe()));
     drop(state);
     tell.send_replace(Some(checks));
 }
 
-fn unasked(checks: &[Check]) -> Checks {
-    let health = |check: &Check| {
-        let detail = "not asked, as there is no tokio runtime".to_owned();
-        let health = unhealthy(&check.name, Duration::ZERO, detail);
-        (check.name.clone(), CheckReport { critical: check.critical, health })
-    };
-    Arc::new(checks.iter().map(health).collect())
-}
-
+/// A check's name is the service's word for it, and the breaker's may be another: then nothing is known.
 fn unhealthy(name: &str, took: Duration, detail: String) -> Health {
-    let breaker = registry::breaker(name).map_or(BreakerState::Closed, |breaker| breaker.state());
+    let breaker = registry::breaker(name).map(|breaker| breaker.state());
     Health::new(HealthStatus::Unhealthy, took, breaker, detail)
 }
 

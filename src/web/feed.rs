@@ -29,6 +29,9 @@ use tokio::{
 };
 
 const TICK: Duration = Duration::from_secs(1);
+/// Without news for so long, who works them out stands still, in a runtime where nobody waits: the
+/// stream ends, and the page, which then asks again, has it done in its own.
+const LATE: Duration = Duration::from_secs(5);
 /// Changes that come together are told together.
 const TOGETHER: Duration = Duration::from_millis(50);
 const MOST_TRANSITIONS: usize = 500;
@@ -121,8 +124,26 @@ impl Feed {
         Arc::strong_count(&self.viewers) - 1
     }
 
+    fn give_up(&self, late: &Picture) {
+        self.picture().take_if(|picture| picture.same_channel(late));
+    }
+
     fn picture(&self) -> MutexGuard<'_, Option<Picture>> {
         self.picture.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Memory {
+    /// The oldest goes where there are too many.
+    fn keep(&mut self, dependency: Arc<str>, error: LastError) {
+        if self.errors.len() >= MOST_NAMES && !self.errors.contains_key(&dependency) {
+            let oldest =
+                self.errors.iter().min_by(|(_, one), (_, other)| one.at.total_cmp(&other.at));
+            if let Some(oldest) = oldest.map(|(name, _)| Arc::clone(name)) {
+                self.errors.remove(&oldest);
+            }
+        }
+        self.errors.insert(dependency, error);
     }
 }
 
@@ -163,10 +184,7 @@ impl Seen {
         by: Option<&'static str>,
     ) {
         let error = LastError { at: now(), operation, effect, by };
-        let mut memory = self.memory();
-        if memory.errors.len() < MOST_NAMES || memory.errors.contains_key(dependency) {
-            memory.errors.insert(Arc::clone(dependency), error);
-        }
+        self.memory().keep(Arc::clone(dependency), error);
     }
 }
 
@@ -182,17 +200,25 @@ pub(super) async fn events(State(shared): State<Arc<Shared>>) -> Response {
         return respond(StatusCode::SERVICE_UNAVAILABLE, "text/plain", "too many pages are open");
     };
     let first = Some(picture.borrow().clone()).filter(|bytes| !bytes.is_empty());
-    let pictures =
-        stream::unfold((viewer, picture, first), |(viewer, mut picture, first)| async move {
+    let pictures = stream::unfold((viewer, picture, first), move |(viewer, mut picture, first)| {
+        let shared = Arc::clone(&shared);
+        async move {
             let bytes = match first {
                 Some(bytes) => bytes,
-                None => {
-                    picture.changed().await.ok()?;
-                    picture.borrow_and_update().clone()
-                }
+                None => match timeout(LATE, picture.changed()).await {
+                    Ok(changed) => {
+                        changed.ok()?;
+                        picture.borrow_and_update().clone()
+                    }
+                    Err(_) => {
+                        shared.feed.give_up(&picture);
+                        return None;
+                    }
+                },
             };
             Some((Ok::<_, Infallible>(bytes), (viewer, picture, None)))
-        });
+        }
+    });
     let mut response = respond(StatusCode::OK, "text/event-stream", Body::from_stream(pictures));
     // Otherwise nginx keeps it back until it has enough.
     let unbuffered = (HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no"));
@@ -222,6 +248,10 @@ async fn tell_all(shared: Arc<Shared>, tell: watch::Sender<Bytes>) {
     while shared.readiness.phase() != Phase::Draining {
         {
             let mut picture = shared.feed.picture();
+            let own = |picture: &mut Picture| picture.same_channel(&tell.subscribe());
+            if !picture.as_mut().is_some_and(own) {
+                return;
+            }
             if shared.feed.watching() == 0 {
                 *picture = None;
                 return;
@@ -267,5 +297,27 @@ impl Shared {
             dependencies,
             transitions: &memory.transitions,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_too_many_names_the_one_that_failed_longest_ago_is_forgotten() {
+        let mut memory = Memory::default();
+        let name = |n: usize| Arc::<str>::from(n.to_string());
+        let mut fail = |n: usize, at: f64| {
+            let error = LastError { at, operation: "get", effect: "transient", by: None };
+            memory.keep(name(n), error);
+        };
+        (0..MOST_NAMES).for_each(|n| fail(n, n as f64));
+        fail(0, 1e9);
+        fail(MOST_NAMES, 1e9);
+        assert_eq!(memory.errors.len(), MOST_NAMES);
+        for (n, kept) in [(0, true), (1, false), (2, true), (MOST_NAMES, true)] {
+            assert_eq!(memory.errors.contains_key(&name(n)), kept, "{n}");
+        }
     }
 }

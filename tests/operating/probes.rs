@@ -1,7 +1,13 @@
 //! The routes for probes, and the header.
 
 use crate::ask::{get, health};
-use axum::{Router, http::StatusCode, middleware, routing};
+use axum::{
+    Router,
+    body::Body,
+    http::{Request, StatusCode},
+    middleware, routing,
+};
+use futures_util::StreamExt;
 use mainstay::{HealthStatus, Policy, Readiness, web};
 use std::{
     sync::{
@@ -10,6 +16,8 @@ use std::{
     },
     time::{Duration, Instant},
 };
+use tokio::time::timeout;
+use tower::ServiceExt;
 
 fn router(readiness: &Readiness) -> Router {
     web::Routes::new(readiness.clone()).router()
@@ -106,4 +114,30 @@ async fn the_header_and_the_health_tell_of_an_open_breaker() {
     assert_eq!(everything["resilience"]["circuit_breakers"]["api:t-header"]["state"], "isolated");
     assert_eq!(get(&app, "/health/ready").await.status, StatusCode::OK);
     policy.breaker().reset();
+}
+
+/// ```text
+/// runtime A: a page opens, then nobody waits there | B: its page ends, asks again, and is told
+/// ```
+#[test]
+fn a_page_is_told_though_the_runtime_of_the_first_stands_still() {
+    let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let router = router(&Readiness::builder().build());
+    let open = async || {
+        let request = Request::get("/resilience/events").body(Body::empty()).unwrap();
+        router.clone().oneshot(request).await.unwrap().into_body().into_data_stream()
+    };
+    let first = runtime();
+    let mut page = first.block_on(open());
+    assert!(first.block_on(page.next()).is_some());
+    let told = runtime().block_on(async {
+        timeout(Duration::from_secs(60), async {
+            let mut page = open().await;
+            while page.next().await.is_some() {}
+            let mut page = open().await;
+            (page.next().await.is_some(), page.next().await.is_some())
+        })
+        .await
+    });
+    assert_eq!(told, Ok((true, true)));
 }

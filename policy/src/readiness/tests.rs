@@ -1,4 +1,5 @@
 use super::*;
+use crate::breaker::BreakerState;
 use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 use tokio::{sync::Notify, time::sleep};
 
@@ -147,4 +148,54 @@ fn a_round_that_dies_with_its_runtime_is_begun_again_on_the_next() {
     drop(first);
     assert!(runtime().block_on(async { readiness.report().await.ready }));
     assert_eq!(hang.1.load(SeqCst), 2);
+}
+
+/// ```text
+/// runtime A: a round begins, then nobody waits there | B: waits as long as a check may, asks itself
+/// ```
+#[test]
+fn a_round_in_a_runtime_that_stands_still_is_not_waited_for() {
+    let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let db = Asked::new(HealthStatus::Healthy);
+    let readiness = Readiness::builder()
+        .timeout(400 * MS)
+        .interval(Duration::ZERO)
+        .critical("db", db.clone(), Asked::answer)
+        .build();
+    let still = runtime();
+    still.block_on(async { assert!(timeout(MS, readiness.report()).await.is_err()) });
+    let began = std::time::Instant::now();
+    let report = runtime().block_on(async { timeout(60_000 * MS, readiness.report()).await });
+    assert!(report.unwrap().ready);
+    assert!(began.elapsed() < 30_000 * MS, "{:?}", began.elapsed());
+    // What that one began ends once somebody waits there again, and disturbs nobody.
+    assert!(still.block_on(readiness.report()).ready);
+}
+
+#[test]
+fn after_its_runtime_has_ended_a_report_ends_too() {
+    let readiness = Readiness::builder()
+        .critical("db", Asked::new(HealthStatus::Healthy), Asked::answer)
+        .build();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    let handle = runtime.handle().clone();
+    drop(runtime);
+    let (tell, told) = std::sync::mpsc::channel();
+    std::thread::spawn(move || tell.send(handle.block_on(readiness.report())));
+    let report = told.recv_timeout(30_000 * MS).unwrap();
+    assert!(!report.ready);
+    assert_eq!(report.checks["db"].health.detail, "not asked, as this tokio runtime has ended");
+}
+
+/// The names of checks are the service's, those of breakers their clients'.
+#[tokio::test(start_paused = true)]
+async fn of_a_check_that_hangs_no_breaker_is_made_up() {
+    let policy = crate::Policy::builder(crate::Kind::Api, "t-known").build().unwrap();
+    policy.breaker().isolate();
+    let readiness = Readiness::builder()
+        .optional("t-known", (), |()| std::future::pending())
+        .optional("t-called-otherwise", (), |()| std::future::pending());
+    let report = readiness.build().report().await;
+    assert_eq!(report.checks["t-known"].health.breaker, Some(BreakerState::Isolated));
+    assert_eq!(report.checks["t-called-otherwise"].health.breaker, None);
 }
