@@ -54,7 +54,11 @@ fn main() -> ExitCode {
     let arguments = match Arguments::read(env::args().skip(1)) {
         Ok(arguments) => arguments,
         Err(problem) => {
-            say(&format!("{problem}\n\n{USAGE}"));
+            if env::args().any(|word| word == "--json") {
+                say_json(&Unusable { ok: false, problems: &[problem] });
+            } else {
+                say(&format!("{problem}\n\n{USAGE}"));
+            }
             return ExitCode::from(2);
         }
     };
@@ -116,7 +120,7 @@ fn examine(arguments: &Arguments) -> Result<ExitCode, ConfigError> {
         let warnings = settings.warnings();
         say_json(&Report { ok, settings: &shown, warnings, dependencies: &seen });
     } else {
-        print(&shown, settings.warnings(), &seen);
+        print(&settings, &shown, &seen);
     }
     Ok(match (ok, seen.is_empty()) {
         (true, _) => ExitCode::SUCCESS,
@@ -136,17 +140,23 @@ fn worth_showing(settings: &Settings, found: &[Dependency]) -> Vec<SettingOrigin
     all
 }
 
-fn print(settings: &[SettingOrigin], warnings: &[String], seen: &[Seen]) {
-    let rows = settings.iter().map(|it| [it.name.clone(), it.value.clone(), it.source.clone()]);
+fn print(settings: &Settings, shown: &[SettingOrigin], seen: &[Seen]) {
+    let rows = shown.iter().map(|it| [it.name.clone(), it.value.clone(), it.source.clone()]);
     say(&table(["SETTING", "VALUE", "FROM"], rows.collect()));
-    for warning in warnings {
+    for warning in settings.warnings() {
         say(&format!("warning: {warning}"));
     }
     say("");
     if seen.is_empty() {
-        say("The settings name no dependency. Set MAINSTAY_DATABASE_URL, MAINSTAY_REDIS_URL,\n\
-             MAINSTAY_HTTP_BASE_URL or MAINSTAY_S3_BUCKET with MAINSTAY_S3_REGION, or write\n\
-             them to mainstay.toml.");
+        say(&format!(
+            "The settings name no dependency. Set {}, {},\n{} or {} with {}, or write\n\
+             them to mainstay.toml.",
+            settings.variable("database", "url"),
+            settings.variable("redis", "url"),
+            settings.variable("http", "base_url"),
+            settings.variable("s3", "bucket"),
+            settings.variable("s3", "region"),
+        ));
         return;
     }
     let rows = seen.iter().map(|it| {

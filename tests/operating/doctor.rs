@@ -88,6 +88,15 @@ fn what_cannot_be_used_ends_with_two_and_says_why() {
         (&[], &[("MAINSTAY_CONFIG", "/nowhere.toml")], "not a file"),
         (&["--optional", "mail"], &[("REDIS_URL", "redis://h")], "no such dependency"),
         (&["--fast"], &[], "there is no option `--fast`"),
+        (&["--json", "--fast"], &[], "\"there is no option `--fast`\""),
+        (&["--prefix", "PYNOMALY"], &[], "such as PYNOMALY_"),
+        (&["--prefix", "SHOP_"], &[], "Set SHOP_DATABASE_URL"),
+        // What is empty is not set.
+        (
+            &[],
+            &[("MAINSTAY_REDIS_URL", ""), ("DATABASE_URL", "")],
+            "The settings name no dependency",
+        ),
         (&["--optional"], &[], "needs a value"),
     ];
     for (arguments, environment, words) in rows {
@@ -96,4 +105,22 @@ fn what_cannot_be_used_ends_with_two_and_says_why() {
         assert!(said.text.contains(words), "{words}: {}", said.text);
         assert!(!said.text.contains("s3cret"), "{}", said.text);
     }
+}
+
+#[test]
+fn every_client_that_cannot_be_built_is_named_at_once() {
+    let environment = [
+        ("MAINSTAY_DATABASE_URL", "oracle://db"),
+        ("MAINSTAY_REDIS_SESSIONS_URL", "http://cache"),
+        ("MAINSTAY_S3_BUCKET", "bucket"),
+    ];
+    let said = doctor(&["--json"], &environment);
+    assert_eq!(said.code, 2, "{}", said.text);
+    let report: Value = serde_json::from_str(&said.text).unwrap();
+    let problems = report["problems"].as_array().unwrap();
+    for name in ["database: ", "redis:sessions: ", "s3: "] {
+        let names = |problem: &Value| problem.as_str().unwrap().starts_with(name);
+        assert_eq!(problems.iter().filter(|problem| names(problem)).count(), 1, "{problems:?}");
+    }
+    assert_eq!(problems.len(), 3, "{problems:?}");
 }

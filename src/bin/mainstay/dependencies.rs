@@ -1,9 +1,10 @@
 //! What the settings name, and whether it answers.
 
 use crate::Arguments;
-use mainstay::{BreakerState, ConfigError, Error, Health, HealthStatus, Settings};
+use mainstay::{ConfigError, Error, Health, HealthStatus, Settings};
 use serde::Serialize;
-use std::time::Duration;
+use std::{io, time::Duration};
+use tokio::time::{Instant, timeout_at};
 
 /// Over every client's own limit; this is for what has none, such as a search for credentials.
 const LIMIT: Duration = Duration::from_secs(8);
@@ -60,43 +61,57 @@ pub(crate) fn configured(settings: &Settings) -> Vec<Dependency> {
     found
 }
 
-/// All at once, each within its time.
+/// All at once, within one limit.
+///
+/// # Errors
+/// Every client that cannot be built, by its name.
 pub(crate) fn ask(found: Vec<Dependency>, arguments: &Arguments) -> Result<Vec<Seen>, ConfigError> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let runtime = runtime.map_err(|error| {
+    let (seen, problems) = run(ask_each(found, arguments)).map_err(|error| {
         ConfigError::new(vec![format!("this machine does not let a runtime start: {error}")])
     })?;
-    runtime.block_on(async {
-        let asked: Vec<_> = found
-            .into_iter()
-            .map(|dependency| {
-                let critical = !arguments.optional.contains(&dependency.name);
-                let path = arguments.http_path.clone();
-                let name = dependency.name.clone();
-                let health = tokio::spawn(async move { dependency.health(&path).await });
-                (name, critical, health)
-            })
-            .collect();
-        let mut seen = Vec::new();
-        for (name, critical, health) in asked {
-            let late = || down(LIMIT, format!("no answer within {LIMIT:?}"));
-            let health = match tokio::time::timeout(LIMIT, health).await {
-                Ok(Ok(Ok(health))) => health,
-                Ok(Ok(Err(error))) => return Err(unusable(&name, &error)),
-                Ok(Err(_)) | Err(_) => late(),
-            };
-            seen.push(Seen { name, critical, health });
-        }
-        Ok(seen)
-    })
+    if problems.is_empty() { Ok(seen) } else { Err(ConfigError::new(problems)) }
+}
+
+/// Runs this to its end, and waits for nothing that it leaves behind: a name is looked up for as long as
+/// the resolver takes to give up.
+fn run<T>(work: impl Future<Output = T>) -> io::Result<T> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let end = runtime.block_on(work);
+    runtime.shutdown_background();
+    Ok(end)
+}
+
+async fn ask_each(found: Vec<Dependency>, arguments: &Arguments) -> (Vec<Seen>, Vec<String>) {
+    let deadline = Instant::now() + LIMIT;
+    let asked: Vec<_> = found
+        .into_iter()
+        .map(|dependency| {
+            let critical = !arguments.optional.contains(&dependency.name);
+            let path = arguments.http_path.clone();
+            let name = dependency.name.clone();
+            let health = tokio::spawn(async move { dependency.health(&path).await });
+            (name, critical, health)
+        })
+        .collect();
+    let (mut seen, mut problems) = (Vec::new(), Vec::new());
+    for (name, critical, health) in asked {
+        let health = match timeout_at(deadline, health).await {
+            Ok(Ok(Ok(health))) => health,
+            Ok(Ok(Err(error))) => {
+                problems.push(format!("{name}: {error}"));
+                continue;
+            }
+            // The panic's own words are on stderr.
+            Ok(Err(_)) => down(Duration::ZERO, "the check panicked".to_owned()),
+            Err(_) => down(LIMIT, format!("no answer within {LIMIT:?}")),
+        };
+        seen.push(Seen { name, critical, health });
+    }
+    (seen, problems)
 }
 
 fn down(took: Duration, detail: String) -> Health {
-    Health::new(HealthStatus::Unhealthy, took, BreakerState::Closed, detail)
-}
-
-fn unusable(name: &str, error: &Error) -> ConfigError {
-    ConfigError::new(vec![format!("{name}: {error}")])
+    Health::new(HealthStatus::Unhealthy, took, None, detail)
 }
 
 impl Dependency {
@@ -170,5 +185,26 @@ impl Dependency {
     fn not_built(&self) -> Error {
         let name = &self.name;
         Error::invalid(format!("this doctor was built without the feature that {name} needs"))
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use std::{sync::mpsc, thread};
+
+    /// As a resolver that does not answer leaves it.
+    #[test]
+    fn the_end_does_not_wait_for_a_thread_that_hangs() {
+        let (release, held) = mpsc::channel::<()>();
+        let (tell, told) = mpsc::channel();
+        thread::spawn(move || {
+            let lookup = async { drop(tokio::task::spawn_blocking(move || held.recv())) };
+            tell.send(run(lookup).is_ok())
+        });
+        let ended = told.recv_timeout(Duration::from_secs(30));
+        drop(release);
+        assert_eq!(ended, Ok(true));
     }
 }
