@@ -16,6 +16,9 @@ use std::{
 const KIND: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 pub(super) async fn metrics(State(shared): State<Arc<Shared>>) -> Response {
+    // For the next scrape, where no probe asks; in the background, as a check may take longer than this.
+    let readiness = shared.readiness.clone();
+    tokio::spawn(async move { readiness.report().await });
     let mut text = render(&shared);
     if let Some(more) = &shared.more {
         text.push_str(&more());
@@ -135,7 +138,7 @@ fn render(shared: &Shared) -> String {
     text.0
 }
 
-/// What was seen last: a scrape asks no dependency.
+/// What was seen last: a scrape waits for no dependency.
 fn readiness(text: &mut Text, shared: &Shared) {
     let Some(report) = shared.readiness.last() else { return };
     text.family("mainstay_ready", "gauge", "1 if the last round of checks said to send work.");

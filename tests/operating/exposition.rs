@@ -5,6 +5,7 @@ use mainstay::{HealthStatus, Kind, Policy, Readiness, web::Routes};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::time::{Duration, Instant};
 
 /// One sample: its labels and its value.
 type Samples = BTreeMap<String, Vec<(BTreeMap<String, String>, f64)>>;
@@ -129,30 +130,114 @@ async fn it_counts_what_happened() {
     assert_eq!(of(&samples, "own", &[]), Some(1.0));
 }
 
+/// A scrape is enough: what it does not find yet, the next one does.
+#[tokio::test]
+async fn checks_are_made_where_nobody_probes() {
+    let readiness = Readiness::builder()
+        .interval(Duration::ZERO)
+        .critical("db", (), |()| async { health(HealthStatus::Unhealthy) })
+        .build();
+    let router = Routes::new(readiness).router();
+    let began = Instant::now();
+    let ready = async || of(&read(&get(&router, "/metrics").await.body), "mainstay_ready", &[]);
+    while ready().await.is_none() {
+        assert!(began.elapsed() < Duration::from_secs(20), "no round began");
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(ready().await, Some(0.0));
+}
+
+/// What an expression asks for: a metric, and a label with each value that it may have. `$job` and the
+/// like are for Grafana to fill in; `job` and `instance` are Prometheus' own.
+fn asked(expression: &str) -> Vec<(String, String, Vec<String>)> {
+    let mut all = Vec::new();
+    let mut rest = expression;
+    while let Some(at) = rest.find("mainstay_") {
+        rest = &rest[at..];
+        let end =
+            rest.find(|c: char| !(c.is_ascii_alphanumeric() || c == '_')).unwrap_or(rest.len());
+        let (name, after) = rest.split_at(end);
+        rest = after;
+        let Some((inside, after)) = after.strip_prefix('{').and_then(|after| after.split_once('}'))
+        else {
+            continue;
+        };
+        rest = after;
+        for matcher in inside.split("\",") {
+            // Without one it is `!~`.
+            let Some((label, value)) = matcher.split_once('=') else { continue };
+            let value = value.trim_start_matches('~').trim_matches('"');
+            if value.starts_with('$') || label.ends_with('!') {
+                continue;
+            }
+            let values = value.split('|').map(str::to_owned).collect();
+            all.push((name.to_owned(), label.to_owned(), values));
+        }
+    }
+    all
+}
+
 /// Names of ours in any text.
 fn names(text: &str) -> BTreeSet<String> {
     let word = |c: char| !(c.is_ascii_alphanumeric() || c == '_');
     text.split(word).filter(|word| word.starts_with("mainstay_")).map(str::to_owned).collect()
 }
 
+/// A label's value in an expression is one that a service with a pool has.
+#[cfg(feature = "sqlite")]
 #[tokio::test]
 async fn the_dashboard_and_the_alerts_ask_for_what_is_there() {
     let policy = Policy::api("t-asked-for");
     policy.call(|| async { Ok::<_, io::Error>(()) }).await.unwrap();
-    let there: BTreeSet<_> = read(&metrics().await).into_keys().collect();
+    let db = mainstay::SqliteDatabase::builder().name("t-asked-for").url("sqlite::memory:");
+    let db = db.build().unwrap();
+    assert_eq!(db.health_check().await.status, HealthStatus::Healthy);
+    let readiness =
+        Readiness::builder().critical("db", (), |()| async { health(HealthStatus::Healthy) });
+    let readiness = readiness.build();
+    readiness.report().await;
+    let router = Routes::new(readiness).pool(&db).router();
+    let there = read(&get(&router, "/metrics").await.body);
+
     let dashboard: Value =
         serde_json::from_str(include_str!("../../deploy/grafana-dashboard.json")).unwrap();
     let panels = dashboard["panels"].as_array().unwrap();
-    let mut asked = names(include_str!("../../deploy/prometheus-rules.yaml"));
-    for target in panels.iter().flat_map(|panel| panel["targets"].as_array().into_iter().flatten())
-    {
-        let expression = target["expr"].as_str().unwrap();
+    let targets = panels.iter().flat_map(|panel| panel["targets"].as_array().into_iter().flatten());
+    let mut expressions: Vec<_> =
+        targets.map(|target| target["expr"].as_str().unwrap().to_owned()).collect();
+    for expression in &expressions {
         assert!(!names(expression).is_empty(), "{expression}");
-        asked.extend(names(expression));
     }
-    assert!(asked.len() > 5, "{asked:?}");
-    let missing: Vec<_> = asked.difference(&there).collect();
+    expressions.push(include_str!("../../deploy/prometheus-rules.yaml").to_owned());
+    let names: BTreeSet<_> = expressions.iter().flat_map(|text| names(text)).collect();
+    assert!(names.len() > 5, "{names:?}");
+    let missing: Vec<_> = names.iter().filter(|name| !there.contains_key(*name)).collect();
     assert!(missing.is_empty(), "{missing:?}");
+
+    let labels: Vec<_> = expressions.iter().flat_map(|text| asked(text)).collect();
+    let of_pool =
+        ("mainstay_client_figure".to_owned(), "figure".to_owned(), vec!["waiting".to_owned()]);
+    assert!(labels.contains(&of_pool) && labels.len() > 10, "{labels:?}");
+    for (name, label, values) in labels {
+        for value in values {
+            let found = of(&there, &name, &[(&label, &value)]);
+            assert!(found.is_some(), "no {name} has {label}=\"{value}\"");
+        }
+    }
+}
+
+/// Of replicas in different states the row shows the one that somebody has to look at.
+#[test]
+fn the_dashboard_shows_a_breaker_as_closed_only_where_all_are() {
+    let dashboard = include_str!("../../deploy/grafana-dashboard.json");
+    let timeline = dashboard.lines().find(|line| line.contains("ramping") && line.contains("expr"));
+    let states: Vec<_> = asked(&timeline.unwrap().replace("\\\"", "\""))
+        .into_iter()
+        .filter(|(_, label, _)| label == "state")
+        .flat_map(|(_, _, values)| values)
+        .collect();
+    assert_eq!(states.len(), 6, "{states:?}");
+    assert_eq!(states.last().map(String::as_str), Some("closed"), "{states:?}");
 }
 
 /// A recorder's text follows ours, and Prometheus writes its dots as `_`.
