@@ -1,5 +1,5 @@
 //! The client: cheap to clone. Three doors lead to the server: a question, a change of one key, and
-//! what only the server can do; the modules of the commands go through them.
+//! what only the server can do (`direct`); the modules of the commands go through them.
 
 use crate::{
     answer::{Answer, Source},
@@ -345,50 +345,6 @@ impl RedisClient {
         }
     }
 
-    /// Commands that only the server can do, sent together: one answer for each, or one error when
-    /// they were not all answered.
-    pub(crate) async fn direct(
-        &self,
-        operation: &Operation,
-        keys: &[Bytes],
-        effect: OnKeys,
-        commands: &[Command<'_>],
-    ) -> Result<Vec<Result<Value, RedisFailure>>, Error> {
-        if !self.is_configured() {
-            return Err(self.refused(operation, Refusal::Unavailable));
-        }
-        if let Some(fallback) = &self.0.fallback {
-            let mut patience = Patience::new(self, fallback);
-            while !fallback.begin_direct(keys, effect) {
-                if !patience.wait().await {
-                    return Err(self.refused(operation, Refusal::Unavailable));
-                }
-            }
-        }
-        let result = self.ask_all(operation, keys, effect, commands, IfAway::Fail).await;
-        if let Some(fallback) = &self.0.fallback {
-            fallback.end_direct(keys, effect);
-        }
-        result?.map_err(|error| self.failed(operation, error))
-    }
-
-    /// One such command, a write.
-    pub(crate) async fn direct_one(
-        &self,
-        operation: &Operation,
-        slot: Slot,
-        effect: OnKeys,
-        command: Command<'_>,
-    ) -> Result<Value, Error> {
-        let (keys, commands) = ([slot.key], [command]);
-        let began = Instant::now();
-        let mut replies = self.direct(operation, &keys, effect, &commands).await?;
-        let reply = replies.pop().unwrap_or(Ok(Value::Nil));
-        let reply = reply.map_err(|failure| self.failed(operation, answered(failure, began)))?;
-        self.wrote();
-        Ok(reply)
-    }
-
     /// The way of one command.
     #[inline]
     fn way(&self, command: &Command<'_>) -> Result<Way<'_>, Error> {
@@ -570,7 +526,7 @@ impl Way<'_> {
 }
 
 /// How long a call waits for the server to be told of a key, while the server is there.
-struct Patience<'a> {
+pub(crate) struct Patience<'a> {
     client: &'a RedisClient,
     fallback: &'a Fallback,
     /// How far the recovery has come, and until when it is waited for.
@@ -579,12 +535,12 @@ struct Patience<'a> {
 }
 
 impl<'a> Patience<'a> {
-    const fn new(client: &'a RedisClient, fallback: &'a Fallback) -> Self {
+    pub(crate) const fn new(client: &'a RedisClient, fallback: &'a Fallback) -> Self {
         Self { client, fallback, since: None, waited: false }
     }
 
     /// Until it is worth another look; `false` once there is no more to hope for.
-    async fn wait(&mut self) -> bool {
+    pub(crate) async fn wait(&mut self) -> bool {
         if self.client.is_hopeless() {
             return false;
         }

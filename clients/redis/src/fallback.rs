@@ -296,26 +296,27 @@ impl Fallback {
         }
     }
 
-    /// Before a command is sent that only the server can do; `false` while one of its keys is dirty.
-    pub(crate) fn begin_direct(&self, keys: &[Bytes], effect: OnKeys) -> bool {
+    /// Before a command is sent that only the server can do; `None` while one of its keys is dirty.
+    pub(crate) fn begin_direct(&self, keys: &[Bytes], effect: OnKeys) -> Option<Ticket> {
         if self.dirty_keys() > 0 {
             let dirty = self.dirty();
             if effect == OnKeys::MayChangeAll || keys.iter().any(|key| dirty.touches(key)) {
-                return false;
+                return None;
             }
         }
-        self.end_direct(keys, effect);
-        true
+        Some(self.end_direct(keys, effect))
     }
 
-    /// After it, however it ended.
-    pub(crate) fn end_direct(&self, keys: &[Bytes], effect: OnKeys) {
+    /// After it, however it ended. The ticket is that of the last key.
+    pub(crate) fn end_direct(&self, keys: &[Bytes], effect: OnKeys) -> Ticket {
+        let mut ticket = Ticket { generation: 0, stripe: 0 };
         match effect {
             OnKeys::Reads => {}
             OnKeys::MayChange => {
                 for key in keys {
-                    let stripe = self.stripe(key);
-                    stripe.next();
+                    let stripe = self.stripe_of(key);
+                    let locked = self.stripes[stripe].lock();
+                    ticket = Ticket { generation: locked.next(), stripe };
                     self.shadow.forget(&Slot { key: key.clone(), field: None });
                 }
             }
@@ -327,6 +328,7 @@ impl Fallback {
                 self.shadow.clear();
             }
         }
+        ticket
     }
 
     /// The server is away: the write stays here, or is refused. Gives what the server would: a

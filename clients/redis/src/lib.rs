@@ -78,6 +78,7 @@ mod classify;
 mod client;
 mod command;
 mod config;
+mod direct;
 mod fallback;
 mod hashes;
 mod health;

@@ -6,7 +6,6 @@ use crate::{
     client::RedisClient,
     command::{Change, Command, Raw, Slot},
     config::lifetime,
-    fallback::OnKeys,
     query::{Exists, Get, Ttl, TtlOf},
     value::{FromValue, ToValue, Value},
 };
@@ -127,7 +126,7 @@ impl RedisClient {
         command: Raw,
     ) -> Result<Option<T>, Error> {
         let command = Command::Raw(&command);
-        let reply = self.direct_one(&operation, slot, OnKeys::MayChange, command).await?;
+        let reply = self.direct_write(&operation, &slot, command, None).await?;
         reply.into_bytes().map(T::from_value).transpose()
     }
 
@@ -318,7 +317,7 @@ async fn keep_ttl(setting: Setting) -> Result<(), Error> {
     }
     let args = vec![slot.key.clone(), value, word("KEEPTTL")];
     let command = Raw::keyed("SET", args);
-    client.direct_one(&KEEP, slot, OnKeys::MayChange, Command::Raw(&command)).await.map(drop)
+    client.direct_write(&KEEP, &slot, Command::Raw(&command), None).await.map(drop)
 }
 
 /// A conditional SET that has not been sent yet: await it.
@@ -351,11 +350,11 @@ impl IntoFuture for SetIf {
         Box::pin(async move {
             let Setting { client, checked, ttl } = self.what;
             let ((slot, value), ttl) = (checked?, ttl.map(lifetime).transpose()?);
-            let mut args = Setting::args(&slot, value, ttl);
+            let mut args = Setting::args(&slot, value.clone(), ttl);
             args.push(word(self.condition));
             let command = Raw::keyed("SET", args);
-            let command = Command::Raw(&command);
-            let reply = client.direct_one(&IF, slot, OnKeys::MayChange, command).await?;
+            let (command, stores) = (Command::Raw(&command), Change::Put { value, ttl });
+            let reply = client.direct_write(&IF, &slot, command, Some(&stores)).await?;
             Ok(reply != Value::Nil)
         })
     }

@@ -217,7 +217,8 @@ impl Model {
         self.writes.push(Written { place, begin, end: None, own: true, over: None });
         let mut call = Call { place, kind, ticket: None, begin, sent, value, answer: None };
         if matches!(kind, Kind::Direct) {
-            if self.fallback.begin_direct(&[slot.key], OnKeys::MayChange) {
+            call.ticket = self.fallback.begin_direct(&[slot.key], OnKeys::MayChange);
+            if call.ticket.is_some() {
                 self.begun.push(call);
             }
             return;
@@ -311,7 +312,12 @@ impl Model {
                 self.check(call.place, call.begin, Some(now), known);
             }
             (Kind::Direct, answer) => {
-                self.fallback.end_direct(&[slot.key], OnKeys::MayChange);
+                let known = answer.is_some() && slot.field.is_none();
+                if let Some(ticket) = call.ticket.filter(|_| known) {
+                    self.fallback.landed(&slot, &Self::change(&call), ticket, call.sent);
+                } else {
+                    self.fallback.end_direct(&[slot.key], OnKeys::MayChange);
+                }
                 if answer.is_some() {
                     self.writes[call.value].end = Some(self.clock);
                 }

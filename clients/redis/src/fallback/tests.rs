@@ -181,16 +181,19 @@ fn what_only_the_server_does_leaves_nothing_behind_here() {
     let keys = [k.key.clone()];
     let write = ask_write(&fallback, &k);
     fallback.landed(&k, &put("1"), write, now);
-    assert!(fallback.begin_direct(&keys, OnKeys::Reads));
+    assert!(fallback.begin_direct(&keys, OnKeys::Reads).is_some());
     assert_eq!(read(&fallback, &k, now), Ok(bytes("1")));
-    assert!(fallback.begin_direct(&keys, OnKeys::MayChange));
+    assert!(fallback.begin_direct(&keys, OnKeys::MayChange).is_some());
     assert_eq!(read(&fallback, &k, now), Ok(None));
     let asked = ask_read(&fallback, &k);
     fallback.end_direct(&keys, OnKeys::MayChange);
     filled(&fallback, &k, asked, bytes("1"), now).unwrap();
     assert_eq!(read(&fallback, &k, now), Ok(None));
     fallback.write(&k, &put("2"), now).unwrap();
-    assert!(!fallback.begin_direct(&keys, OnKeys::Reads), "the server does not know of it yet");
+    assert!(
+        fallback.begin_direct(&keys, OnKeys::Reads).is_none(),
+        "the server does not know of it yet"
+    );
 }
 
 #[test]

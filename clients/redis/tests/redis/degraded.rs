@@ -200,7 +200,18 @@ async fn what_only_the_server_may_do_is_refused() {
     let place = Place::new();
     let cache = client("t-refused-cells", place.proxy.addr());
     cache.set("k", "1").await.unwrap();
+    // What it stored is known, with its lifetime, and what it did not store is not.
+    let minute = Duration::from_secs(60);
+    assert!(cache.set_if_absent("taken", "me").ttl(minute).await.unwrap());
+    assert!(!cache.set_if_absent("taken", "you").await.unwrap());
+    assert!(cache.set_if_absent("kept", "me").ttl(minute).await.unwrap());
+    assert!(cache.set_if_present("kept", "still me").ttl(minute).await.unwrap());
+    // An answer without a lifetime takes that away from nobody.
+    assert_eq!(get(&cache, "kept").await.1, Source::Redis);
     place.take_away(&cache).await;
+    assert_eq!(get(&cache, "taken").await, (None, Source::Nobody));
+    assert_eq!(get(&cache, "kept").await, (Some("still me".into()), Source::Fallback));
+    assert!(matches!(cache.ttl("kept").await.unwrap(), Ttl::Left(left) if left <= minute));
     for error in [
         cache.set_if_absent("lock", "1").await.unwrap_err(),
         cache.set_if_present("k", "1").await.unwrap_err(),
