@@ -2,8 +2,8 @@
 //! is well.
 
 use crate::{degraded::Place, ms, text, until_true};
-use mainstay_policy::{BreakGrowth, BreakerState, HealthStatus};
-use mainstay_redis::{FallbackConfig, RedisClient, RedisState};
+use mainstay_policy::{BreakGrowth, BreakerState, HealthStatus, Mode};
+use mainstay_redis::{FallbackConfig, RedisClient, RedisState, Source};
 use std::time::Duration;
 
 const LONG: Duration = Duration::from_secs(60);
@@ -99,10 +99,27 @@ async fn half_open_the_next_call_is_the_server_s_and_in_the_ramp_a_share_of_them
     until_true("refused", ms(400), async || cache.state() == RedisState::Degraded).await;
     place.proxy.heal();
     let answer = probe.await.unwrap().unwrap();
-    assert_eq!(answer.source, mainstay_redis::Source::Redis);
+    assert_eq!(answer.source, Source::Redis);
     assert_eq!(breaker.state(), BreakerState::Ramping);
     assert_eq!(cache.state(), RedisState::Recovering);
     let health = cache.health_check().await;
     assert_eq!(health.status, HealthStatus::Degraded, "{}", health.detail);
     assert!(health.detail.contains("ramping"), "{}", health.detail);
+}
+
+#[tokio::test]
+async fn in_observe_mode_a_breaker_is_in_nobody_s_way() {
+    let place = Place::new();
+    let cache = RedisClient::builder()
+        .name("t-observing")
+        .url(format!("redis://{}", place.proxy.addr()))
+        .policy(|p| p.mode(Mode::Observe))
+        .build()
+        .unwrap();
+    cache.policy().breaker().isolate();
+    cache.set("k", "1").await.unwrap();
+    assert_eq!(cache.get_answer::<String>("k").await.unwrap().source, Source::Redis);
+    assert_eq!(cache.state(), RedisState::Connected);
+    let health = cache.health_check().await;
+    assert_eq!((health.status, health.breaker), (HealthStatus::Healthy, BreakerState::Isolated));
 }
