@@ -439,6 +439,8 @@ mod tests {
             "valkey://h",
             "redis-cluster://h:1?node=i:2",
             "redis-cluster://:p@h:1,i:2",
+            "valkey-cluster://h:1",
+            "valkey-sentinel://h?sentinelServiceName=m&sentinelUsername=u&sentinelPassword=p",
             "redis-sentinel://h:1?sentinelServiceName=m&node=i:2&sentinelPassword=p%26q",
         ] {
             RedisClient::builder().name("t-url").url(url).build().unwrap();

@@ -43,12 +43,14 @@ impl Authority {
         self.dir.path().join("ca.pem")
     }
 
-    /// Writes `tls.pem` and `tls.key` for a server of this name into a directory.
+    /// Writes `tls.pem` and `tls.key` for a server of this name into a directory, and `ca.pem` for what
+    /// it is to trust.
     pub(crate) fn sign(&self, name: &str, dir: &Path) {
         let key = KeyPair::generate().unwrap();
         let params = CertificateParams::new([name.to_owned()]).unwrap();
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
         fs::write(dir.join("tls.pem"), certificate.pem()).unwrap();
+        fs::write(dir.join("ca.pem"), self.issuer.pem()).unwrap();
         // PostgreSQL uses no key that others may read.
         fs::write(dir.join("tls.key"), key.serialize_pem()).unwrap();
         fs::set_permissions(dir.join("tls.key"), fs::Permissions::from_mode(0o600)).unwrap();

@@ -22,4 +22,5 @@ pub use proxy::Proxy;
 pub use s3::S3;
 pub use servers::{
     Mariadb, Pgbouncer, Postgres, Redis, RedisCluster, RedisSentinels, Sentinel, TlsRedis,
+    TlsSentinel,
 };

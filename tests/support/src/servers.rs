@@ -10,7 +10,7 @@ mod pgbouncer;
 mod postgres;
 mod redis;
 
-pub use redis::{Move, RedisCluster, RedisSentinels, Resp, TlsRedis};
+pub use redis::{Move, RedisCluster, RedisSentinels, Resp, TlsRedis, TlsSentinel};
 
 use crate::{
     Authority, Port, directory,

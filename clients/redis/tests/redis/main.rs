@@ -12,6 +12,8 @@ mod counters;
 #[cfg(feature = "test-servers")]
 mod degraded;
 #[cfg(feature = "test-servers")]
+mod failover;
+#[cfg(feature = "test-servers")]
 mod link;
 mod load;
 mod local;

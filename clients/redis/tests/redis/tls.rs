@@ -2,7 +2,7 @@
 
 use crate::{ms, text, until_true};
 use mainstay_redis::{FallbackConfig, RedisClient, RedisClientBuilder};
-use mainstay_test_support::{Authority, TlsRedis};
+use mainstay_test_support::{Authority, RedisCluster, TlsRedis, TlsSentinel};
 
 fn builder(name: &str, url: String) -> RedisClientBuilder {
     RedisClient::builder()
@@ -27,7 +27,7 @@ async fn an_authority_of_ones_own_is_trusted_when_named() {
     client.set("k", "1").await.unwrap();
     assert_eq!(redis.server.say("GET k"), "$1\r\n1\r\n");
     let pem = std::fs::read(&file).unwrap();
-    let client = builder("t-tls-pem", format!("rediss://{address}")).trust_only(pem);
+    let client = builder("t-tls-pem", format!("valkeys://{address}")).trust_only(pem);
     assert_eq!(text(&client.build().unwrap(), "k").await.as_deref(), Some("1"));
 }
 
@@ -49,6 +49,40 @@ async fn a_certificate_that_does_not_fit_is_refused_in_words() {
     let wrong = builder("t-tls-name", format!("rediss://{}", named.address())).trust_only(pem);
     let text = refusal(wrong.build().unwrap()).await;
     assert!(text.contains("certificate") && text.contains("name"), "{text}");
+}
+
+/// One node is named in the URL, by its address; the certificate of the other is for the name that the
+/// cluster tells.
+#[tokio::test]
+async fn the_nodes_of_a_cluster_are_spoken_to_in_tls_by_their_names() {
+    let authority = Authority::new();
+    let cluster = RedisCluster::start_with_tls(&authority, &["127.0.0.1", "node.example"]);
+    let file = authority.file();
+    for scheme in ["rediss-cluster", "valkeys-cluster"] {
+        let url = format!("{scheme}://{}?ssl_ca_certs={}", cluster.tls(0), file.display());
+        let client = builder(&format!("t-tls-{scheme}"), url).build().unwrap();
+        for master in 0..2 {
+            let key = cluster.key_of(master, 0);
+            client.set(&key, scheme).await.unwrap();
+            assert!(cluster.nodes[master].say(&format!("GET {key}")).contains(scheme));
+        }
+    }
+}
+
+#[tokio::test]
+async fn sentinels_and_the_master_they_name_are_spoken_to_in_tls() {
+    let authority = Authority::new();
+    let redis = TlsRedis::start(&authority, "127.0.0.1");
+    let sentinel = TlsSentinel::start(&authority, "127.0.0.1");
+    let watch = format!("SENTINEL MONITOR mymaster 127.0.0.1 {} 1", redis.address().port());
+    assert_eq!(sentinel.server.say(&watch), "+OK\r\n");
+    let pem = std::fs::read(authority.file()).unwrap();
+    for scheme in ["rediss-sentinel", "valkeys-sentinel"] {
+        let url = format!("{scheme}://{}?sentinelServiceName=mymaster", sentinel.address());
+        let client = builder(&format!("t-tls-{scheme}"), url).trust_only(pem.clone());
+        client.build().unwrap().set("k", scheme).await.unwrap();
+        assert!(redis.server.say("GET k").contains(scheme));
+    }
 }
 
 #[tokio::test]

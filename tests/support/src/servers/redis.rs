@@ -5,7 +5,7 @@ mod tls;
 pub use cluster::{Move, RedisCluster};
 pub use sentinel::RedisSentinels;
 pub(super) use sentinel::Sentinel;
-pub use tls::TlsRedis;
+pub use tls::{TlsRedis, TlsSentinel};
 
 use super::{Program, Server};
 use crate::process::{command, find};

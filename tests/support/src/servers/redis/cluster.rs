@@ -1,5 +1,6 @@
-use super::super::Redis;
-use crate::{Port, process::within_limit};
+use super::{super::Redis, tls::Tls};
+use crate::{Authority, Port, process::within_limit};
+use std::net::{IpAddr, SocketAddr};
 
 /// The slots of a cluster.
 const SLOTS: usize = 16_384;
@@ -14,7 +15,9 @@ pub struct RedisCluster {
     /// `masters + n`.
     pub nodes: Vec<Redis>,
     masters: usize,
-    _buses: Vec<Port>,
+    /// None without TLS.
+    tls: Vec<Port>,
+    buses: Vec<Port>,
 }
 
 impl RedisCluster {
@@ -28,28 +31,43 @@ impl RedisCluster {
     #[must_use]
     pub fn start_with(masters: usize, replicas: bool, arguments: &[&str]) -> Self {
         let count = if replicas { 2 * masters } else { masters };
-        // By default it is the port plus 10,000, which may be none.
         let buses: Vec<Port> = (0..count).map(|_| Port::reserve()).collect();
         let start = |bus: &Port| {
             let bus = bus.number().to_string();
-            let own = [
-                "--cluster-enabled",
-                "yes",
-                "--cluster-port",
-                &bus,
-                "--cluster-node-timeout",
-                "800",
-                "--cluster-require-full-coverage",
-                "no",
-                "--cluster-replica-validity-factor",
-                "0",
-            ];
-            Redis::start_with(&[&own[..], arguments].concat())
+            Redis::start_with(&[&own(&bus)[..], arguments].concat())
         };
         let nodes: Vec<Redis> = buses.iter().map(start).collect();
-        let cluster = Self { nodes, masters, _buses: buses };
+        let cluster = Self { nodes, masters, tls: Vec::new(), buses };
         cluster.join();
         cluster
+    }
+
+    /// Masters that tell clients where they speak TLS: one for each of these names, with a certificate
+    /// of this authority for it. A name that is no address is told to clients too.
+    #[must_use]
+    pub fn start_with_tls(authority: &Authority, names: &[&str]) -> Self {
+        let (mut nodes, mut tls, mut buses) = (Vec::new(), Vec::new(), Vec::new());
+        for name in names {
+            let (port, bus) = (Port::reserve(), Port::reserve());
+            let number = bus.number().to_string();
+            let mut arguments = [&own(&number)[..], &["--tls-cluster", "yes"]].concat();
+            if name.parse::<IpAddr>().is_err() {
+                arguments.extend(["--cluster-announce-hostname", name]);
+            }
+            let node = Tls::start_on(port, authority, name, &arguments);
+            nodes.push(node.server);
+            tls.push(node.port);
+            buses.push(bus);
+        }
+        let cluster = Self { nodes, masters: names.len(), tls, buses };
+        cluster.join();
+        cluster
+    }
+
+    /// Where a node speaks TLS.
+    #[must_use]
+    pub fn tls(&self, node: usize) -> SocketAddr {
+        self.tls[node].address()
     }
 
     fn join(&self) {
@@ -62,8 +80,8 @@ impl RedisCluster {
             let slots = (n * SLOTS / self.masters, (n + 1) * SLOTS / self.masters - 1);
             ok(node, &format!("CLUSTER ADDSLOTSRANGE {} {}", slots.0, slots.1));
         }
-        for (node, bus) in others.iter().zip(&self._buses[1..]) {
-            let port = node.address().port();
+        for (n, (node, bus)) in others.iter().zip(&self.buses[1..]).enumerate() {
+            let port = self.tls.get(n + 1).map_or(node.address().port(), Port::number);
             ok(first, &format!("CLUSTER MEET 127.0.0.1 {port} {}", bus.number()));
         }
         let known = format!("cluster_known_nodes:{}\r", self.nodes.len());
@@ -168,6 +186,23 @@ impl Move<'_> {
             ok(&self.cluster.nodes[node], &format!("CLUSTER SETSLOT {slot} NODE {target}"));
         }
     }
+}
+
+/// What makes a node of a server, with its bus on this port: by default it is the server's plus 10,000,
+/// which may be none.
+const fn own(bus: &str) -> [&str; 10] {
+    [
+        "--cluster-enabled",
+        "yes",
+        "--cluster-port",
+        bus,
+        "--cluster-node-timeout",
+        "800",
+        "--cluster-require-full-coverage",
+        "no",
+        "--cluster-replica-validity-factor",
+        "0",
+    ]
 }
 
 fn ok(node: &Redis, command: &str) {
