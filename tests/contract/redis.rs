@@ -37,11 +37,11 @@ impl crate::subject::Subject for Subject {
 }
 
 impl Client for RedisClient {
-    const DOORS: &'static [&'static str] = &["get", "set", "del", "hget", "hset", "hdel"];
+    const DOORS: &'static [&'static str] =
+        &["get", "set", "del", "hget", "hset", "hdel", "incrby", "getdel"];
     const REPEATED: &'static str = "set";
     const REPEATED_TOO: &'static [&'static str] = &["get", "del", "hset"];
-    /// Each of them leaves the same state when it arrives twice.
-    const ONCE: Option<&'static str> = None;
+    const ONCE: Option<&'static str> = Some("incrby");
     type Failure = RedisFailure;
     type Driver = fred::error::Error;
 
@@ -59,6 +59,8 @@ impl Client for RedisClient {
                 "hget" => drop(redis.hget::<String>("hash", "field").await?),
                 "hset" => redis.hset("hash", "field", "value").await?,
                 "hdel" => drop(redis.hdel("hash", "other").await?),
+                "incrby" => drop(redis.incr("count").await?),
+                "getdel" => drop(redis.get_del::<String>("token").await?),
                 other => panic!("{other}?"),
             }
             Ok::<_, Error>(())

@@ -22,6 +22,8 @@ mod model;
 #[cfg(feature = "metrics")]
 mod numbers;
 #[cfg(feature = "test-servers")]
+mod once;
+#[cfg(feature = "test-servers")]
 mod outage;
 #[cfg(feature = "test-servers")]
 mod recovering;
