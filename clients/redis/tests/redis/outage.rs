@@ -1,7 +1,7 @@
 //! Killed, frozen and restarted: memory answers, and nothing older than a write comes back.
 
 use crate::{client, ms, text, until};
-use mainstay_policy::{BreakerState, HealthStatus};
+use mainstay_policy::{BreakerState, HealthStatus, get_resilience_health};
 use mainstay_redis::RedisState;
 use mainstay_test_support::Redis;
 use std::{
@@ -124,14 +124,14 @@ async fn a_lifetime_given_while_all_was_well_ends_while_the_server_is_away() {
 async fn under_load_freezes_and_kills_bring_no_old_value_back() {
     let mut redis = Redis::start();
     let cache = client("t-load", redis.address());
-    let end = Instant::now() + ms(4000);
+    let enough = Arc::new(AtomicBool::new(false));
     let mut tasks = Vec::new();
     for task in 0..16 {
-        let cache = cache.clone();
+        let (cache, enough) = (cache.clone(), Arc::clone(&enough));
         tasks.push(tokio::spawn(async move {
             let (mut n, mut misses) = (0_u32, 0_u32);
             let key = format!("k{task}");
-            while Instant::now() < end {
+            while !enough.load(Relaxed) {
                 n += 1;
                 if n % 5 == 0 {
                     cache.del(&key).await.unwrap();
@@ -160,6 +160,8 @@ async fn under_load_freezes_and_kills_bring_no_old_value_back() {
             redis.resume();
         }
     }
+    until(&cache, RedisState::Connected).await;
+    enough.store(true, Relaxed);
     let mut calls = 0;
     for task in tasks {
         let (n, misses) = task.await.unwrap();
@@ -167,5 +169,6 @@ async fn under_load_freezes_and_kills_bring_no_old_value_back() {
         assert!(misses < n / 10 + 20, "{misses} misses of {n}");
     }
     assert!(calls > 1000, "{calls}");
-    until(&cache, RedisState::Connected).await;
+    let fallbacks = get_resilience_health().circuit_breakers["redis:t-load"].fallbacks;
+    assert!(fallbacks > 100, "{fallbacks}: the faults were felt");
 }
