@@ -35,7 +35,7 @@
 //! | `expire`, `persist` | Redis | of a value that memory knows, for no longer than `max_stale` if it was only seen; else, and of hashes, `unavailable` | as `set` |
 //! | `incr`, `decr`, `hincr_by` | Redis; never repeated after an unknown outcome, which is an error | `unavailable`, or counted here with [`count_offline`](FallbackConfig::count_offline) | waits, then Redis, from 0; with `count_offline` counted here |
 //! | `set_if_absent`, `set_if_present`, `keep_ttl`, `get_set`, `get_del` | Redis; not repeated after an unknown outcome, but for `keep_ttl` | `unavailable`, always | waits, then Redis |
-//! | `scan`, `run`, `pipeline` | Redis; memory forgets what they may have changed | the error of the call | waits for the keys it names, or for all with FLUSHALL, FLUSHDB and SWAPDB, then Redis |
+//! | `scan`, `run`, `pipeline` | Redis; memory forgets what they may have changed | the error of the call | waits for the keys it names, or for all with FLUSHALL, FLUSHDB, SWAPDB and DEBUG, then Redis |
 //! | `get_or_load` | Redis, else the loader | memory, else the loader; kept here | as `get` and `set` |
 //!
 //! - `unavailable` is an error with [`RedisFailure::is_unavailable`], or the one that kept the call
@@ -44,7 +44,8 @@
 //!   read there again; nothing is written back, which could overwrite what others wrote.
 //!   The user in the URL must be allowed DEL and HDEL: without them such keys stay as while away, which
 //!   a warning and `health_check()` say.
-//! - [`FallbackConfig::read_only`]: the first four rows; writes are errors.
+//! - [`FallbackConfig::read_only`]: the first four rows; writes are errors, and what `get_or_load` loads
+//!   is not kept.
 //!   [`FallbackConfig::off`]: every outage is an error.
 //! - Types are kept apart as Redis does, with the same error from either tier.
 //! - A counter's key should be written by nothing else: while one task's `incr` is under way, another's

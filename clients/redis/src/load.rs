@@ -202,9 +202,9 @@ impl RedisClient {
     /// - A stored value that is no `T` is loaded again and replaced.
     ///
     /// # Errors
-    /// On `.await`: the loader's error as [`Error::downcast_ref`], unless
-    /// [`stale_if_error`](Load::stale_if_error) has a value for it; a key of another type; a
-    /// lifetime of 0 or over 100 years; a deadline around the call, while another caller loads.
+    /// On `.await`: the loader's error as [`Error::downcast_ref`], unless the value was loaded early and
+    /// is still alive, or [`stale_if_error`](Load::stale_if_error) has one for it; a key of another
+    /// type; a lifetime of 0 or over 100 years; a deadline around the call, while another caller loads.
     ///
     /// # Cancel safety
     /// Dropping the future drops the loader's; what was loaded by then may still be stored.

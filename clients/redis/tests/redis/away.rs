@@ -24,6 +24,7 @@ async fn with_nobody_at_the_url_memory_answers_and_the_breaker_opens() {
     let health = cache.health_check().await;
     assert_eq!(health.status, HealthStatus::Degraded);
     assert!(health.detail.contains("refused"), "{}", health.detail);
+    assert!(health.detail.ends_with("the fallback answers"), "{}", health.detail);
 }
 
 #[tokio::test]
@@ -49,12 +50,11 @@ async fn without_a_fallback_an_outage_is_an_error_with_its_cause_in_under_a_seco
 #[tokio::test]
 async fn a_full_fallback_refuses_what_it_cannot_keep() {
     let nowhere = Port::reserve();
-    let cache = RedisClient::builder()
-        .name("t-full")
-        .url(format!("redis://{}", nowhere.address()))
-        .fallback(FallbackConfig::new().max_dirty_entries(2))
-        .build()
-        .unwrap();
+    let build = |name: &str, fallback| {
+        let url = format!("redis://{}", nowhere.address());
+        RedisClient::builder().name(name).url(url).fallback(fallback).build().unwrap()
+    };
+    let cache = build("t-full", FallbackConfig::new().max_dirty_entries(2));
     cache.set("a", "1").await.unwrap();
     cache.set("b", "1").await.unwrap();
     let error = cache.set("c", "1").await.unwrap_err();
@@ -62,6 +62,13 @@ async fn a_full_fallback_refuses_what_it_cannot_keep() {
     assert!(!error.is_outcome_unknown());
     cache.set("a", "2").await.unwrap();
     assert_eq!(text(&cache, "a").await.as_deref(), Some("2"));
+
+    let cache = build("t-full-of-bytes", FallbackConfig::new().max_dirty_bytes(10_000));
+    cache.set("a", "1").await.unwrap();
+    let error = cache.set("b", vec![b'x'; 10_000]).await.unwrap_err();
+    assert!(error.downcast_ref::<RedisFailure>().unwrap().is_fallback_full());
+    assert_eq!(text(&cache, "b").await, None);
+    cache.set("c", "1").await.unwrap();
 }
 
 #[tokio::test]

@@ -249,9 +249,13 @@ async fn a_counter_counts_offline_if_it_may_and_begins_again() {
     assert_eq!(cache.get::<i64>("n").await.unwrap(), Some(5));
     place.take_away(&cache).await;
     assert_eq!(cache.incr("n").await.unwrap(), 6);
+    assert_eq!(cache.decr("n").await.unwrap(), 5);
     assert_eq!(cache.incr("m").await.unwrap(), 1);
+    assert_eq!(cache.hincr_by("h", "f", 2).await.unwrap(), 2);
+    assert_eq!(cache.hincr_by("h", "f", -3).await.unwrap(), -1);
     place.give_back(&cache).await;
     assert_eq!(cache.incr("n").await.unwrap(), 1);
+    assert_eq!(cache.hincr_by("h", "f", 2).await.unwrap(), 2);
 }
 
 #[tokio::test]
@@ -268,14 +272,32 @@ async fn read_only_answers_reads_and_refuses_writes() {
     };
     let reader = build("t-read-only", FallbackConfig::read_only());
     let strict = build("t-off", FallbackConfig::off());
-    reader.set("k", "1").await.unwrap();
+    reader.set("k", "1").ttl(Duration::from_secs(90)).await.unwrap();
+    reader.hset("h", "f", "1").await.unwrap();
+    assert_eq!(reader.hgetall::<String>("h").await.unwrap().len(), 1);
     strict.set("k", "1").await.unwrap();
     place.take_away(&reader).await;
     until(&strict, RedisState::Degraded).await;
     assert_eq!(get(&reader, "k").await, (Some("1".into()), Source::Fallback));
+    assert_eq!(reader.mget::<i32>(["k", "other"]).await.unwrap(), [Some(1), None]);
+    assert_eq!(reader.hget::<i32>("h", "f").await.unwrap(), Some(1));
+    assert_eq!(reader.hgetall::<i32>("h").await.unwrap().get("f"), Some(&1));
+    assert!(reader.exists("k").await.unwrap());
+    assert!(matches!(reader.ttl("k").await.unwrap(), Ttl::Left(_)));
+    for n in [1, 2] {
+        let load = move || async move { Ok::<_, std::io::Error>(n) };
+        let loaded = reader.get_or_load("loaded", Duration::from_secs(90), load).await;
+        assert_eq!(loaded.unwrap(), n, "what was loaded before was not kept");
+    }
     for error in [
         reader.set("k", "2").await.unwrap_err(),
         reader.mset([("k", "2")]).await.unwrap_err(),
+        reader.del("k").await.unwrap_err(),
+        reader.expire("k", Duration::from_secs(9)).await.unwrap_err(),
+        reader.persist("k").await.unwrap_err(),
+        reader.hset("h", "f", "2").await.unwrap_err(),
+        reader.hdel("h", "f").await.unwrap_err(),
+        reader.incr("n").await.unwrap_err(),
         strict.get::<String>("k").await.unwrap_err(),
         strict.set("k", "2").await.unwrap_err(),
     ] {

@@ -348,6 +348,78 @@ async fn an_old_value_stands_in_for_its_bound_and_no_longer() {
     assert!(error.downcast_ref::<SourceDown>().is_some());
 }
 
+/// The lifetimes are a server's here, which says what is left of them.
+#[cfg(feature = "test-servers")]
+#[tokio::test]
+async fn an_old_value_of_the_server_stands_in_for_its_bound_and_no_longer() {
+    let redis = mainstay_test_support::Redis::start();
+    let cache = crate::client("t-stale-server", redis.address());
+    let load = async |loaded: Result<&str, SourceDown>| {
+        let loaded = loaded.map(str::to_owned);
+        cache.get_or_load("k", HOUR, || async { loaded }).stale_if_error(HOUR).await
+    };
+    assert_eq!(load(Ok("1")).await.unwrap(), "1");
+    assert_eq!(load(Ok("2")).await.unwrap(), "1", "it has not ended");
+    let left = redis.say("PTTL k");
+    let left: u128 = left.trim_start_matches(':').trim_end().parse().unwrap();
+    assert!(left > HOUR.as_millis() && left <= 2 * HOUR.as_millis(), "{left}");
+    // It ended a minute ago.
+    assert_eq!(redis.say(&format!("EXPIRE k {}", HOUR.as_secs() - 60)), ":1\r\n");
+    assert_eq!(load(Err(SourceDown)).await.unwrap(), "1", "it stands in");
+    assert_eq!(load(Ok("2")).await.unwrap(), "2", "and is replaced");
+    assert_eq!(redis.say("DEL k"), ":1\r\n");
+    let error = load(Err(SourceDown)).await.unwrap_err();
+    assert!(error.downcast_ref::<SourceDown>().is_some(), "{error:?}");
+}
+
+/// So near its end that it is loaded early, and the loader fails.
+#[cfg(feature = "test-servers")]
+#[tokio::test]
+async fn a_value_that_is_still_alive_stands_in_for_a_load_that_came_early() {
+    let redis = mainstay_test_support::Redis::start();
+    let cache = crate::client("t-early-fails", redis.address());
+    let slow = || async {
+        // Known to take this long from then on: a value with less to live is due most often.
+        tokio::time::sleep(ms(300)).await;
+        Ok::<_, SourceDown>("1".to_owned())
+    };
+    assert_eq!(cache.get_or_load("k", HOUR, slow).await.unwrap(), "1");
+    for n in 0.. {
+        assert!(n < 1000, "no load came early");
+        assert_eq!(redis.say("SET k 1 PX 150"), "+OK\r\n");
+        let asks = Arc::<AtomicU32>::default();
+        let counts = Arc::clone(&asks);
+        let fails = move || async move {
+            counts.fetch_add(1, Ordering::SeqCst);
+            Err::<String, _>(SourceDown)
+        };
+        match cache.get_or_load("k", HOUR, fails).await {
+            Ok(value) => {
+                assert_eq!(value, "1");
+                if asks.load(Ordering::SeqCst) > 0 {
+                    break;
+                }
+            }
+            // A slow machine: it was gone.
+            Err(error) => assert!(error.downcast_ref::<SourceDown>().is_some(), "{error:?}"),
+        }
+    }
+}
+
+#[cfg(feature = "test-servers")]
+#[tokio::test]
+async fn refused_credentials_fail_nobody_who_can_load() {
+    let redis = mainstay_test_support::Redis::start_with(&["--requirepass", "right"]);
+    let cache = crate::client("t-load-auth", redis.address());
+    let error = cache.get::<String>("k").await.unwrap_err();
+    assert!(error.downcast_ref::<mainstay_redis::RedisFailure>().unwrap().is_auth(), "{error:?}");
+    // Also when the breaker is open by then.
+    for key in ["1", "2", "3", "4", "5"] {
+        let load = move || async move { Ok::<_, Infallible>(key.to_owned()) };
+        assert_eq!(cache.get_or_load(key, HOUR, load).await.unwrap(), key);
+    }
+}
+
 #[tokio::test]
 async fn what_cannot_be_read_is_loaded_again_and_mistakes_are_said() {
     let cache = local("t-load-mistakes");

@@ -249,17 +249,25 @@ async fn what_only_the_server_may_do_waits_until_it_has_been_told() {
 }
 
 #[tokio::test]
-async fn what_flushes_all_keys_waits_for_all_of_them() {
+async fn what_changes_all_keys_waits_for_all_of_them() {
     let place = Place::new();
     let cache = client("t-recovering-flush", place.proxy.addr());
-    place.take_away(&cache).await;
-    cache.set("k", "1").await.unwrap();
-    place.give_back_but_forget_nothing(&cache).await;
-    let in_vain = cache.run("FLUSHDB").await.unwrap_err();
-    assert!(is_unavailable(&in_vain), "{in_vain:?}");
-    let (flushed, ()) = tokio::join!(cache.run("FLUSHDB").into_future(), async { place.forget() });
-    flushed.unwrap();
-    assert_eq!(get(&cache, "k").await, (None, Source::Redis));
+    for (command, arguments) in [
+        ("FLUSHDB", &[][..]),
+        ("FLUSHALL", &[]),
+        ("SWAPDB", &["0", "1"]),
+        ("DEBUG", &["SLEEP", "0"]),
+    ] {
+        let run = || arguments.iter().fold(cache.run(command), |run, argument| run.arg(*argument));
+        place.take_away(&cache).await;
+        cache.set("k", "1").await.unwrap();
+        place.give_back_but_forget_nothing(&cache).await;
+        let in_vain = run().await.unwrap_err();
+        assert!(is_unavailable(&in_vain), "{command}: {in_vain:?}");
+        let (done, ()) = tokio::join!(run().into_future(), async { place.forget() });
+        done.unwrap();
+        assert_eq!(get(&cache, "k").await, (None, Source::Redis), "{command}");
+    }
 }
 
 #[tokio::test]
