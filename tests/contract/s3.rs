@@ -6,7 +6,8 @@ use mainstay_test_support::{
     Proxy, S3,
     s3::{Answer, BUCKET, KEY, SECRET},
 };
-use std::path::Path;
+use std::{path::PathBuf, sync::LazyLock};
+use tempfile::TempDir;
 
 /// A store of its own.
 pub(crate) struct Subject {
@@ -20,7 +21,6 @@ impl crate::subject::Subject for Subject {
     async fn start() -> Self {
         let store = servers().spawn(S3::start()).await.unwrap();
         store.write("object", b"its bytes");
-        std::fs::write(file("up"), "a file").unwrap();
         let address = store.endpoint().strip_prefix("http://").unwrap().parse().unwrap();
         Self { store, proxy: Proxy::in_front_of(address) }
     }
@@ -36,8 +36,14 @@ impl crate::subject::Subject for Subject {
     }
 }
 
-pub(crate) fn file(name: &str) -> std::path::PathBuf {
-    Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("contract-{name}"))
+/// Of this process, which writes what is uploaded once: an upload of a file that is being written fails.
+pub(crate) fn file(name: &str) -> PathBuf {
+    static FILES: LazyLock<TempDir> = LazyLock::new(|| {
+        let directory = mainstay_test_support::temporary();
+        std::fs::write(directory.path().join("up"), "a file").unwrap();
+        directory
+    });
+    FILES.path().join(name)
 }
 
 impl Client for S3Client {

@@ -41,7 +41,7 @@ fn program() -> PathBuf {
 
 impl Browser {
     pub(crate) async fn start() -> Self {
-        let profile = tempfile::tempdir().unwrap();
+        let profile = mainstay_test_support::temporary();
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "KILL", "--"]).arg(program());
         // Root has no sandbox; the page is our own.

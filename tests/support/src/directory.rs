@@ -27,9 +27,10 @@ static SWEEPER: LazyLock<Mutex<ChildStdin>> = LazyLock::new(|| {
     Mutex::new(shell.unwrap().stdin.unwrap())
 });
 
-/// A new one, removed when dropped. What lives in a static is never dropped, and a process that is
+/// A new directory, removed when dropped. What lives in a static is never dropped, and a process that is
 /// killed drops nothing: then it is removed all the same.
-pub(crate) fn temporary() -> TempDir {
+#[must_use]
+pub fn temporary() -> TempDir {
     let directory = tempfile::Builder::new().prefix("mainstay-test-").tempdir().unwrap();
     writeln!(SWEEPER.lock().unwrap(), "{}", directory.path().display()).unwrap();
     directory

@@ -26,12 +26,26 @@ pub(crate) fn find(name: &str, package: &str, also: &[PathBuf]) -> PathBuf {
     }
 }
 
-/// A command in a directory that it owns: as `nobody` where we are root, since PostgreSQL refuses
-/// root. It gets SIGKILL when the thread that spawns it ends. `setpriv` says so for us: to say it
-/// ourselves takes unsafe code.
-pub(crate) fn command(program: &Path, dir: &Path) -> Command {
+/// This test binary once more, for one of its tests. It gets SIGKILL when the thread that spawns it
+/// ends.
+#[must_use]
+pub fn again(test: &str) -> Command {
+    let mut command = tied(&std::env::current_exe().unwrap());
+    command.args(["--exact", test, "--nocapture"]);
+    command
+}
+
+/// `setpriv` ties it to our thread: to say so ourselves takes unsafe code.
+fn tied(program: &Path) -> Command {
     let mut command = Command::new(find("setpriv", "util-linux", &[]));
     command.args(["--pdeathsig", "KILL", "--"]).arg(program);
+    command
+}
+
+/// A command in a directory that it owns: as `nobody` where we are root, since PostgreSQL refuses
+/// root. It gets SIGKILL when the thread that spawns it ends.
+pub(crate) fn command(program: &Path, dir: &Path) -> Command {
+    let mut command = tied(program);
     command.current_dir(dir).stdin(Stdio::null());
     give(dir);
     if geteuid().is_root() {

@@ -1,5 +1,5 @@
 use super::*;
-use crate::process::within_limit;
+use crate::process::{again, within_limit};
 use std::{
     io::{BufRead, BufReader, ErrorKind, Read, Write},
     os::unix::fs::PermissionsExt,
@@ -159,9 +159,9 @@ fn a_process_that_is_killed_leaves_nothing_behind() {
     let dir = tempfile::tempdir().unwrap();
     // For `nobody` too.
     fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
-    let mut inner = Command::new(std::env::current_exe().unwrap());
-    inner.args(["--exact", NAME, "--nocapture"]).env("INNER", "1").env("TMPDIR", dir.path());
-    let mut inner = inner.stdout(Stdio::piped()).spawn().unwrap();
+    let mut inner = again(NAME);
+    inner.env("INNER", "1").env("TMPDIR", dir.path()).stdout(Stdio::piped());
+    let mut inner = inner.spawn().unwrap();
     let lines = BufReader::new(inner.stdout.take().unwrap()).lines();
     assert!(lines.map_while(Result::ok).any(|line| line.contains("ready")), "it failed");
     let living = || {
