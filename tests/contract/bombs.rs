@@ -2,9 +2,14 @@
 
 use crate::alone::alone;
 use mainstay::{
-    Deadline, Error, FallbackConfig, HttpClient, PgDatabase, RedisClient, S3Client, sqlx,
+    Deadline, Decider, Error, FallbackConfig, HttpClient, PgDatabase, RedisClient, S3Client, sqlx,
 };
-use std::{future::Future, net::SocketAddr, time::Duration};
+use std::{
+    future::Future,
+    net::SocketAddr,
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
+    time::Duration,
+};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
@@ -13,6 +18,9 @@ use tokio::{
 const MIB: usize = 1 << 20;
 /// What a client may take for an answer of which a mebibyte has come.
 const ROOM: usize = 32 * MIB;
+
+/// The mebibyte was taken. Each test has a process of its own.
+static WENT_OFF: AtomicBool = AtomicBool::new(false);
 
 /// Greets, announces, sends a mebibyte, and then says nothing more.
 async fn server(greeting: &'static [u8], announcement: &'static [u8]) -> SocketAddr {
@@ -26,6 +34,7 @@ async fn server(greeting: &'static [u8], announcement: &'static [u8]) -> SocketA
             }
         }
         socket.write_all(&vec![b'x'; MIB]).await?;
+        WENT_OFF.store(true, Relaxed);
         while socket.read(&mut seen).await? > 0 {}
         std::io::Result::Ok(())
     };
@@ -37,8 +46,13 @@ async fn server(greeting: &'static [u8], announcement: &'static [u8]) -> SocketA
     address
 }
 
-/// In a process of its own: the call fails by its deadline and has taken no more than that.
-fn is_bounded<F: Future<Output = Result<(), Error>>>(name: &str, call: impl FnOnce() -> F) {
+/// In a process of its own: the call fails, if it has understood the announcement by its deadline, and has
+/// taken no more than that.
+fn is_bounded<F: Future<Output = Result<(), Error>>>(
+    name: &str,
+    ends: &[Decider],
+    call: impl FnOnce() -> F,
+) {
     if alone(&format!("bombs::{name}"), &[]).is_some() {
         return;
     }
@@ -48,6 +62,8 @@ fn is_bounded<F: Future<Output = Result<(), Error>>>(name: &str, call: impl FnOn
         let error = Deadline::within(Duration::from_secs(2)).scope(call()).await.unwrap_err();
         let grown = resident().saturating_sub(before);
         println!("{name}: {} KiB for {error}", grown / 1_024);
+        assert!(WENT_OFF.load(Relaxed), "it was not taken: {error}");
+        assert!(error.decider().is_some_and(|end| ends.contains(&end)), "{error}");
         assert!(grown < ROOM, "{grown} bytes for an answer of one mebibyte: {error}");
     });
 }
@@ -62,7 +78,7 @@ fn resident() -> usize {
 /// A row of two gigabytes.
 #[test]
 fn postgres() {
-    is_bounded("postgres", || async {
+    is_bounded("postgres", &[Decider::Deadline], || async {
         let greeting = b"R\0\0\0\x08\0\0\0\0Z\0\0\0\x05I";
         let address = server(greeting, b"D\x7f\xff\xff\xff").await;
         let url = format!("postgres://user@{address}/db?sslmode=disable");
@@ -72,10 +88,10 @@ fn postgres() {
     });
 }
 
-/// A value of a tebibyte, to whatever is asked first.
+/// A value of a tebibyte, to whatever is asked first: the link's own PING, so that it is never up.
 #[test]
 fn redis() {
-    is_bounded("redis", || async {
+    is_bounded("redis", &[Decider::Retry, Decider::Deadline], || async {
         let address = server(b"", b"$1099511627776\r\n").await;
         let cache = RedisClient::builder().name("bomb").url(format!("redis://{address}"));
         cache.fallback(FallbackConfig::off()).build()?.get::<String>("key").await?;
@@ -86,7 +102,7 @@ fn redis() {
 /// An object of a tebibyte.
 #[test]
 fn s3() {
-    is_bounded("s3", || async {
+    is_bounded("s3", &[Decider::Deadline], || async {
         let address =
             server(b"", b"HTTP/1.1 200 OK\r\ncontent-length: 1099511627776\r\n\r\n").await;
         let s3 = S3Client::builder().endpoint_url(format!("http://{address}"));
@@ -99,7 +115,7 @@ fn s3() {
 /// A body of a tebibyte, of which one would be taken.
 #[test]
 fn http() {
-    is_bounded("http", || async {
+    is_bounded("http", &[Decider::Deadline], || async {
         let address =
             server(b"", b"HTTP/1.1 200 OK\r\ncontent-length: 1099511627776\r\n\r\n").await;
         let api = HttpClient::builder(&format!("http://{address}")).build()?;

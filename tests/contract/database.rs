@@ -1,7 +1,7 @@
 //! `DatabaseClient` with PostgreSQL. The server counts with sequences, which no rollback undoes, and
 //! its mood is a table that every statement reads: a code to fail with, or a lock to wait for.
 
-use crate::subject::{Mood, Remote, Tune, Work, quick};
+use crate::subject::{Mood, Remote, Tune, Work, in_time, quick};
 use futures_util::TryStreamExt;
 use mainstay::{
     Error, PgDatabase,
@@ -200,7 +200,7 @@ impl Remote for Subject {
             self.proxy.cut();
             self.set(Mood::Well).await;
         };
-        tokio::join!(call, lose).0
+        in_time("it waits for the lock, and ends", async { tokio::join!(call, lose).0 }).await
     }
 }
 

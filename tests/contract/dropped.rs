@@ -1,6 +1,6 @@
 //! A call may be dropped at any await: what it held comes back, and the breaker learns nothing.
 
-use crate::subject::{Client, Mood, Remote, Subject, Tune, Work, ms, ready};
+use crate::subject::{Client, Mood, Remote, Subject, Tune, Work, ms, ready, until};
 use mainstay::{BreakerState, Decider, Error, Event, get_resilience_health, observe};
 use std::{
     io,
@@ -14,7 +14,8 @@ use tokio::sync::Notify;
 /// Whatever is lost is missed at once: there is one of everything, and no second attempt.
 const ONE_OF_EACH: Tune = |policy| {
     let policy = policy.max_attempts(1).max_concurrent(1).failure_threshold(1);
-    policy.recovery_timeout(ms(1)).ramp(false)
+    // A probe that was slow when it was dropped has failed, and this machine may be slow.
+    policy.recovery_timeout(ms(1)).ramp(false).slow_after(ms(5_000))
 };
 
 each!(at_any_await_it_gives_everything_back: database mariadb sqlite redis http s3);
@@ -37,7 +38,7 @@ async fn at_any_await_it_gives_everything_back<S: Subject>() {
                     break;
                 }
                 assert!(client.policy().retries_left() >= tokens, "{what}");
-                given_back(&client, before, &what).await;
+                given_back(&client, door, before, &what).await;
             }
         }
     }
@@ -46,10 +47,13 @@ async fn at_any_await_it_gives_everything_back<S: Subject>() {
     assert_eq!((breaker.retries, breaker.timeouts), (0, 0), "{breaker:?}");
 }
 
-async fn given_back<C: Client>(client: &C, before: BreakerState, what: &str) {
+async fn given_back<C: Client>(client: &C, door: &str, before: BreakerState, what: &str) {
     let state = client.policy().breaker().state();
     // The first call of a door that makes several was a probe that succeeded.
-    assert!([before, BreakerState::Closed].contains(&state), "{what}: {state:?}");
+    let of_one_call =
+        C::ONCE == Some(door) || C::REPEATED == door || C::REPEATED_TOO.contains(&door);
+    let may_have_closed = !of_one_call && state == BreakerState::Closed;
+    assert!(state == before || may_have_closed, "{what}: {state:?}");
     let started = Instant::now();
     let next = client.call(C::REPEATED).await;
     next.unwrap_or_else(|error| panic!("{what}: {}", mainstay::report(&error)));
@@ -61,9 +65,8 @@ async fn given_back<C: Client>(client: &C, before: BreakerState, what: &str) {
 async fn half_open<C: Client>(client: &C) {
     let refused = || async { Err::<(), _>(io::Error::from(io::ErrorKind::ConnectionRefused)) };
     client.policy().call(refused).await.unwrap_err();
-    while client.policy().breaker().state() != BreakerState::HalfOpen {
-        tokio::task::yield_now().await;
-    }
+    let is_half_open = || client.policy().breaker().state() == BreakerState::HalfOpen;
+    until("the breaker is half-open", is_half_open).await;
 }
 
 /// A call that is dropped once it has been polled so often; `None` then.

@@ -3,7 +3,7 @@
 
 use crate::{
     database::doors,
-    subject::{Mood, Remote, Tune, Work, quick},
+    subject::{Mood, Remote, Tune, Work, in_time, quick},
 };
 use futures_util::TryStreamExt;
 use mainstay::{
@@ -126,7 +126,7 @@ impl Remote for Subject {
             self.proxy.cut();
             self.set(Mood::Well).await;
         };
-        tokio::join!(call, lose).0
+        in_time("it waits for the lock, and ends", async { tokio::join!(call, lose).0 }).await
     }
 }
 

@@ -111,6 +111,24 @@ pub(crate) async fn ready<C: Client>(client: &C) {
     }
 }
 
+/// As long as a test waits for what should come at once: one that waits for ever has failed.
+const PATIENCE: Duration = ms(20_000);
+
+/// What this comes to, within that time.
+pub(crate) async fn in_time<T>(what: &str, work: impl Future<Output = T>) -> T {
+    tokio::time::timeout(PATIENCE, work).await.unwrap_or_else(|_| panic!("never so: {what}"))
+}
+
+/// Waits until it is so, within that time.
+pub(crate) async fn until(what: &str, so: impl Fn() -> bool) {
+    let wait = async {
+        while !so() {
+            tokio::task::yield_now().await;
+        }
+    };
+    in_time(what, wait).await;
+}
+
 /// Where the servers in this process live: no test's own runtime, whose tasks are counted.
 pub(crate) fn servers() -> &'static Runtime {
     static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| {

@@ -62,7 +62,7 @@ async fn liveness_depends_on_nothing_and_readiness_on_the_critical() {
     );
 }
 
-/// As many as a machine can send, for three intervals.
+/// As many as a machine can send, until the third check.
 #[tokio::test]
 async fn thousands_of_probes_cause_one_check_in_an_interval() {
     const INTERVAL: Duration = Duration::from_millis(300);
@@ -76,7 +76,7 @@ async fn thousands_of_probes_cause_one_check_in_an_interval() {
         .build();
     let router = router(&readiness);
     let (began, mut probes) = (Instant::now(), 0);
-    while began.elapsed() < 3 * INTERVAL || probes < 3_000 {
+    while asked.load(SeqCst) < 3 || probes < 3_000 {
         for path in ["/health/ready", "/health"] {
             assert_eq!(get(&router, path).await.status, StatusCode::OK);
             probes += 1;
@@ -84,10 +84,7 @@ async fn thousands_of_probes_cause_one_check_in_an_interval() {
     }
     let intervals = began.elapsed().as_millis().div_ceil(INTERVAL.as_millis());
     let asked = u128::from(asked.load(SeqCst));
-    assert!(
-        (3..=intervals).contains(&asked),
-        "{asked} checks in {intervals} intervals, {probes} probes"
-    );
+    assert!(asked <= intervals, "{asked} checks in {intervals} intervals, {probes} probes");
 }
 
 /// A breaker that opens is told of in the header, and is not an outage of the service.
