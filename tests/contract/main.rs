@@ -58,6 +58,7 @@ mod certificates;
 mod deadline;
 mod decider;
 mod dropped;
+mod health;
 mod left_behind;
 mod once;
 mod open_breaker;
