@@ -3,7 +3,7 @@
 use crate::{
     faults::{self, Fault, HELD, MUTE},
     redis, s3,
-    subject::{Client, Mood, Remote, Subject, Tune, Work, ms, ready},
+    subject::{Client, Mood, Remote, Subject, Tune, Work, in_time, ms, ready, servers, until},
 };
 use futures_util::future::join_all;
 use mainstay::{BreakerState, Deadline, Decider, FallbackConfig, RedisState};
@@ -56,40 +56,48 @@ async fn holds_under_every_fault<S: Remote>() {
 pub(crate) struct Overrun {
     late: Duration,
     own: Duration,
+    /// Less what a timer is late on a thread that the call cannot block.
+    blocked: Duration,
     pub(crate) failed: bool,
 }
 
 /// A machine that is busy with other tests ends everything late: so a bare timer runs beside the
-/// call, and is looked at first.
+/// call, and is looked at first. A call that blocks its thread blocks that timer too, so that another
+/// runs elsewhere, whose turns say less.
 pub(crate) async fn overrun(call: Work, deadline: Duration) -> Overrun {
     let started = Instant::now();
-    let late = || started.elapsed().saturating_sub(deadline);
-    let timer = async {
-        tokio::time::sleep(deadline).await;
+    let late = move || started.elapsed().saturating_sub(deadline);
+    let timer = move || async move {
+        tokio::time::sleep_until((started + deadline).into()).await;
         late()
     };
+    let elsewhere = servers().spawn(timer());
     let call = async {
-        let error = call.await.err();
+        let error = in_time("the call ends", call).await.err();
         let took = started.elapsed();
         assert!(error.as_ref().is_none_or(|error| error.elapsed() <= took), "{error:?}: {took:?}");
         (late(), error.is_some())
     };
-    let (timer, (late, failed)) = tokio::join!(timer, call);
-    Overrun { late, own: late.saturating_sub(timer), failed }
+    let (beside, (late, failed)) = tokio::join!(biased; timer(), call);
+    let blocked = late.saturating_sub(elsewhere.await.unwrap());
+    Overrun { late, own: late.saturating_sub(beside), blocked, failed }
 }
 
 #[derive(Default)]
 pub(crate) struct Overruns {
     late: Vec<Duration>,
     own: Vec<Duration>,
+    blocked: Duration,
 }
 
 impl Overruns {
-    pub(crate) fn add(&mut self, Overrun { late, own, .. }: Overrun, what: &str) {
+    pub(crate) fn add(&mut self, Overrun { late, own, blocked, .. }: Overrun, what: &str) {
         // No await of ours is so short. Less may be another process's turn at the wrong moment.
         assert!(own < ms(250), "{what}: over the deadline by {late:?}, of that {own:?} its own");
+        assert!(blocked < ms(1_000), "{what}: over the deadline by {late:?}, its thread blocked");
         self.late.push(late);
         self.own.push(own);
+        self.blocked = self.blocked.max(blocked);
     }
 
     pub(crate) fn judge(mut self, name: &str) {
@@ -100,8 +108,20 @@ impl Overruns {
         let (late, own) = (p99_and_worst(&mut self.late), p99_and_worst(&mut self.own));
         println!("{name}: {} calls, over by p99 {:?}, worst {:?}", self.late.len(), late.0, late.1);
         println!("{name}: of that their own doing p99 {:?}, worst {:?}", own.0, own.1);
+        println!("{name}: more than a timer elsewhere by {:?} at most", self.blocked);
         assert!(own.0 <= ms(25), "{name}: over by {own:?}");
     }
+}
+
+/// That the promise above can fail: a call that blocks its thread takes the timer beside it along.
+#[tokio::test]
+async fn a_call_that_blocks_its_thread_is_seen() {
+    let call = async {
+        std::thread::sleep(ms(1_500));
+        Ok(())
+    };
+    let Overrun { own, blocked, .. } = overrun(Box::pin(call), ms(100)).await;
+    assert!(own < blocked && blocked > ms(1_000), "{own:?}, {blocked:?}");
 }
 
 each!(of_a_caller_says_nothing_of_the_server: database mariadb redis http s3);
@@ -175,14 +195,10 @@ async fn ends_a_write_that_waits_for_a_recovery() {
     ready(&cache).await;
     server.proxy().refuse();
     server.proxy().cut();
-    while cache.state() != RedisState::Degraded {
-        tokio::task::yield_now().await;
-    }
+    until("the fallback answers", || cache.state() == RedisState::Degraded).await;
     cache.set("text", "dirty").await.unwrap();
     server.proxy().listen();
-    while cache.state() != RedisState::Recovering {
-        tokio::task::yield_now().await;
-    }
+    until("Redis is back", || cache.state() == RedisState::Recovering).await;
     // The link is up again; the server takes the deletion, and says no more.
     let before = server.proxy().arrived(Direction::Requests);
     HELD.start(server.proxy());

@@ -6,7 +6,7 @@ use crate::{
     faults::{self, Fault},
     left_behind::{descriptors, until},
     sqlite,
-    subject::{Client, Mood, Remote, Subject, Tune, ms, ready},
+    subject::{Client, Mood, Remote, Subject, Tune, ms, ready, servers},
 };
 use mainstay::{
     Deadline, Decider, SqliteDatabase, get_resilience_health,
@@ -50,6 +50,8 @@ fn faulted_calls_end_in_time_and_leave_nothing<S: Remote>() {
 
 /// The server and the proxy have a runtime of their own: the tasks here are the client's.
 fn runtime() -> Runtime {
+    // It is open before anything is counted.
+    servers();
     Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
 }
 
