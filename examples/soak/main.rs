@@ -228,10 +228,14 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let none = BTreeMap::new();
     let mut rows = vec![("service", &shop_tally, &none)];
     for (dependency, tally) in dependencies.iter().zip(tallies) {
-        rows.push((dependency.name(), tally, dependency.suffered()));
+        let (name, faults) = (dependency.name(), dependency.suffered());
+        let total: u32 = faults.values().sum();
+        claims.check(total > 0, &format!("{name}: it suffered {total} faults"));
+        rows.push((name, tally, faults));
     }
     for (name, tally, faults) in rows {
         tally.print(name, faults);
+        claims.check(tally.ok() > 0, &format!("{name}: {} calls succeeded", tally.ok()));
         let late = tally.worst_overrun();
         claims.check(
             late < Duration::from_millis(500),

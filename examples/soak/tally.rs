@@ -7,10 +7,14 @@ use std::{
     collections::BTreeMap,
     future::Future,
     sync::{
-        Arc, Mutex,
+        Arc, LazyLock, Mutex,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
     time::{Duration, Instant},
+};
+use tokio::{
+    runtime::{Builder, Runtime},
+    time::sleep_until,
 };
 
 /// The calls of one client.
@@ -24,7 +28,7 @@ pub(crate) struct Tally {
     answered: AtomicU64,
     /// Successes since the last failure.
     in_a_row: AtomicU64,
-    /// In microseconds, less what a bare timer beside the call was late.
+    /// In microseconds, less what a bare timer was late.
     overrun: AtomicU64,
     stale: Mutex<Vec<String>>,
 }
@@ -59,25 +63,25 @@ impl Tally {
         answer
     }
 
-    /// How late it ends, less what a bare timer beside it is late.
+    /// How late it ends, less what a bare timer is late on a thread that no call can block.
     async fn timed<T>(&self, limit: Duration, call: impl Future<Output = T>) -> T {
+        static TIMERS: LazyLock<Runtime> = LazyLock::new(|| {
+            Builder::new_multi_thread().worker_threads(1).enable_time().build().unwrap()
+        });
         let started = Instant::now();
-        let late = || started.elapsed().saturating_sub(limit);
-        let mut timer_was_late = Duration::ZERO;
-        let mut timer = std::pin::pin!(async {
-            tokio::time::sleep(limit).await;
+        let late = move || started.elapsed().saturating_sub(limit);
+        let timer = TIMERS.spawn(async move {
+            sleep_until((started + limit).into()).await;
             late()
         });
-        let mut call = std::pin::pin!(call);
-        let end = loop {
-            tokio::select! {
-                biased;
-                late = &mut timer, if timer_was_late.is_zero() => timer_was_late = late,
-                end = &mut call => break end,
-            }
-        };
-        let own = late().saturating_sub(timer_was_late);
-        self.overrun.fetch_max(u64::try_from(own.as_micros()).unwrap_or(u64::MAX), Relaxed);
+        let end = call.await;
+        let late = late();
+        if late.is_zero() {
+            timer.abort();
+        } else {
+            let own = late.saturating_sub(timer.await.unwrap());
+            self.overrun.fetch_max(u64::try_from(own.as_micros()).unwrap_or(u64::MAX), Relaxed);
+        }
         end
     }
 
@@ -94,6 +98,10 @@ impl Tally {
     /// Nothing has failed for a while.
     pub(crate) fn is_well(&self) -> bool {
         self.in_a_row.load(Relaxed) >= 20
+    }
+
+    pub(crate) fn ok(&self) -> u64 {
+        self.ok.load(Relaxed)
     }
 
     pub(crate) fn worst_overrun(&self) -> Duration {
