@@ -13,7 +13,7 @@ fn main() -> Result<(), mainstay::Error> {
     sqlx::query("insert into users values ('John')").execute(&mut session).wait()?;
     session.commit().wait()?;
 
-    let cache = RedisClient::builder().build()?;
+    let cache = RedisClient::builder().without_server().build()?;
     // All that is called in here ends within two seconds.
     let name = Deadline::within(Duration::from_secs(2)).scope_blocking(|| {
         let name: String = sqlx::query_scalar("select name from users").fetch_one(&db).wait()?;

@@ -63,7 +63,7 @@ async fn speed() -> Result<(), Box<dyn Error>> {
 async fn memory(keys: u64, key: usize, value: usize) -> Result<(), Box<dyn Error>> {
     let bound = 64 * 1024 * 1024;
     let config = FallbackConfig::new().max_bytes(bound).max_entries(1_000_000);
-    let cache = RedisClient::builder().name("memory").fallback(config).build()?;
+    let cache = RedisClient::builder().name("memory").without_server().fallback(config).build()?;
     let before = resident()?;
     let (began, mut most) = (Instant::now(), 0);
     for n in 0..keys {

@@ -22,7 +22,7 @@ pub enum Source {
 /// # async fn main() -> Result<(), mainstay_policy::Error> {
 /// use mainstay_redis::{RedisClient, Source};
 ///
-/// let cache = RedisClient::builder().name("answer").build()?; // no server
+/// let cache = RedisClient::builder().name("answer").without_server().build()?;
 /// cache.set("key", "value").await?;
 /// let answer = cache.get_answer::<String>("key").await?;
 /// assert_eq!((answer.value.as_deref(), answer.source), (Some("value"), Source::Fallback));

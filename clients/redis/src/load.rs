@@ -180,7 +180,7 @@ impl RedisClient {
     /// ```
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> Result<(), mainstay_policy::Error> {
-    /// # let cache = mainstay_redis::RedisClient::builder().name("loading").build()?;
+    /// # let cache = mainstay_redis::RedisClient::builder().name("loading").without_server().build()?;
     /// use std::time::Duration;
     ///
     /// let load = || async { Ok::<_, std::io::Error>("Berlin".to_owned()) };

@@ -391,7 +391,7 @@ mod tests {
 
     #[test]
     fn what_would_change_again_is_not_repeated() {
-        let client = RedisClient::builder().name("t-safe").build().unwrap();
+        let client = RedisClient::builder().name("t-safe").without_server().build().unwrap();
         for (line, safe) in [
             ("GET k", true),
             ("SET k v", true),

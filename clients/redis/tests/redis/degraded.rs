@@ -141,7 +141,7 @@ async fn each_operation_that_memory_answers_is_counted_as_a_fallback() {
     get(&cache, "k").await;
     assert_eq!(count(), 7);
 
-    let alone = RedisClient::builder().name("t-alone").build().unwrap();
+    let alone = RedisClient::builder().name("t-alone").without_server().build().unwrap();
     alone.set("k", "1").await.unwrap();
     get(&alone, "k").await;
     assert_eq!(fallbacks("redis:t-alone"), 0, "there is no server");
@@ -306,7 +306,11 @@ async fn read_only_answers_reads_and_refuses_writes() {
     assert_eq!(reader.dirty_keys(), 0);
     assert_eq!(get(&reader, "k").await.1, Source::Nobody, "a write that failed may have happened");
     place.give_back(&reader).await;
-    let nothing = RedisClient::builder().fallback(FallbackConfig::read_only()).build().unwrap_err();
+    let nothing = RedisClient::builder()
+        .without_server()
+        .fallback(FallbackConfig::read_only())
+        .build()
+        .unwrap_err();
     assert!(nothing.to_string().contains("takes writes"), "{nothing}");
 }
 

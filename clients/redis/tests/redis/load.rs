@@ -24,7 +24,7 @@ const HOUR: Duration = Duration::from_secs(3600);
 type Loaded = Result<String, Error>;
 
 fn local(name: &str) -> RedisClient {
-    RedisClient::builder().name(name).build().unwrap()
+    RedisClient::builder().name(name).without_server().build().unwrap()
 }
 
 #[derive(Debug)]

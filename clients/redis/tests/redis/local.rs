@@ -7,7 +7,7 @@ use std::time::Duration;
 
 #[tokio::test]
 async fn without_a_url_it_is_a_cache_of_this_process() {
-    let cache = RedisClient::builder().name("t-local").build().unwrap();
+    let cache = RedisClient::builder().name("t-local").without_server().build().unwrap();
     cache.set("k", "1").await.unwrap();
     assert_eq!(text(&cache, "k").await.as_deref(), Some("1"));
     assert_eq!(cache.get::<Vec<u8>>("k").await.unwrap().as_deref(), Some(&b"1"[..]));
@@ -28,7 +28,7 @@ async fn without_a_url_it_is_a_cache_of_this_process() {
 
 #[tokio::test]
 async fn of_a_hash_memory_has_all_there_is() {
-    let cache = RedisClient::builder().name("t-local-hash").build().unwrap();
+    let cache = RedisClient::builder().name("t-local-hash").without_server().build().unwrap();
     assert!(cache.hgetall::<String>("user").await.unwrap().is_empty());
     cache.hset("user", "name", "John").await.unwrap();
     cache.hset("user", "city", "Berlin").await.unwrap();
@@ -56,7 +56,7 @@ fn that_no_url_is_set_is_a_warning() {
 
 #[tokio::test]
 async fn bad_input_is_said_in_words() {
-    let cache = RedisClient::builder().name("t-input").build().unwrap();
+    let cache = RedisClient::builder().name("t-input").without_server().build().unwrap();
     let zero = cache.set("k", "v").ttl(Duration::ZERO).await.unwrap_err();
     assert!(zero.to_string().contains("(ttl) of 0"), "{zero}");
     let endless = cache.set("k", "v").ttl(Duration::MAX).await.unwrap_err();
@@ -80,7 +80,7 @@ fn outside_a_runtime_the_getter_works() {
 #[test]
 fn the_singleton_works_from_a_second_runtime() {
     let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let local = RedisClient::builder().name("t-singleton").build().unwrap();
+    let local = RedisClient::builder().name("t-singleton").without_server().build().unwrap();
     mainstay_redis::set_redis_client(local);
     runtime().block_on(async {
         let cache = mainstay_redis::get_redis_client().unwrap();
