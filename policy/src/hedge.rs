@@ -79,9 +79,9 @@ where
 }
 
 /// The leg that ends first: when it began, how it ended, and the other one.
-async fn first_of<'a, 'p, Fut: Future>(
+async fn first_of<'a, 'p, T, E, Fut: Future<Output = Result<T, E>>>(
     [mut one, mut two]: [Leg<'a, 'p, Fut>; 2],
-) -> (Instant, End<Fut::Output>, Leg<'a, 'p, Fut>) {
+) -> (Instant, End<Result<T, E>>, Leg<'a, 'p, Fut>) {
     let (first, end) = poll_fn(|cx| {
         if let Poll::Ready(end) = one.0.as_mut().poll(cx) {
             return Poll::Ready((true, end));

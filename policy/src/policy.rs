@@ -318,7 +318,7 @@ impl Policy {
         Scope::mark(limits.owns_retries(), false);
         #[cfg(feature = "metrics")]
         self.0.breaker.numbers(|numbers| {
-            numbers.attempt_failed(Duration::ZERO);
+            numbers.attempt_failed(Duration::ZERO, false);
             numbers.call_ended(Outcome::Failure, Duration::ZERO);
         });
         if limits.guarded() {

@@ -339,7 +339,7 @@ impl<'p> Run<'p> {
         #[cfg(feature = "metrics")]
         if outcome == Outcome::Failure {
             let took = now.since(self.permit.attempt_since());
-            self.policy.breaker.numbers(|numbers| numbers.attempt_failed(took));
+            self.policy.breaker.numbers(|numbers| numbers.attempt_failed(took, *timed_out));
         }
         match outcome {
             Outcome::Failure => self.permit.end_attempt(Ended::Failed, now, &cause),

@@ -6,7 +6,7 @@ pub(crate) mod handles;
 #[cfg(feature = "metrics")]
 pub(crate) mod numbers;
 
-use crate::{breaker::BreakerState, event::Event};
+use crate::{breaker::BreakerState, error::CallError, event::Event, timeout::End};
 use pin_project_lite::pin_project;
 use std::{
     future::Future,
@@ -15,6 +15,7 @@ use std::{
 };
 use tracing::{
     Span,
+    field::Empty,
     level_filters::{LevelFilter, STATIC_MAX_LEVEL},
 };
 
@@ -44,12 +45,63 @@ pub(crate) fn wants_spans() -> bool {
 
 /// The span of one call.
 pub(crate) fn call_span(dependency: &str, operation: &str) -> Span {
-    tracing::info_span!("call", mainstay.policy.name = dependency, mainstay.operation = operation)
+    tracing::info_span!(
+        "call",
+        mainstay.policy.name = dependency,
+        mainstay.operation = operation,
+        otel.status_code = Empty,
+        "error.type" = Empty
+    )
 }
 
 /// The span of one attempt, a child of the call's.
 pub(crate) fn attempt_span(number: u32) -> Span {
-    tracing::info_span!("attempt", mainstay.attempt = number)
+    tracing::info_span!(
+        "attempt",
+        mainstay.attempt = number,
+        otel.status_code = Empty,
+        "error.type" = Empty
+    )
+}
+
+/// What ends a span, and how it has failed if it did, in a word: OpenTelemetry's `error.type`.
+pub(crate) trait Ending {
+    fn failure(&self) -> Option<&'static str>;
+
+    /// In words that OpenTelemetry's layers understand.
+    fn note(&self, span: &Span) {
+        if let Some(failure) = self.failure() {
+            span.record("otel.status_code", "ERROR");
+            span.record("error.type", failure);
+        }
+    }
+}
+
+impl<T, E> Ending for Result<T, CallError<E>> {
+    fn failure(&self) -> Option<&'static str> {
+        match self.as_ref().err()? {
+            CallError::Rejected { by, .. } | CallError::Stopped { by, .. } => Some(by.name()),
+            CallError::Backend { effect, .. } => Some(effect.name()),
+        }
+    }
+}
+
+impl<T, E> Ending for End<Result<T, E>> {
+    fn failure(&self) -> Option<&'static str> {
+        self.output.failure()
+    }
+}
+
+/// An attempt's output.
+impl<T, E> Ending for Option<Result<T, E>> {
+    fn failure(&self) -> Option<&'static str> {
+        match self {
+            Some(Ok(_)) => None,
+            // The error's own words may hold anything; this is OpenTelemetry's for "some other".
+            Some(Err(_)) => Some("_OTHER"),
+            None => Some("timeout"),
+        }
+    }
 }
 
 pin_project! {
@@ -68,13 +120,21 @@ impl<F> InSpan<F> {
     }
 }
 
-impl<F: Future> Future for InSpan<F> {
+impl<F> Future for InSpan<F>
+where
+    F: Future,
+    F::Output: Ending,
+{
     type Output = F::Output;
 
     #[inline]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
         let this = self.project();
-        this.span.in_scope(|| this.work.poll(cx))
+        let polled = this.span.in_scope(|| this.work.poll(cx));
+        if let Poll::Ready(end) = &polled {
+            end.note(this.span);
+        }
+        polled
     }
 }
 

@@ -51,7 +51,14 @@ impl Subscriber for Log {
         Id::from_u64(state.spans.len() as u64)
     }
 
-    fn record(&self, _: &Id, _: &Record<'_>) {}
+    fn record(&self, id: &Id, values: &Record<'_>) {
+        let mut fields = Fields(String::new());
+        values.record(&mut fields);
+        let mut state = self.0.lock().unwrap();
+        let line = format!("{}:{}", state.spans[id.into_u64() as usize - 1], fields.0);
+        state.lines.push(line);
+    }
+
     fn record_follows_from(&self, _: &Id, _: &Id) {}
 
     fn event(&self, event: &Event<'_>) {
@@ -130,6 +137,38 @@ async fn a_call_is_a_span_its_attempts_are_children_and_the_rest_are_events() {
     }
     assert_eq!(lines.matches("call mainstay.policy.name").count(), 4, "{lines}");
     assert_eq!(lines.matches("> attempt").count(), 4, "{lines}");
+    // One attempt is repeated, two are not, and the fourth call is refused.
+    for (told, times) in [
+        ("attempt: otel.status_code=\"ERROR\"", 3),
+        ("attempt: error.type=\"_OTHER\"", 3),
+        ("call: otel.status_code=\"ERROR\"", 3),
+        ("call: error.type=\"no answer\"", 2),
+        ("call: error.type=\"breaker\"", 1),
+    ] {
+        assert_eq!(lines.matches(told).count(), times, "{told} in\n{lines}");
+    }
+}
+
+/// Of calls that block, too.
+#[tokio::test(start_paused = true)]
+#[allow(clippy::await_holding_lock)] // Of this test's own runtime.
+async fn what_ran_out_of_time_says_so_in_its_span() {
+    let _alone = ONE_AT_A_TIME.lock();
+    let log = Log::default();
+    let guard = tracing::subscriber::set_default(log.clone());
+    let policy = Policy::builder(Kind::Custom, "traced-timeout").max_attempts(1).build().unwrap();
+    policy.call(std::future::pending::<Result<(), &str>>).await.unwrap_err();
+    policy.call_blocking(|| Err::<(), _>("no")).unwrap_err();
+    drop(guard);
+    let lines = log.0.lock().unwrap().lines.join("\n");
+    for told in [
+        "attempt: error.type=\"timeout\"",
+        "attempt: error.type=\"_OTHER\"",
+        "call: error.type=\"timeout\"",
+    ] {
+        assert_eq!(lines.matches(told).count(), 1, "{told} in\n{lines}");
+    }
+    assert_eq!(lines.matches("call: otel.status_code=\"ERROR\"").count(), 2, "{lines}");
 }
 
 #[cfg(feature = "metrics")]
@@ -155,6 +194,9 @@ fn durations_decisions_and_states_are_recorded() {
             let policy = policy("measured");
             work(&policy).await;
             policy.breaker().isolate();
+            let late = Policy::builder(Kind::Custom, "measured-late").max_attempts(1);
+            let late = late.timeout(std::time::Duration::from_secs(1)).build().unwrap();
+            late.call(std::future::pending::<Result<(), &str>>).await.unwrap_err();
             let one =
                 Policy::builder(Kind::Custom, "measured-places").max_concurrent(3).build().unwrap();
             one.call(|| async { Ok::<_, &str>(()) }).await.unwrap();
@@ -185,6 +227,7 @@ fn durations_decisions_and_states_are_recorded() {
         "mainstay.call.duration failure 2 times",
         "mainstay.attempt.duration success 1 times",
         "mainstay.attempt.duration failure 3 times",
+        "mainstay.attempt.duration timeout 1 times",
         "mainstay.policy.decisions retry retry 1",
         "mainstay.policy.decisions reject breaker 1",
         "mainstay.breaker.phase  4",

@@ -11,7 +11,7 @@ use crate::{
     deadline::Scope,
     hedge,
     policy::Inner,
-    telemetry::{self, InSpan},
+    telemetry::{self, Ending, InSpan},
     timeout::{Bounded, End},
 };
 use pin_project_lite::pin_project;
@@ -109,7 +109,9 @@ where
         let span = telemetry::call_span(this.run.policy.breaker.name(), this.run.operation.name());
         if let Err(refused) = span.in_scope(|| this.run.ask()) {
             this.phase.set(Phase::Done);
-            return Poll::Ready(Err(refused));
+            let refused = Err(refused);
+            refused.note(&span);
+            return Poll::Ready(refused);
         }
         self.go_on(None, span, cx)
     }
@@ -351,13 +353,27 @@ impl<'p> Run<'p> {
 pub(crate) fn drive_blocking<T, E, J>(
     policy: &Inner,
     operation: &Operation,
+    attempt: impl FnMut(Attempt, Instant) -> Option<Result<T, E>>,
+    judge: J,
+) -> Answer<T, E>
+where
+    J: Judge<T, E>,
+{
+    let span = telemetry::call_span(policy.breaker.name(), operation.name());
+    let end = span.in_scope(|| go_on_blocking(policy, operation, attempt, judge));
+    end.note(&span);
+    end
+}
+
+fn go_on_blocking<T, E, J>(
+    policy: &Inner,
+    operation: &Operation,
     mut attempt: impl FnMut(Attempt, Instant) -> Option<Result<T, E>>,
     judge: J,
 ) -> Answer<T, E>
 where
     J: Judge<T, E>,
 {
-    let _span = telemetry::call_span(policy.breaker.name(), operation.name()).entered();
     let mut run = Run::new(policy, operation);
     run.ask()?;
     let _inside = run.permit.admission().map(Admission::enter);
@@ -377,8 +393,9 @@ where
             None => (None, Struck::NOT),
             Some(struck) if struck.verdict().is_some() => (None, struck),
             Some(_) => {
-                let _span = telemetry::attempt_span(this.number()).entered();
-                let output = attempt(this, limit);
+                let span = telemetry::attempt_span(this.number());
+                let output = span.in_scope(|| attempt(this, limit));
+                output.note(&span);
                 let struck = blow.after();
                 (output.filter(|_| struck.verdict().is_none()), struck)
             }

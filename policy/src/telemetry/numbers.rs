@@ -29,7 +29,7 @@ const LIMIT: &str = "mainstay.bulkhead.permit.limit";
 /// | name | kind | labels besides `mainstay.policy.name` |
 /// |---|---|---|
 /// | `mainstay.call.duration` | histogram, seconds | `outcome`: success, failure, neutral |
-/// | `mainstay.attempt.duration` | histogram, seconds | `outcome`: success, failure |
+/// | `mainstay.attempt.duration` | histogram, seconds | `outcome`: success, failure, timeout |
 /// | `mainstay.policy.decisions` | counter | `kind`: retry, hedge, stop, reject, slow down, fallback; `decider` |
 /// | `mainstay.breaker.phase` | gauge | 0 closed, 1 open, 2 half-open, 3 ramping, 4 isolated, 5 forced closed |
 /// | `mainstay.bulkhead.permit.usage` | gauge | places taken |
@@ -49,7 +49,7 @@ pub fn describe_metrics() {
 #[derive(Clone)]
 pub(crate) struct Numbers {
     calls: [Histogram; 3],
-    attempts: [Histogram; 2],
+    attempts: [Histogram; 3],
     /// By the breaker, and by those who isolated it.
     refused: [Counter; 2],
     /// Taken and there, of a dependency that has a bulkhead.
@@ -71,7 +71,7 @@ impl Numbers {
         let outcomes = ["success", "failure", "neutral"];
         Self {
             calls: outcomes.map(|outcome| histogram(CALL, outcome)),
-            attempts: ["success", "failure"].map(|outcome| histogram(ATTEMPT, outcome)),
+            attempts: ["success", "failure", "timeout"].map(|outcome| histogram(ATTEMPT, outcome)),
             refused: [Decider::Breaker, Decider::Isolation]
                 .map(|by| decision(name, "reject", by.name())),
             places: OnceLock::new(),
@@ -88,8 +88,8 @@ impl Numbers {
         }
     }
 
-    pub(crate) fn attempt_failed(&self, took: Duration) {
-        self.attempts[1].record(took.as_secs_f64());
+    pub(crate) fn attempt_failed(&self, took: Duration, timed_out: bool) {
+        self.attempts[if timed_out { 2 } else { 1 }].record(took.as_secs_f64());
     }
 
     pub(crate) fn call_ended(&self, outcome: Outcome, took: Duration) {
