@@ -25,7 +25,8 @@ pub(crate) struct BreakerConfig {
     pub(crate) recovery_timeout: Duration,
     pub(crate) grow_breaks: bool,
     pub(crate) probes: u32,
-    /// A probe that has not reported by then is given up, so that it cannot block recovery.
+    /// A probe that has not reported by then is given up, so that it cannot block recovery; one whose
+    /// attempt may take longer, after twice that.
     pub(crate) probe_lease: Duration,
     pub(crate) ramp: bool,
     pub(crate) attempt_timeout: Option<Duration>,

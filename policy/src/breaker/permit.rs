@@ -10,7 +10,10 @@ use crate::{
     error::Cause,
     meter::{Noted, Timed},
 };
-use std::sync::atomic::Ordering::{Acquire, Relaxed};
+use std::{
+    sync::atomic::Ordering::{Acquire, Relaxed},
+    time::Duration,
+};
 
 /// The right to run one operation. Dropped in mid-attempt it tells the breaker a slow call if the
 /// attempt was slow by then, else nothing; dropped in any way it frees its probe. Small, since it
@@ -70,8 +73,9 @@ impl<'a> Permit<'a> {
         closed
     }
 
-    /// The right to pass, as a probe perhaps, or why not.
-    pub(crate) fn ask(&mut self, now: Instant) -> Result<(), Refusal> {
+    /// The right to pass, as a probe perhaps, or why not. An attempt of it takes `attempt` nanoseconds at
+    /// most; with the largest value that is not known.
+    pub(crate) fn ask(&mut self, now: Instant, attempt: u64) -> Result<(), Refusal> {
         if self.if_closed() {
             return Ok(());
         }
@@ -95,7 +99,12 @@ impl<'a> Permit<'a> {
         });
         let decided = match decided {
             Some(decided) => decided,
-            None => breaker.change(None, |machine, _| machine.admit(now, fastrand::f64())),
+            None => {
+                // A probe that may take longer than others is not given up before it can report.
+                let known = if attempt == u64::MAX { 0 } else { attempt };
+                let lease = Duration::from_nanos(known.saturating_mul(2));
+                breaker.change(None, |machine, _| machine.admit(now, fastrand::f64(), lease))
+            }
         };
         let admitted = decided.map_err(|until| Refusal::new(until, now, breaker.opened_by()))?;
         self.calm = calm(admitted.generation);

@@ -168,8 +168,13 @@ impl Machine {
         leases.iter().map(|lease| lease.until).min().unwrap_or_default()
     }
 
-    /// Admits a call that the gate did not simply let pass.
-    pub(super) fn admit(&mut self, now: Instant, random: f64) -> Result<Admitted, Instant> {
+    /// Admits a call that the gate did not simply let pass; a probe, for `lease` at least.
+    pub(super) fn admit(
+        &mut self,
+        now: Instant,
+        random: f64,
+        lease: Duration,
+    ) -> Result<Admitted, Instant> {
         let pass = Admitted { generation: self.generation, lease: None };
         match &mut self.phase {
             Phase::ForcedClosed => return Ok(pass),
@@ -196,7 +201,7 @@ impl Machine {
         if now < free {
             return Err(free);
         }
-        let (id, until) = (self.next_lease, now.after(self.config.probe_lease));
+        let (id, until) = (self.next_lease, now.after(self.config.probe_lease.max(lease)));
         self.next_lease = id.wrapping_add(1);
         if let Phase::HalfOpen { leases, .. } = &mut self.phase {
             leases.push(Lease { id, until });

@@ -204,6 +204,27 @@ async fn a_probe_dropped_in_flight_is_given_back() {
     assert_eq!(policy.breaker().state(), BreakerState::Closed);
 }
 
+/// A transfer by its length: it may take longer than twice the timeout of the kind.
+#[tokio::test(start_paused = true)]
+async fn a_probe_that_may_take_longer_is_not_given_up_before() {
+    let policy = database("t-long-probe").timeout(S).failure_threshold(1).build().unwrap();
+    against(&policy, &WRITE, Verdict::unknown()).await;
+    tokio::time::advance(2 * S).await;
+    let long = policy.with_timeout(5 * S);
+    let probe = long.run(&READ, async |_| {
+        tokio::time::sleep(4 * S).await;
+        Ok::<_, Fault>(())
+    });
+    let other = async {
+        tokio::time::sleep(3 * S).await;
+        policy.run(&READ, async |_| Ok::<_, Fault>(())).await
+    };
+    let (probe, other) = tokio::join!(probe, other);
+    probe.unwrap();
+    assert!(other.unwrap_err().is_rejected());
+    assert_eq!(policy.breaker().state(), BreakerState::Closed);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_total_outage_spends_the_budget_once() {
     let policy = database("t-storm").enable_circuit_breaker(false).build().unwrap();

@@ -184,7 +184,7 @@ proptest! {
             match step {
                 Step::Wait(ms) => now = now.after(Duration::from_millis(ms)),
                 Step::Ask(draw) => {
-                    let real = machine.admit(now, draw);
+                    let real = machine.admit(now, draw, Duration::ZERO);
                     let expected = model.ask(id, probes, now, draw);
                     prop_assert_eq!(real.map(|a| a.lease.is_some()).ok(), expected);
                     if let Ok(admitted) = real {
