@@ -15,9 +15,12 @@ use std::{
 #[must_use]
 pub fn path_of<F: Fn()>(_here: F) -> &'static str {
     let path = any::type_name::<F>();
-    let path = path.strip_suffix("::here").unwrap_or(path);
-    // The body of an `async fn`.
-    path.strip_suffix("::{{closure}}").unwrap_or(path)
+    let mut path = path.strip_suffix("::here").unwrap_or(path);
+    // The body of an `async fn`, and the blocks that other attributes put around it.
+    while let Some(outer) = path.strip_suffix("::{{closure}}") {
+        path = outer;
+    }
+    path
 }
 
 /// An error that a function with an attribute can return besides [`CallError`].

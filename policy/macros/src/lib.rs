@@ -45,6 +45,9 @@
 //! attempt. An argument that is named `_` or `_something`, and not used, need not be `Clone`. What
 //! only one attempt could have is refused: `&mut` anything, and `self` by value.
 //!
+//! `#[tracing::instrument]` below the attribute has a span for the whole call. Above it the span is of each
+//! attempt, and the signature cannot name `CallError`.
+//!
 //! A function that is not async runs on its caller's thread: time is checked between attempts, and
 //! the body can ask `Deadline::current()` how long it has.
 //!

@@ -127,6 +127,19 @@ mod repository {
         Ok(())
     }
 
+    // An attribute that puts the body into a block of its own, on either side.
+    #[database_resilient]
+    #[tracing::instrument]
+    pub(super) async fn spanned() -> Result<(), CallError<&'static str>> {
+        Ok(())
+    }
+
+    #[tracing::instrument]
+    #[database_resilient]
+    pub(super) async fn spans() -> std::io::Result<()> {
+        Ok(())
+    }
+
     #[database_resilient]
     pub(super) fn get_sync() -> Result<(), CallError<&'static str>> {
         Ok(())
@@ -153,6 +166,8 @@ async fn a_functions_path_is_its_name() {
     let here = module_path!();
     repository::get().await.unwrap();
     repository::get_sync().unwrap();
+    repository::spanned().await.unwrap();
+    repository::spans().await.unwrap();
     repository::Users.get().await.unwrap();
     repository::Orders(1).get().await.unwrap();
     repository::Orders("").get().await.unwrap();
@@ -165,6 +180,8 @@ async fn a_functions_path_is_its_name() {
     };
     assert_eq!(calls("repository::get"), Some(("get", 1)));
     assert_eq!(calls("get_sync"), Some(("get_sync", 1)));
+    assert_eq!(calls("spanned"), Some(("spanned", 1)));
+    assert_eq!(calls("spans"), Some(("spans", 1)));
     assert_eq!(calls("Users"), Some(("Users::get", 1)));
     // How the compiler writes its parameter is its own business.
     assert!(matches!(calls("Orders"), Some((name, 2)) if name.ends_with("::get")));
