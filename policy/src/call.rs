@@ -68,7 +68,7 @@ impl<T, E> fmt::Debug for Call<'_, T, E> {
 
 impl<'p, T, E> Call<'p, T, E> {
     pub(crate) const fn new(policy: &'p Policy, name: &'static str) -> Self {
-        let operation = Operation::new(name, Idempotency::Safe);
+        let operation = Self::operation(name, true);
         Self { policy, operation, retry_if: None, retry_if_value: None }
     }
 
@@ -76,9 +76,13 @@ impl<'p, T, E> Call<'p, T, E> {
     /// policy that repeats. `false`: only what was never sent is repeated, and an error that does
     /// not say so leaves the outcome unknown.
     pub const fn idempotent(mut self, idempotent: bool) -> Self {
-        let idempotency = if idempotent { Idempotency::Safe } else { Idempotency::Unsafe };
-        self.operation = Operation::new(self.operation.name(), idempotency);
+        self.operation = Self::operation(self.operation.name(), idempotent);
         self
+    }
+
+    /// What may be repeated may have a second copy too: whoever switches `hedge` on for it says so.
+    const fn operation(name: &'static str, idempotent: bool) -> Operation {
+        if idempotent { Operation::read(name) } else { Operation::new(name, Idempotency::Unsafe) }
     }
 
     /// Decides for each error whether it is worth repeating, before anything else does. An error

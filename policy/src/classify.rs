@@ -184,11 +184,26 @@ pub struct Operation {
     timed: bool,
 }
 
+    reads: bool,
 impl Operation {
     /// An operation with a name for errors and events.
     #[must_use]
     pub const fn new(name: &'static str, idempotency: Idempotency) -> Self {
-        Self { name, idempotency, streamed: false, timed: false }
+        Self { name, idempotency, reads: false, streamed: false, timed: false }
+    }
+
+    /// An operation that changes nothing: it may be repeated, and while it takes long a second copy of
+    /// it may be [sent beside it](crate::PolicyBuilder::hedge). Of a write that would do harm even if it
+    /// is idempotent: the copy that lost the race may arrive after the next write, and undo it.
+    #[must_use]
+    pub const fn read(name: &'static str) -> Self {
+        Self { reads: true, ..Self::new(name, Idempotency::Safe) }
+    }
+
+    /// Whether it changes nothing, so that a second copy of it may be sent.
+    #[must_use]
+    pub const fn is_read(&self) -> bool {
+        self.reads
     }
 
     /// Its success is only a beginning, such as the head of an answer whose body is still coming: it

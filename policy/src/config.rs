@@ -79,8 +79,8 @@ overrides! {
     probes: u32,
     ramp: bool,
     hedge: Option<Hedge>,
-    max_concurrent: u32,
-    rate_limit: u32,
+    max_concurrent: Option<u32>,
+    rate_limit: Option<u32>,
     max_wait: Duration,
 }
 

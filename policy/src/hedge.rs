@@ -1,4 +1,4 @@
-//! A second copy of an attempt that takes long; idempotent work only, and the first success wins.
+//! A second copy of an attempt that takes long; reads only, and the first success wins.
 //!
 //! "The Tail at Scale" (Dean and Barroso, 2013): a copy sent after the 95th percentile costs about
 //! 5 % more load and cuts the tail.

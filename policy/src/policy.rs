@@ -24,11 +24,11 @@ use crate::{
     budget::Budget,
     bulkhead::{Bulkhead, Place},
     call::{self, Call},
-    classify::{Classify, Effect, Idempotency, Operation},
+    classify::{Classify, Effect, Operation},
     clock::{self, Instant},
-    config::Overrides,
+    config::{Overrides, Settings},
     deadline::{Deadline, Scope},
-    error::{CallError, Decider},
+    error::{CallError, ConfigError, Decider},
     event::{self, Event},
     hedge::Hedge,
     rate_limit::RateLimit,
@@ -96,6 +96,8 @@ pub(crate) struct Inner {
     kind: Kind,
     /// What code set: it stays when settings are read again.
     code: Overrides,
+    /// False: it could not be built with settings, and goes on without them.
+    with_settings: bool,
 }
 
 impl Inner {
@@ -119,12 +121,16 @@ impl Inner {
         self.tuning.store(tuning);
     }
 
-    pub(crate) const fn kind(&self) -> Kind {
-        self.kind
-    }
-
-    pub(crate) const fn code(&self) -> &Overrides {
-        &self.code
+    /// What it would be told by these settings.
+    pub(crate) fn tuning_by(&self, settings: &Settings) -> Result<Tuning, ConfigError> {
+        let (kind, name) = (self.kind, self.breaker.name());
+        let overrides = self.code.over(&settings.overrides(kind));
+        match resolve(kind, name, &overrides, settings.enabled()) {
+            Err(_) if !self.with_settings => {
+                Ok(builder::without_settings(kind, name, &self.code, Some(settings)).1)
+            }
+            tuning => tuning,
+        }
     }
 
     /// In `0.0..1.0`.
@@ -141,7 +147,7 @@ impl Inner {
         if !limits.hedged() {
             return None;
         }
-        if matches!(operation.idempotency(), Idempotency::Unsafe) {
+        if !operation.is_read() {
             return None;
         }
         match self.tuning().hedge? {
@@ -237,9 +243,9 @@ macro_rules! kinds {
                 $(#[$doc])*
                 ///
                 /// Its breaker and budget are named `{kind}:{name}`. Settings of file and
-                /// environment are applied; when they cannot be read, which
+                /// environment are applied; when they cannot be used, which
                 /// [`settings`](crate::settings) reports as an error, this warns and goes on
-                /// without them.
+                /// without them, as [`PolicyBuilder::build_or_defaults`] says.
                 #[must_use]
                 pub fn $name(name: &str) -> Self {
                     Self::of_kind(Kind::$kind, name)

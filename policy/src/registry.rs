@@ -5,7 +5,7 @@ use crate::{
     budget::Budget,
     config::{self, Settings},
     error::{ConfigError, Error},
-    policy::{self, Inner},
+    policy::Inner,
 };
 use std::{
     collections::BTreeMap,
@@ -93,8 +93,7 @@ pub(crate) fn retune(settings: &Settings) -> Result<(), ConfigError> {
     let all = POLICIES.lock().unwrap_or_else(PoisonError::into_inner).clone();
     let (mut changes, mut problems) = (Vec::new(), Vec::new());
     for inner in all.iter().filter_map(Weak::upgrade) {
-        let overrides = inner.code().over(&settings.overrides(inner.kind()));
-        match policy::resolve(inner.kind(), inner.breaker.name(), &overrides, settings.enabled()) {
+        match inner.tuning_by(settings) {
             Ok(tuning) => changes.push((inner, tuning)),
             Err(error) => problems.extend_from_slice(error.problems()),
         }

@@ -104,6 +104,96 @@ fn policies_go_on_with_their_defaults_where_settings_cannot_be_read() {
     });
 }
 
+/// A contradiction between an attribute and settings: of no use to that one function, and no reason that it
+/// acts where nothing is to, or that nothing else can be changed.
+#[test]
+fn what_cannot_be_built_with_settings_is_switched_off_by_them_all_the_same() {
+    alone(|jail| {
+        let contradicts = |name: &str| {
+            Policy::builder(Kind::Api, name).deadline(50 * S).timeout(40 * S).base_delay(2 * S)
+        };
+        let toml = |resilience: &str| {
+            format!("[api]\nmax_delay = 1\nbase_delay = 0.5\n[resilience]\n{resilience}\n")
+        };
+        jail.create_file("mainstay.toml", &toml("mode = \"observe\""))?;
+        assert!(contradicts("wrong").build().is_err());
+        let policy = contradicts("wrong").build_or_defaults();
+        let other = Policy::api("right");
+        let acts = |policy: &Policy| {
+            policy.breaker().isolate();
+            let refused = policy.call_blocking(|| Ok::<_, &str>(1)).is_err();
+            policy.breaker().reset();
+            refused
+        };
+        assert_eq!((acts(&policy), acts(&other)), (false, false), "it only watches");
+
+        jail.create_file("mainstay.toml", &toml("mode = \"enforce\""))?;
+        reload().unwrap();
+        assert_eq!((acts(&policy), acts(&other)), (true, true));
+        assert_eq!(policy.timeout(), Some(40 * S), "what code says holds");
+
+        jail.create_file("mainstay.toml", &toml("enabled = false"))?;
+        reload().unwrap();
+        assert_eq!((policy.timeout(), acts(&policy)), (None, false));
+        assert_eq!((other.timeout(), acts(&other)), (None, false));
+        // Off means off, and not that what is wrong stops the service from starting.
+        assert_eq!(contradicts("wrong").build().unwrap().timeout(), None);
+
+        // It follows them again once they fit.
+        jail.create_file("mainstay.toml", "[api]\nmax_attempts = 1")?;
+        reload().unwrap();
+        let tried = AtomicUsize::new(0);
+        let end = policy.call_blocking(|| {
+            tried.fetch_add(1, Ordering::SeqCst);
+            Err::<(), _>("no")
+        });
+        assert_eq!((end.is_err(), tried.into_inner()), (true, 1));
+        Ok(())
+    });
+}
+
+/// Nor does it what contradicts itself whatever settings say.
+#[test]
+fn what_contradicts_itself_only_watches_where_all_do() {
+    alone(|jail| {
+        jail.set_env("MAINSTAY_RESILIENCE_MODE", "observe");
+        let policy = Policy::builder(Kind::Api, "itself").max_attempts(0).max_concurrent(0);
+        let policy = policy.build_or_defaults();
+        policy.breaker().isolate();
+        assert!(policy.call_blocking(|| Ok::<_, &str>(1)).is_ok());
+        jail.set_env("MAINSTAY_RESILIENCE_MODE", "enforce");
+        reload().unwrap();
+        assert!(policy.call_blocking(|| Ok::<_, &str>(1)).is_err());
+        policy.breaker().reset();
+        assert!(policy.call_blocking(|| Ok::<_, &str>(1)).is_ok(), "nothing in flight is too few");
+        Ok(())
+    });
+}
+
+#[test]
+fn limits_that_settings_set_can_be_switched_off_by_code_and_by_settings() {
+    alone(|jail| {
+        jail.set_env("MAINSTAY_API_RATE_LIMIT", "1");
+        jail.set_env("MAINSTAY_API_MAX_CONCURRENT", " off ");
+        let passes = |policy: Policy| {
+            (0..3).filter(|_| policy.call_blocking(|| Ok::<_, &str>(1)).is_ok()).count()
+        };
+        assert_eq!(passes(Policy::builder(Kind::Api, "limited").build().unwrap()), 1);
+        let unlimited = Policy::builder(Kind::Api, "unlimited").without_rate_limit();
+        assert_eq!(passes(unlimited.build().unwrap()), 3);
+        jail.set_env("MAINSTAY_API_RATE_LIMIT", "0");
+        jail.set_env("MAINSTAY_API_HEDGE", "0");
+        let text = reload().unwrap_err().to_string();
+        for told in [
+            "MAINSTAY_API_RATE_LIMIT is 0; allowed: a whole number from 1, or \"off\"",
+            "MAINSTAY_API_HEDGE is 0; allowed: p95, a duration over 0 such as \"50ms\", or \"off\"",
+        ] {
+            assert!(text.contains(told), "{told}: {text}");
+        }
+        Ok(())
+    });
+}
+
 #[test]
 fn a_prefix_is_set_before_anything_is_read_or_not_at_all() {
     alone(|jail| {

@@ -61,6 +61,9 @@ pub type MySqlDatabase = DatabaseClient<sqlx::MySql>;
 #[cfg(feature = "sqlite")]
 pub type SqliteDatabase = DatabaseClient<sqlx::Sqlite>;
 
+/// What it is called in errors, events and the breaker's cause.
+const STATEMENT: &str = "statement";
+
 /// What may be done with a statement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Intent {
@@ -270,12 +273,14 @@ impl<DB: Backend> DatabaseClient<DB> {
         T: Send,
     {
         let select = statement.is_select();
-        let (idempotency, first) = if select || intent != Intent::ByItsText {
-            (Idempotency::Safe, First::Repeatable)
-        } else {
-            (Idempotency::Unsafe, First::Once)
+        let (operation, first) = match intent {
+            Intent::Read => (Operation::read(STATEMENT), First::Repeatable),
+            // Even a `select` may call what writes.
+            _ if select || intent != Intent::ByItsText => {
+                (Operation::new(STATEMENT, Idempotency::Safe), First::Repeatable)
+            }
+            _ => (Operation::new(STATEMENT, Idempotency::Unsafe), First::Once),
         };
-        let operation = Operation::new("statement", idempotency);
         let halfway = !select && statement.may_stop_halfway();
         let call = &call;
         let prepared = &Prepared {
@@ -306,7 +311,7 @@ impl<DB: Backend> DatabaseClient<DB> {
     }
 
     fn wrap(&self, error: CallError<DatabaseFailure>) -> sqlx::Error {
-        into_sqlx(Error::from_call(self.policy().name(), "statement", error))
+        into_sqlx(Error::from_call(self.policy().name(), STATEMENT, error))
     }
 }
 

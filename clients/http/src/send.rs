@@ -212,7 +212,12 @@ impl Call {
     }
 
     fn operation(&self) -> Operation {
-        Operation::new(name(&self.method), self.idempotency)
+        let name = name(&self.method);
+        if self.method.is_safe() && self.idempotency == Idempotency::Safe {
+            Operation::read(name)
+        } else {
+            Operation::new(name, self.idempotency)
+        }
     }
 
     async fn run<T, F, Fut>(&self, operation: Operation, attempt: F) -> Result<T, Error>

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use mainstay_policy::{Error, Idempotency, Operation};
 use std::{borrow::Cow, collections::BTreeMap, time::Instant};
 
-const MGET: Operation = Operation::new("mget", Idempotency::Safe);
+const MGET: Operation = Operation::read("mget");
 const MSET: Operation = Operation::new("mset", Idempotency::Safe);
 
 impl RedisClient {

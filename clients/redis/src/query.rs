@@ -6,7 +6,7 @@ use crate::{
     value::Value,
 };
 use bytes::Bytes;
-use mainstay_policy::{Idempotency, Operation};
+use mainstay_policy::Operation;
 use std::time::{Duration, Instant};
 
 /// A question about one key.
@@ -47,7 +47,7 @@ impl Query for Get {
 
     fn operation(&self) -> Operation {
         let name = if self.0.field.is_some() { "hget" } else { "get" };
-        Operation::new(name, Idempotency::Safe)
+        Operation::read(name)
     }
 
     fn command(&self) -> Command<'_> {
@@ -124,7 +124,7 @@ impl Query for Exists {
     }
 
     fn operation(&self) -> Operation {
-        Operation::new("exists", Idempotency::Safe)
+        Operation::read("exists")
     }
 
     fn command(&self) -> Command<'_> {
@@ -217,7 +217,7 @@ impl Query for TtlOf {
     }
 
     fn operation(&self) -> Operation {
-        Operation::new("ttl", Idempotency::Safe)
+        Operation::read("ttl")
     }
 
     fn command(&self) -> Command<'_> {
@@ -288,7 +288,7 @@ impl Query for All {
     }
 
     fn operation(&self) -> Operation {
-        Operation::new("hgetall", Idempotency::Safe)
+        Operation::read("hgetall")
     }
 
     fn command(&self) -> Command<'_> {

@@ -247,10 +247,7 @@ impl RedisClient {
         if commands.is_empty() {
             return Ok(Vec::new());
         }
-        let operation = match commands.iter().all(Run::is_safe) {
-            true => Operation::new("pipeline", Idempotency::Safe),
-            false => Operation::new("pipeline", Idempotency::Unsafe),
-        };
+        let operation = operation("pipeline", &commands);
         let began = Instant::now();
         let replies = self.send(&operation, commands).await?;
         let told = |failure| self.failed(&operation, answered(failure, began));
@@ -265,7 +262,7 @@ impl RedisClient {
         let (mut keys, mut raws) = (Vec::new(), Vec::new());
         let mut effect = OnKeys::Reads;
         for run in commands {
-            if READS.contains(&run.name.as_str()) {
+            if run.reads() {
                 keys.extend(run.keys.iter().map(|n| run.args[*n].clone()));
             } else {
                 effect = effect.max(match ALL_KEYS.contains(&run.name.as_str()) {
@@ -329,6 +326,10 @@ impl Run {
         self
     }
 
+    fn reads(&self) -> bool {
+        READS.contains(&self.name.as_str())
+    }
+
     fn is_safe(&self) -> bool {
         let name = self.name.as_str();
         self.safe.unwrap_or_else(|| {
@@ -338,7 +339,7 @@ impl Run {
                 [target, rest @ ..] => rest.contains(target),
                 [] => false,
             };
-            READS.contains(&name)
+            self.reads()
                 || SAME.contains(&name) && !self.args.iter().any(once)
                 || SAME_ELSEWHERE.contains(&name) && !onto_itself()
         })
@@ -366,16 +367,24 @@ impl Run {
     }
 }
 
+/// What these commands are together.
+fn operation(name: &'static str, commands: &[Run]) -> Operation {
+    if commands.iter().all(Run::reads) {
+        Operation::read(name)
+    } else if commands.iter().all(Run::is_safe) {
+        Operation::new(name, Idempotency::Safe)
+    } else {
+        Operation::new(name, Idempotency::Unsafe)
+    }
+}
+
 impl IntoFuture for Run {
     type Output = Result<Value, Error>;
     type IntoFuture = Pin<Box<dyn Future<Output = Self::Output> + Send>>;
 
     fn into_future(self) -> Self::IntoFuture {
         Box::pin(async move {
-            let operation = match self.is_safe() {
-                true => Operation::new("command", Idempotency::Safe),
-                false => Operation::new("command", Idempotency::Unsafe),
-            };
+            let operation = operation("command", std::slice::from_ref(&self));
             let client = self.client.clone();
             let began = Instant::now();
             let mut replies = client.send(&operation, vec![self]).await?;
@@ -417,5 +426,22 @@ mod tests {
             assert_eq!(run.is_safe(), safe, "{line}");
         }
         assert!(client.run("MYCOMMAND").idempotent().is_safe());
+    }
+
+    #[test]
+    fn only_what_reads_may_have_a_second_copy() {
+        let client = RedisClient::builder().name("t-reads").build().unwrap();
+        let (get, set, incr) = (|| client.run("GET"), || client.run("SET"), || client.run("INCR"));
+        for (commands, idempotency, reads) in [
+            (vec![get()], Idempotency::Safe, true),
+            (vec![get(), client.run("TTL")], Idempotency::Safe, true),
+            (vec![set()], Idempotency::Safe, false),
+            (vec![get(), set()], Idempotency::Safe, false),
+            (vec![client.run("MYCOMMAND").idempotent()], Idempotency::Safe, false),
+            (vec![get(), incr()], Idempotency::Unsafe, false),
+        ] {
+            let operation = operation("pipeline", &commands);
+            assert_eq!((operation.idempotency(), operation.is_read()), (idempotency, reads));
+        }
     }
 }

@@ -10,10 +10,10 @@ use crate::{
 };
 use bytes::Bytes;
 use futures_util::stream::{self, BoxStream, StreamExt};
-use mainstay_policy::{Error, Idempotency, Operation};
+use mainstay_policy::{Error, Operation};
 use std::{borrow::Cow, time::Instant};
 
-const SCAN: Operation = Operation::new("scan", Idempotency::Safe);
+const SCAN: Operation = Operation::read("scan");
 /// How many keys the server looks at for one answer.
 const COUNT: &str = "250";
 

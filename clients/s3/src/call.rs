@@ -8,20 +8,20 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Everything here may be sent twice: S3 writes whole objects. A repeated `create_upload` leaves an
+/// Everything here may be sent twice, though not at once: S3 writes whole objects. A repeated `create_upload` leaves an
 /// upload without parts, which holds no data, and a repeated completion is looked into afterwards.
 const fn safe(name: &'static str) -> Operation {
     Operation::new(name, Idempotency::Safe)
 }
 
 pub(crate) const PUT: Operation = safe("put");
-pub(crate) const GET: Operation = safe("get");
+pub(crate) const GET: Operation = Operation::read("get");
 pub(crate) const DELETE: Operation = safe("delete");
-pub(crate) const HEAD: Operation = safe("head");
-pub(crate) const LIST: Operation = safe("list");
+pub(crate) const HEAD: Operation = Operation::read("head");
+pub(crate) const LIST: Operation = Operation::read("list");
 pub(crate) const COPY: Operation = safe("copy");
 pub(crate) const DELETE_MANY: Operation = safe("delete_many");
-pub(crate) const TAGS: Operation = safe("tags");
+pub(crate) const TAGS: Operation = Operation::read("tags");
 pub(crate) const SET_TAGS: Operation = safe("set_tags");
 pub(crate) const PRESIGN: Operation = safe("presign");
 pub(crate) const UPLOAD: Operation = safe("upload_file");
@@ -29,8 +29,8 @@ pub(crate) const CREATE_UPLOAD: Operation = safe("create_upload");
 pub(crate) const UPLOAD_PART: Operation = safe("upload_part");
 pub(crate) const COMPLETE_UPLOAD: Operation = safe("complete_upload");
 pub(crate) const ABORT_UPLOAD: Operation = safe("abort_upload");
-pub(crate) const LIST_UPLOADS: Operation = safe("list_uploads");
-pub(crate) const LIST_PARTS: Operation = safe("list_parts");
+pub(crate) const LIST_UPLOADS: Operation = Operation::read("list_uploads");
+pub(crate) const LIST_PARTS: Operation = Operation::read("list_parts");
 pub(crate) const DOWNLOAD: Operation = safe("download_file");
 
 /// Up to this many bytes fit into the plain attempt timeout.

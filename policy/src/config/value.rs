@@ -133,14 +133,29 @@ impl Setting for BreakGrowth {
 }
 
 /// `None` is "off".
+impl Setting for Option<u32> {
+    const ALLOWED: &'static str = "a whole number from 1, or \"off\"";
+
+    fn read(value: &Value) -> Option<Self> {
+        match value.as_str().map(str::trim) {
+            Some("off") => Some(None),
+            _ => u32::read(value).map(Some),
+        }
+    }
+}
+
+/// `None` is "off".
 impl Setting for Option<Hedge> {
-    const ALLOWED: &'static str = "p95, a duration such as \"50ms\", or \"off\"";
+    const ALLOWED: &'static str = "p95, a duration over 0 such as \"50ms\", or \"off\"";
 
     fn read(value: &Value) -> Option<Self> {
         match value.as_str().map(str::trim) {
             Some("off") => Some(None),
             Some("p95") => Some(Some(Hedge::P95)),
-            _ => Duration::read(value).map(|after| Some(Hedge::After(after))),
+            _ => {
+                let after = Duration::read(value).filter(|after| !after.is_zero());
+                after.map(|after| Some(Hedge::After(after)))
+            }
         }
     }
 }

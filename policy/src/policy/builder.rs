@@ -6,7 +6,7 @@ use crate::{
     breaker::BreakerConfig,
     bulkhead::Bulkhead,
     clock,
-    config::{self, Overrides, Rate},
+    config::{self, Overrides, Rate, Settings},
     error::ConfigError,
     hedge::Hedge,
     meter,
@@ -111,10 +111,6 @@ setters! {
     /// Whether a busy dependency, one that saw 100 attempts in the window before it was cut off, gets
     /// its load back in steps of 10, 25 and 50 %, each for a third of the break before. Default: yes.
     ramp: bool;
-    /// How many attempts of this policy may be in flight. Default: no limit.
-    max_concurrent: u32;
-    /// How many attempts of this policy may start in a second. Default: no limit.
-    rate_limit: u32;
     /// How long an attempt may wait for its turn at `max_concurrent` and `rate_limit`. Default: not
     /// at all.
     max_wait: Duration;
@@ -155,10 +151,48 @@ impl PolicyBuilder {
         self
     }
 
-    /// Sends a second copy of an idempotent operation that takes long, if `max_concurrent` and `rate_limit`
-    /// leave room for it at once. Default: off.
+    /// Sends a second copy of a read that takes long, if `max_concurrent` and `rate_limit` leave room for it
+    /// at once. Default: off.
+    ///
+    /// Reads are a client's [`Operation::read`](crate::Operation::read): GET, HEAD and OPTIONS of HTTP,
+    /// what asks Redis or S3, and `db.read()` of SQL; never a write, though it be idempotent. A call of
+    /// one's own ([`Policy::call`], the attributes) gets a second copy too, unless it is
+    /// [`idempotent(false)`](crate::Call::idempotent).
     pub fn hedge(mut self, hedge: Hedge) -> Self {
         self.code.hedge = Some(Some(hedge));
+        self
+    }
+
+    /// Sends no second copies, whatever settings say.
+    pub fn without_hedge(mut self) -> Self {
+        self.code.hedge = Some(None);
+        self
+    }
+
+    /// How many attempts of this policy, which is this value and its clones, may be in flight: build it
+    /// once. Default: no limit.
+    pub fn max_concurrent(mut self, attempts: u32) -> Self {
+        self.code.max_concurrent = Some(Some(attempts));
+        self
+    }
+
+    /// No limit of attempts in flight, whatever settings say.
+    pub fn without_max_concurrent(mut self) -> Self {
+        self.code.max_concurrent = Some(None);
+        self
+    }
+
+    /// How many attempts of this policy, which is this value and its clones, may start in a second: build
+    /// it once. As in other token buckets, what was not used for a second may start at once: after a
+    /// pause this many, and nearly as many more within the second that follows. Default: no limit.
+    pub fn rate_limit(mut self, attempts: u32) -> Self {
+        self.code.rate_limit = Some(Some(attempts));
+        self
+    }
+
+    /// No limit of attempts in a second, whatever settings say.
+    pub fn without_rate_limit(mut self) -> Self {
+        self.code.rate_limit = Some(None);
         self
     }
 
@@ -176,39 +210,35 @@ impl PolicyBuilder {
         let settings = config::settings()?;
         let overrides = self.code.over(&settings.overrides(self.kind));
         let tuning = resolve(self.kind, &self.name, &overrides, settings.enabled())?;
-        Ok(self.finish(&overrides, tuning, settings.enabled()))
+        Ok(self.finish(&overrides, tuning, true))
     }
 
-    /// Builds the policy whatever the settings say: when it cannot be built with them, which
-    /// [`settings`](crate::settings) reports as an error, this warns and goes on without them, and
-    /// with the kind's defaults alone if what code says contradicts itself.
+    /// Builds the policy whatever the settings say: when it cannot be built with them, this warns and goes
+    /// on without them, and with the kind's defaults alone if what code says contradicts itself. Whether
+    /// the policy is switched off or in observe mode holds all the same, if the settings can be read.
     #[must_use]
     pub fn build_or_defaults(self) -> Policy {
         match self.clone().build() {
             Ok(policy) => policy,
             Err(error) => {
                 tracing::warn!(%error, "settings cannot be used; going on with the defaults");
-                self.without_settings()
+                let settings = config::settings().ok();
+                let (overrides, tuning) =
+                    without_settings(self.kind, &self.name, &self.code, settings.as_deref());
+                self.finish(&overrides, tuning, false)
             }
         }
     }
 
-    /// The policy of code and defaults alone, for those that cannot fail.
-    fn without_settings(self) -> Policy {
-        let tuning = defaults(self.kind);
-        let overrides = self.code.clone();
-        let tuning = resolve(self.kind, &self.name, &overrides, true).unwrap_or(tuning);
-        self.finish(&overrides, tuning, true)
-    }
-
-    fn finish(self, overrides: &Overrides, tuning: Tuning, enabled: bool) -> Policy {
+    fn finish(self, overrides: &Overrides, tuning: Tuning, with_settings: bool) -> Policy {
         // The first look at the clock measures it, for up to 200 ms: here, not in the first call.
         clock::now();
         let (breaker, budget) = registry::dependency(&self.name, tuning.breaker.clone());
         let wait = overrides.max_wait.unwrap_or_default();
-        let bulkhead = overrides.max_concurrent.filter(|_| enabled);
+        let bulkhead = overrides.max_concurrent.flatten().filter(|_| tuning.enabled);
         let bulkhead = bulkhead.map(|most| Arc::new(Bulkhead::new(breaker.clone(), most, wait)));
-        let calls = overrides.rate_limit.filter(|_| enabled).and_then(NonZeroU32::new);
+        let calls = overrides.rate_limit.flatten().filter(|_| tuning.enabled);
+        let calls = calls.and_then(NonZeroU32::new);
         let rate_limit = calls.and_then(|n| RateLimit::new(n, Duration::from_secs(1), wait));
         let rate_limit = rate_limit.map(Arc::new);
         let limits = LimitCells::new(&tuning, bulkhead.is_some() || rate_limit.is_some());
@@ -222,6 +252,7 @@ impl PolicyBuilder {
             seed: self.seed.map(AtomicU64::new),
             kind: self.kind,
             code: self.code,
+            with_settings,
         });
         registry::keep(&inner);
         Policy(inner)
@@ -241,7 +272,29 @@ pub(super) fn copy(of: &Arc<Inner>, tuning: Tuning) -> Policy {
         seed: None,
         kind: of.kind,
         code: of.code.clone(),
+        with_settings: of.with_settings,
     }))
+}
+
+/// What code and defaults alone say, for a policy that cannot be built with settings; the defaults
+/// alone, if code contradicts itself. Of settings there remains whether policies act at all.
+pub(crate) fn without_settings(
+    kind: Kind,
+    name: &str,
+    code: &Overrides,
+    settings: Option<&Settings>,
+) -> (Overrides, Tuning) {
+    let enabled = settings.is_none_or(Settings::enabled);
+    let mode = settings.and_then(|settings| settings.overrides(kind).mode);
+    let alone = Overrides { mode: code.mode.or(mode), ..Overrides::default() };
+    let code = code.over(&alone);
+    match resolve(kind, name, &code, enabled) {
+        Ok(tuning) => (code, tuning),
+        Err(_) => {
+            let tuning = resolve(kind, name, &alone, enabled).unwrap_or_else(|_| defaults(kind));
+            (alone, tuning)
+        }
+    }
 }
 
 pub(crate) fn defaults(kind: Kind) -> Tuning {
@@ -256,6 +309,7 @@ pub(crate) fn defaults(kind: Kind) -> Tuning {
     };
     let timeout = Duration::from_secs_f64(timeout);
     Tuning {
+        enabled: true,
         timeout: Some(timeout),
         deadline: Some(2 * timeout),
         own_deadline: false,
@@ -288,7 +342,8 @@ pub(crate) fn defaults(kind: Kind) -> Tuning {
     }
 }
 
-/// Defaults of `kind`, changed by `o`, and checked.
+/// Defaults of `kind`, changed by `o`, and checked; not where policies are switched off, which must
+/// work whatever else is set.
 pub(crate) fn resolve(
     kind: Kind,
     name: &str,
@@ -296,12 +351,25 @@ pub(crate) fn resolve(
     enabled: bool,
 ) -> Result<Tuning, ConfigError> {
     let mut t = defaults(kind);
-    let timeout = o.timeout.or(t.timeout).unwrap_or(Duration::MAX);
+    t.observe = o.mode.unwrap_or_default() == Mode::Observe;
+    if !enabled {
+        return Ok(Tuning {
+            enabled: false,
+            timeout: None,
+            deadline: None,
+            enable_retry: false,
+            enable_circuit_breaker: false,
+            ..t
+        });
+    }
+    let timed = o.enable_timeout.unwrap_or(true);
+    let timeout = o.timeout.filter(|timeout| timed || !timeout.is_zero());
+    let timeout = timeout.or(t.timeout).unwrap_or(Duration::MAX);
     let mut check = Checks { name, problems: Vec::new() };
     check.that(!timeout.is_zero(), "timeout is 0; give it more, or enable_timeout(false)");
     let deadline = o.deadline.unwrap_or(timeout.saturating_mul(2));
     check.that(
-        deadline >= timeout,
+        !timed || deadline >= timeout,
         "deadline is shorter than the timeout of one attempt; raise it or lower timeout",
     );
     t.max_attempts = o.max_attempts.unwrap_or(t.max_attempts);
@@ -346,23 +414,30 @@ pub(crate) fn resolve(
     check.that(c.probes > 0, "probes is 0; use 1 or more");
     c.probe_lease = timeout.saturating_mul(2);
     c.ramp = o.ramp.unwrap_or(c.ramp);
-    check.that(o.max_concurrent != Some(0), "max_concurrent is 0; use 1 or more");
-    check.that(o.rate_limit != Some(0), "rate_limit is 0; use 1 or more");
     check.that(
-        !matches!(o.hedge, Some(Some(Hedge::After(after))) if after >= timeout),
-        "hedge comes after the timeout; lower it or raise timeout",
+        o.max_concurrent != Some(Some(0)),
+        "max_concurrent is 0; use 1 or more, or without_max_concurrent()",
     );
+    check.that(
+        o.rate_limit != Some(Some(0)),
+        "rate_limit is 0; use 1 or more, or without_rate_limit()",
+    );
+    if let Some(Some(Hedge::After(after))) = o.hedge {
+        check.that(!after.is_zero(), "hedge is 0; give it more, or without_hedge()");
+        check.that(
+            !timed || after < timeout,
+            "hedge comes after the timeout; lower it or raise timeout",
+        );
+    }
     check.done()?;
-    let timed = enabled && o.enable_timeout.unwrap_or(true);
     t.timeout = timed.then_some(timeout);
     t.deadline = timed.then_some(deadline);
     t.own_deadline = o.deadline.is_some();
     t.breaker.attempt_timeout = t.timeout;
-    t.enable_retry = enabled && o.enable_retry.unwrap_or(true);
-    t.enable_circuit_breaker = enabled && o.enable_circuit_breaker.unwrap_or(true);
-    t.observe = o.mode.unwrap_or_default() == Mode::Observe;
+    t.enable_retry = o.enable_retry.unwrap_or(true);
+    t.enable_circuit_breaker = o.enable_circuit_breaker.unwrap_or(true);
     t.budget = o.enable_budget.unwrap_or(true);
-    t.hedge = o.hedge.flatten().filter(|_| enabled);
+    t.hedge = o.hedge.flatten();
     Ok(t)
 }
 

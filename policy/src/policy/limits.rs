@@ -9,6 +9,8 @@ use std::{
 /// Everything a policy was told, resolved; replaced as a whole by a reload.
 #[derive(Clone, Debug)]
 pub(crate) struct Tuning {
+    /// Not all is switched off by the settings.
+    pub(crate) enabled: bool,
     /// `None` when switched off.
     pub(crate) timeout: Option<Duration>,
     pub(crate) deadline: Option<Duration>,

@@ -1,7 +1,7 @@
 //! The whole call, in memory, on a paused clock.
 
 use super::*;
-use crate::{BreakerState, Jitter, Verdict};
+use crate::{BreakerState, Idempotency, Jitter, Verdict};
 use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 
 const S: Duration = Duration::from_secs(1);
@@ -40,7 +40,7 @@ impl Classify for Late {
 }
 
 const WRITE: Operation = Operation::new("write", Idempotency::Unsafe);
-const READ: Operation = Operation::new("read", Idempotency::Safe);
+const READ: Operation = Operation::read("read");
 const BROKEN: Operation = Operation::new("body", Idempotency::Unsafe);
 
 /// Runs `operation` against a backend that always answers `fault`; the end and the sends counted.
@@ -246,6 +246,40 @@ fn build_gives_every_contradiction_at_once() {
         .build()
         .unwrap_err();
     assert_eq!(error.problems().len(), 4, "{error}");
+    // Each says what to do instead, and doing it helps.
+    let error = database("t-bad")
+        .timeout(Duration::ZERO)
+        .hedge(Hedge::After(Duration::ZERO))
+        .max_concurrent(0)
+        .rate_limit(0)
+        .build()
+        .unwrap_err();
+    let text = error.to_string();
+    for switch in [
+        "enable_timeout(false)",
+        "without_hedge()",
+        "without_max_concurrent()",
+        "without_rate_limit()",
+    ] {
+        assert!(text.contains(switch), "{switch}: {text}");
+    }
+    let done = database("t-off").timeout(Duration::ZERO).deadline(Duration::ZERO);
+    let done = done.enable_timeout(false).hedge(Hedge::After(S)).build().unwrap();
+    assert_eq!((done.timeout(), done.deadline()), (None, None));
+}
+
+#[test]
+fn limits_of_attempts_are_switched_off_again() {
+    let limited = || database("t-unlimited").max_concurrent(1).rate_limit(1);
+    let places = |policy: PolicyBuilder| {
+        let policy = policy.build().unwrap().0;
+        let held = [policy.place_of_copy(), policy.place_of_copy()];
+        held.into_iter().flatten().count()
+    };
+    assert_eq!(places(limited()), 1);
+    assert_eq!(places(limited().without_max_concurrent()), 1, "the rate limit is left");
+    assert_eq!(places(limited().without_rate_limit()), 1, "the bulkhead is left");
+    assert_eq!(places(limited().without_max_concurrent().without_rate_limit()), 2);
 }
 
 #[tokio::test(start_paused = true)]

@@ -216,6 +216,20 @@ async fn a_slow_get_is_hedged_and_a_slow_post_is_not() {
     assert_eq!(double.requests().len(), 3);
 }
 
+/// The copy that lost may arrive after the next write.
+#[tokio::test(start_paused = true)]
+async fn a_slow_write_is_not_hedged_though_it_may_be_repeated() {
+    let double = HttpDouble::new(|_| Reply::body("late").after(10 * S));
+    let client = client(&double, "hedge-writes", |p| p.hedge(mainstay_policy::Hedge::After(S)));
+    client.put("x").await.unwrap();
+    client.delete("x").await.unwrap();
+    client.post("x").idempotency_key("k").await.unwrap();
+    client.post("x").idempotent(true).await.unwrap();
+    assert_eq!(double.requests().len(), 4);
+    client.head("x").await.unwrap();
+    assert_eq!(double.requests().len(), 6);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_host_has_so_many_places_and_another_host_its_own() {
     let double = HttpDouble::new(|_| Reply::status(200).after(S));

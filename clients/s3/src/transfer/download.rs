@@ -361,7 +361,7 @@ impl Job<'_> {
     async fn range(&self, parts: Vec<Part>) -> Result<Range, Error> {
         let ends: Vec<_> =
             parts.iter().map(|part| (part.length, part.start + part.length)).collect();
-        // Not a lock for threads: it hands the range from one attempt to the next, also when hedged.
+        // Not a lock for threads: it hands the range from one attempt to the next.
         let range = Mutex::new(Range::new(parts, self.version.clone()));
         let (client, held) = (self.client(), &range);
         // For all parts: an answer that is open does not wait for others that are not asked for yet.

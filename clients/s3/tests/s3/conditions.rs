@@ -182,19 +182,37 @@ async fn an_empty_lock_whose_answer_never_comes_is_ours() {
 }
 
 #[tokio::test]
-async fn a_first_copy_that_meets_what_the_second_wrote_is_a_success() {
+async fn a_slow_read_has_a_second_copy_and_a_slow_write_has_none() {
     let (store, memory, _) = with_store().await;
-    let policy = |policy| quick(policy).hedge(Hedge::After(Duration::from_millis(20)));
+    memory.put("k", "bytes");
+    let policy = |policy| {
+        let policy = quick(policy).timeout(Duration::from_millis(300)).max_attempts(1);
+        policy.hedge(Hedge::After(Duration::from_millis(20)))
+    };
     let s3 = builder(store.endpoint()).policy(policy).build().unwrap();
-    let puts = AtomicU32::new(0);
-    store.front(move |line| match line.starts_with("PUT") {
-        true if puts.fetch_add(1, SeqCst) == 0 => Answer::AfterAnother,
-        true => Answer::ApplyThenHang,
-        false => Answer::Pass,
-    });
-    s3.put(BUCKET, "lock", "mine").if_absent().await.unwrap();
-    assert_eq!(memory.object("lock").unwrap(), "mine");
-    assert_eq!(store.seen(|line| line.starts_with("PUT")), 2);
+    let first_hangs = || {
+        let sent = AtomicU32::new(0);
+        store.front(move |_| match sent.fetch_add(1, SeqCst) {
+            0 => Answer::Hang,
+            _ => Answer::Pass,
+        });
+    };
+    first_hangs();
+    assert_eq!(s3.get(BUCKET, "k").await.unwrap(), "bytes");
+    first_hangs();
+    s3.head(BUCKET, "k").await.unwrap();
+    for (read, sent) in [("GET", 2), ("HEAD", 2)] {
+        assert_eq!(store.seen(|line| line.starts_with(read)), sent, "{read}");
+    }
+    first_hangs();
+    let put = s3.put(BUCKET, "k", "other").await.unwrap_err();
+    first_hangs();
+    let deleted = s3.delete(BUCKET, "k").await.unwrap_err();
+    assert!(put.is_timeout() && deleted.is_timeout(), "{put} {deleted}");
+    for write in ["PUT", "DELETE"] {
+        assert_eq!(store.seen(|line| line.starts_with(write)), 1, "{write}");
+    }
+    assert_eq!(memory.object("k").unwrap(), "bytes");
 }
 
 #[tokio::test]

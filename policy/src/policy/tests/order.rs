@@ -215,6 +215,38 @@ async fn a_second_copy_is_sent_where_there_is_a_place_for_it() {
     }
 }
 
+/// The copy that lost the race may arrive after the next write: an idempotent write has none either.
+#[tokio::test(start_paused = true)]
+async fn only_reads_have_a_second_copy_and_calls_of_ones_own() {
+    const PUT: Operation = Operation::new("put", Idempotency::Safe);
+    const KEYED: Operation = Operation::new("post", Idempotency::Keyed);
+    let policy = database("t-order-hedge-reads").hedge(Hedge::After(S / 10)).build().unwrap();
+    let sent = AtomicU32::new(0);
+    let slowly = async || {
+        sent.fetch_add(1, SeqCst);
+        tokio::time::sleep(S / 2).await;
+        Ok::<_, Fault>(())
+    };
+    for (operation, copies) in [(READ, 2), (PUT, 1), (KEYED, 1), (WRITE, 1)] {
+        policy.run(&operation, async |_| slowly().await).await.unwrap();
+        assert_eq!(sent.swap(0, SeqCst), copies, "{operation:?}");
+        assert_eq!(operation.is_read(), copies == 2);
+    }
+    for (call, copies) in [
+        (policy.operation("own"), 2),
+        (policy.operation("own").idempotent(true), 2),
+        (policy.operation("own").idempotent(false), 1),
+    ] {
+        let told = format!("{call:?}");
+        call.call(&slowly).await.unwrap();
+        assert_eq!(sent.swap(0, SeqCst), copies, "{told}");
+    }
+    // What settings of a kind switch on, code can switch off.
+    let policy = database("t-order-no-hedge").hedge(Hedge::After(S / 10)).without_hedge();
+    policy.build().unwrap().run(&READ, async |_| slowly().await).await.unwrap();
+    assert_eq!(sent.swap(0, SeqCst), 1);
+}
+
 /// fallback > everything: it sees every way to fail, and only those.
 #[tokio::test(start_paused = true)]
 async fn a_fallback_answers_refusals_too() {

@@ -2,7 +2,7 @@
 
 use super::*;
 use mainstay_database::SqliteDatabase;
-use mainstay_policy::Deadline;
+use mainstay_policy::{Deadline, Hedge, get_resilience_health};
 
 /// Statements with this mark that PostgreSQL is at.
 async fn pg_runs(referee: &PgDatabase, mark: &str) -> bool {
@@ -193,4 +193,22 @@ async fn rows_that_one_caller_left_are_not_read_on_the_next_ones_time() {
     println!("the next caller waited {:?}", asked.elapsed());
     assert_ne!(next, first, "nobody reads a gigabyte away");
     assert!(asked.elapsed() < ms(3_000), "{:?}", asked.elapsed());
+}
+
+/// The loser of a race is cancelled like any other; nothing but what the server knows to be a read is raced.
+#[tokio::test]
+async fn only_a_read_has_a_second_copy() {
+    let db: PgDatabase = DatabaseClient::builder()
+        .name("hedged")
+        .url(POSTGRES.url())
+        .policy(|policy| policy.hedge(Hedge::After(ms(50))))
+        .build()
+        .unwrap();
+    let copies = || get_resilience_health().circuit_breakers[db.policy().name()].hedges;
+    let slow = "select pg_sleep(0.3)";
+    sqlx::query(slow).execute(&db).await.unwrap();
+    sqlx::query(slow).execute(db.idempotent()).await.unwrap();
+    assert_eq!(copies(), 0, "a `select` may call what writes");
+    sqlx::query(slow).execute(db.read()).await.unwrap();
+    assert_eq!(copies(), 1);
 }
