@@ -54,6 +54,7 @@ pub struct Call<'p, T, E> {
     operation: Operation,
     retry_if: Option<If<'p, E>>,
     retry_if_value: Option<If<'p, T>>,
+    classify: Option<fn(&E) -> Judged>,
 }
 
 impl<T, E> fmt::Debug for Call<'_, T, E> {
@@ -69,7 +70,7 @@ impl<T, E> fmt::Debug for Call<'_, T, E> {
 impl<'p, T, E> Call<'p, T, E> {
     pub(crate) const fn new(policy: &'p Policy, name: &'static str) -> Self {
         let operation = Self::operation(name, true);
-        Self { policy, operation, retry_if: None, retry_if_value: None }
+        Self { policy, operation, retry_if: None, retry_if_value: None, classify: None }
     }
 
     /// Whether doing it twice is the same as once. Default: yes, or nobody would hand it to a
@@ -89,6 +90,48 @@ impl<'p, T, E> Call<'p, T, E> {
     /// that is not counts as an answer: it leaves the breaker closed.
     pub fn retry_if(mut self, retry: impl Fn(&E) -> bool + Send + Sync + 'p) -> Self {
         self.retry_if = Some(Box::new(retry));
+        self
+    }
+
+    /// What the error's own [`Classify`] says decides: whether it is worth repeating, and what it means
+    /// for the breaker. Not before [`retry_if`](Self::retry_if), and not of what a client inside has
+    /// repeated already. Without this every error of a type that this crate does not know may pass, and is
+    /// a failure.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// use mainstay_policy::{BreakerState, Classify, Policy, Verdict};
+    ///
+    /// #[derive(Debug)]
+    /// enum BankError {
+    ///     Declined,
+    ///     Maintenance,
+    /// }
+    ///
+    /// impl Classify for BankError {
+    ///     fn classify(&self) -> Verdict {
+    ///         match self {
+    ///             Self::Declined => Verdict::permanent(), // an answer: not repeated, no failure
+    ///             Self::Maintenance => Verdict::transient(),
+    ///         }
+    ///     }
+    /// }
+    ///
+    /// let bank = Policy::api("bank");
+    /// for _ in 0..9 {
+    ///     let charge = bank.operation("charge").by_classify();
+    ///     let error = charge.call(|| async { Err::<(), _>(BankError::Declined) }).await.unwrap_err();
+    ///     assert_eq!(error.attempts(), 1);
+    /// }
+    /// assert_eq!(bank.breaker().state(), BreakerState::Closed);
+    /// # }
+    /// ```
+    pub fn by_classify(mut self) -> Self
+    where
+        E: Classify,
+    {
+        self.classify = Some(Judged::of);
         self
     }
 
@@ -209,10 +252,11 @@ impl<T, E: 'static> Call<'_, T, E> {
 impl<T, E: 'static> Judge<T, E> for &Call<'_, T, E> {
     fn error(&self, error: &E, operation: &Operation) -> Judged {
         let repeat = self.retry_if.as_ref().map(|retry| retry(error));
-        let verdict = match repeat {
-            Some(true) => Verdict::transient(),
-            Some(false) => Verdict::permanent(),
-            None => {
+        let verdict = match (repeat, self.classify) {
+            (Some(true), _) => Verdict::transient(),
+            (Some(false), _) => Verdict::permanent(),
+            (None, Some(classify)) => return classify(error),
+            (None, None) => {
                 let known = verdict_of(error).unwrap_or(Verdict::transient());
                 let unsafe_ = matches!(operation.idempotency(), Idempotency::Unsafe);
                 match known.effect {
@@ -235,14 +279,14 @@ pub(crate) struct ByClassify;
 
 impl<T, E: Classify + std::error::Error> Judge<T, E> for ByClassify {
     fn error(&self, error: &E, operation: &Operation) -> Judged {
-        let verdict = error.classify();
+        let judged = Judged::of(error);
         tracing::debug!(
             operation = operation.name(),
-            effect = verdict.effect.name(),
+            effect = judged.verdict.effect.name(),
             error = %error,
             "attempt failed"
         );
-        Judged { verdict, repeat: None, code: error.code(), by: error.decider() }
+        judged
     }
 
     #[inline]

@@ -107,6 +107,10 @@ impl Verdict {
 }
 
 /// An error that can say what it means for a retry and for the breaker.
+///
+/// [`Policy::run`](crate::Policy::run) of the clients asks it of every error; a call of one's own asks
+/// where it is told to, by [`Call::by_classify`](crate::Call::by_classify) or an attribute's
+/// `classify = true`.
 pub trait Classify {
     /// The verdict of this error.
     fn classify(&self) -> Verdict;
@@ -180,11 +184,11 @@ fn verdict_of_io(error: &io::Error) -> Verdict {
 pub struct Operation {
     name: &'static str,
     idempotency: Idempotency,
+    reads: bool,
     streamed: bool,
     timed: bool,
 }
 
-    reads: bool,
 impl Operation {
     /// An operation with a name for errors and events.
     #[must_use]

@@ -10,7 +10,7 @@ use crate::{
     attempt::Attempt,
     breaker::{Counters, Ended, Permit, Refusal, Trip},
     budget::Paid,
-    classify::{Effect, Operation, Outcome, Verdict},
+    classify::{Classify, Effect, Operation, Outcome, Verdict},
     clock::{self, Instant},
     deadline::Scope,
     error::{CallError, Cause, Decider, OpenedBy},
@@ -32,6 +32,13 @@ pub(crate) struct Judged {
     pub(crate) code: Option<String>,
     /// Whose limit it was, if the error says so.
     pub(crate) by: Option<Decider>,
+}
+
+impl Judged {
+    pub(crate) fn of<E: Classify>(error: &E) -> Self {
+        let (verdict, code, by) = (error.classify(), error.code(), error.decider());
+        Self { verdict, repeat: None, code, by }
+    }
 }
 
 /// Says what the results of attempts mean.

@@ -26,6 +26,8 @@ pub(crate) fn function(root: &str, call: &Call, function: &Function) -> TokenStr
     let types = returns.types.as_ref().map(|(value, error)| quote!(::<#value, #error>));
     let idempotent = settings.idempotent.map(|it| quote_spanned!(here=> .idempotent(#it)));
     let retry_if = settings.retry_if.as_ref().map(|it| quote_spanned!(here=> .retry_if(#it)));
+    let classify =
+        settings.classify.unwrap_or_default().then(|| quote_spanned!(here=> .by_classify()));
     let copies = each.iter().map(copy);
     let typed = &returns.body;
     // What the compiler says of types should point to what the user wrote.
@@ -56,7 +58,7 @@ pub(crate) fn function(root: &str, call: &Call, function: &Function) -> TokenStr
         #visibility #signature {
             #(#inner_attributes)*
             let (policy, operation) = #held;
-            policy.operation #types (operation) #idempotent #retry_if #call #convert
+            policy.operation #types (operation) #idempotent #retry_if #classify #call #convert
         }
     }
 }

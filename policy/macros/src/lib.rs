@@ -78,13 +78,14 @@
 //! | `failure_threshold = 3` | failed calls in a row that open the breaker | by kind |
 //! | `recovery_timeout = 30` | the longest break, in seconds | by kind |
 //! | `retry_if = path` | a `fn(&E) -> bool`: whether this error is worth repeating | see below |
+//! | `classify = true` | the error's own `Classify` says what it means | `false`: see below |
 //! | `idempotent = false` | only what was never sent is repeated | `true` |
 //! | `enable_timeout = false` | no limit of time | `true` |
 //! | `enable_retry = false` | one attempt | `true` |
 //! | `enable_circuit_breaker = false` | no breaker | `true` |
 //!
-//! Without `retry_if` every error may pass, except what this crate knows better: its own errors, and
-//! `std::io::Error`. Arguments that contradict each other, or the kind's defaults where the other one
+//! Without `retry_if` and `classify` every error may pass and is a failure, except what this crate knows
+//! better: its own errors, and `std::io::Error`. Arguments that contradict each other, or the kind's defaults where the other one
 //! is not given, do not compile.
 //!
 //! # For those who depend on `mainstay-policy` alone

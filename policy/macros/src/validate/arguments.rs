@@ -111,6 +111,7 @@ pub(crate) struct Settings {
     pub(crate) failure_threshold: Option<u32>,
     pub(crate) recovery_timeout: Option<Duration>,
     pub(crate) retry_if: Option<ExprPath>,
+    pub(crate) classify: Option<bool>,
     pub(crate) idempotent: Option<bool>,
     pub(crate) enable_timeout: Option<bool>,
     pub(crate) enable_retry: Option<bool>,
@@ -119,7 +120,7 @@ pub(crate) struct Settings {
 
 const OPERATION_TYPE: &str = "operation_type";
 
-const NAMES: [&str; 17] = [
+const NAMES: [&str; 18] = [
     "operation_name",
     "dependency",
     "timeout_seconds",
@@ -132,6 +133,7 @@ const NAMES: [&str; 17] = [
     "failure_threshold",
     "recovery_timeout",
     "retry_if",
+    "classify",
     "idempotent",
     "enable_timeout",
     "enable_retry",
@@ -157,6 +159,7 @@ impl Settings {
             failure_threshold: given.read("failure_threshold", count),
             recovery_timeout: given.read("recovery_timeout", some_seconds),
             retry_if: given.read("retry_if", path),
+            classify: given.read("classify", flag),
             idempotent: given.read("idempotent", flag),
             enable_timeout: given.read("enable_timeout", flag),
             enable_retry: given.read("enable_retry", flag),

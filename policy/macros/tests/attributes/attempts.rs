@@ -2,8 +2,8 @@
 
 use super::{Runs, state};
 use mainstay_policy::{
-    BreakerState, CallError, Decider, Effect, Error, Kind, Policy, api_resilient, cache_resilient,
-    database_resilient, file_resilient, ml_resilient, resilient,
+    BreakerState, CallError, Classify, Decider, Effect, Error, Kind, Policy, Verdict,
+    api_resilient, cache_resilient, database_resilient, file_resilient, ml_resilient, resilient,
 };
 use std::{io, time::Duration};
 use tokio::time::{Instant, sleep};
@@ -115,6 +115,32 @@ fn another_error_is_made_in_a_sync_function_too() {
     assert_eq!(find(7), Ok(7));
     assert_eq!(find(0), Err(Failure::Missing));
     assert_eq!(find(1), Err(Failure::GivenUp(Some(Decider::Retry), 3)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_errors_own_classification_decides_where_it_is_asked() {
+    static RUNS: Runs = Runs::none();
+
+    #[derive(Debug)]
+    struct Declined;
+    impl Classify for Declined {
+        fn classify(&self) -> Verdict {
+            Verdict::permanent()
+        }
+    }
+
+    #[api_resilient(operation_name = "classified", classify = true)]
+    async fn charge() -> Result<(), CallError<Declined>> {
+        RUNS.next();
+        Err(Declined)
+    }
+
+    for _ in 0..9 {
+        let error = charge().await.unwrap_err();
+        assert!(matches!(error, CallError::Backend { attempts: 1, .. }), "{error:?}");
+    }
+    assert_eq!(RUNS.count(), 9);
+    assert_eq!(state("api:classified"), BreakerState::Closed);
 }
 
 #[tokio::test(start_paused = true)]
