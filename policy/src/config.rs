@@ -185,6 +185,31 @@ pub fn reload() -> Result<(), ConfigError> {
     Ok(())
 }
 
+/// The settings file, and whether its name is set.
+fn file(prefix: &str) -> (String, bool) {
+    let named = env::var(format!("{prefix}CONFIG")).ok().filter(|path| !path.is_empty());
+    let is_named = named.is_some();
+    (named.unwrap_or_else(|| "mainstay.toml".to_owned()), is_named)
+}
+
+/// Whether policies of this kind are on, and whether they only watch: for those that go on where
+/// something else cannot be read.
+pub(crate) fn switches(kind: Kind) -> (bool, Option<Mode>) {
+    if let Ok(settings) = settings() {
+        return (settings.enabled, settings.overrides(kind).mode);
+    }
+    let prefix = prefix(&current());
+    let (path, _) = file(&prefix);
+    let figment = Figment::new().merge(Serialized::defaults(environment(&prefix).0));
+    let file = Toml::file(&path);
+    let figment = if file.data().is_ok() { figment.join(file) } else { figment };
+    let mut reader =
+        Reader { prefix: &prefix, file: &path, figment: &figment, problems: Vec::new() };
+    let enabled = reader.setting("resilience", "enabled").unwrap_or(true);
+    let mode = reader.setting(kind.name(), "mode");
+    (enabled, mode.or_else(|| reader.setting("resilience", "mode")))
+}
+
 /// Forgets what was read. For tests.
 pub(crate) fn forget() {
     if let Some(current) = current().as_mut() {
@@ -194,12 +219,10 @@ pub(crate) fn forget() {
 
 impl Settings {
     fn load(prefix: &str) -> Result<Self, ConfigError> {
-        let variable = format!("{prefix}CONFIG");
-        let named = env::var(&variable).ok().filter(|path| !path.is_empty());
-        let path = named.clone().unwrap_or_else(|| "mainstay.toml".to_owned());
-        if named.is_some() && !Path::new(&path).is_file() {
+        let (path, is_named) = file(prefix);
+        if is_named && !Path::new(&path).is_file() {
             return Err(ConfigError::new(vec![format!(
-                "{variable} names {path}, which is not a file that can be read"
+                "{prefix}CONFIG names {path}, which is not a file that can be read"
             )]));
         }
         let file = Toml::file(&path);

@@ -124,10 +124,11 @@ impl Inner {
     /// What it would be told by these settings.
     pub(crate) fn tuning_by(&self, settings: &Settings) -> Result<Tuning, ConfigError> {
         let (kind, name) = (self.kind, self.breaker.name());
-        let overrides = self.code.over(&settings.overrides(kind));
-        match resolve(kind, name, &overrides, settings.enabled()) {
+        let set = settings.overrides(kind);
+        match resolve(kind, name, &self.code.over(&set), settings.enabled()) {
             Err(_) if !self.with_settings => {
-                Ok(builder::without_settings(kind, name, &self.code, Some(settings)).1)
+                let switches = (settings.enabled(), set.mode);
+                Ok(builder::without_settings(kind, name, &self.code, switches).1)
             }
             tuning => tuning,
         }

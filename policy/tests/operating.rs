@@ -100,6 +100,16 @@ fn policies_go_on_with_their_defaults_where_settings_cannot_be_read() {
         assert!(settings().is_err());
         assert!(Policy::builder(Kind::Api, "bad").build().is_err());
         assert_eq!(Policy::api("bad-too").timeout(), Some(60 * S));
+        // What says whether policies act at all can be.
+        let (watches, off) = ("[resilience]\nmode = \"observe\"", "[resilience]\nenabled = false");
+        for toml in [watches, off, "[ml]\nmode = \"observe\""] {
+            jail.create_file("mainstay.toml", toml)?;
+            assert_eq!(Policy::ml("bad-switched").timeout(), None, "{toml}");
+        }
+        jail.create_file("mainstay.toml", "no TOML")?;
+        assert_eq!(Policy::ml("bad-file").timeout(), Some(300 * S));
+        jail.set_env("MAINSTAY_RESILIENCE_MODE", "observe");
+        assert_eq!(Policy::ml("bad-file-switched").timeout(), None);
         Ok(())
     });
 }

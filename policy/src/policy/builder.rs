@@ -6,7 +6,7 @@ use crate::{
     breaker::BreakerConfig,
     bulkhead::Bulkhead,
     clock,
-    config::{self, Overrides, Rate, Settings},
+    config::{self, Overrides, Rate},
     error::ConfigError,
     hedge::Hedge,
     meter,
@@ -215,16 +215,16 @@ impl PolicyBuilder {
 
     /// Builds the policy whatever the settings say: when it cannot be built with them, this warns and goes
     /// on without them, and with the kind's defaults alone if what code says contradicts itself. Whether
-    /// the policy is switched off or in observe mode holds all the same, if the settings can be read.
+    /// the policy is switched off or in observe mode holds all the same.
     #[must_use]
     pub fn build_or_defaults(self) -> Policy {
         match self.clone().build() {
             Ok(policy) => policy,
             Err(error) => {
                 tracing::warn!(%error, "settings cannot be used; going on with the defaults");
-                let settings = config::settings().ok();
+                let switches = config::switches(self.kind);
                 let (overrides, tuning) =
-                    without_settings(self.kind, &self.name, &self.code, settings.as_deref());
+                    without_settings(self.kind, &self.name, &self.code, switches);
                 self.finish(&overrides, tuning, false)
             }
         }
@@ -282,10 +282,8 @@ pub(crate) fn without_settings(
     kind: Kind,
     name: &str,
     code: &Overrides,
-    settings: Option<&Settings>,
+    (enabled, mode): (bool, Option<Mode>),
 ) -> (Overrides, Tuning) {
-    let enabled = settings.is_none_or(Settings::enabled);
-    let mode = settings.and_then(|settings| settings.overrides(kind).mode);
     let alone = Overrides { mode: code.mode.or(mode), ..Overrides::default() };
     let code = code.over(&alone);
     match resolve(kind, name, &code, enabled) {
