@@ -157,6 +157,11 @@ impl S3Failure {
         self.what == What::Damaged
     }
 
+    /// Of a list that was asked for: the store has none, or answers with something else.
+    pub(crate) fn is_no_list(&self) -> bool {
+        self.what == What::Garbled || matches!(self.status, Some(405 | 501))
+    }
+
     /// The store asks for less load, in words (`SlowDown`) or by its status.
     pub(crate) fn is_throttled(&self) -> bool {
         self.what == What::Throttled || self.status == Some(503)

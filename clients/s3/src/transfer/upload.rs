@@ -119,7 +119,7 @@ impl Upload {
     /// fails or is dropped, so that it can be gone on with.
     ///
     /// A part that is there is kept if its checksum is that of the file, so the file may have changed; a
-    /// store that lists no checksums gets all parts again. Two resumed uploads to one key at once disturb
+    /// store that lists no parts or no checksums gets all of them again. Two resumed uploads to one key at once disturb
     /// each other.
     pub fn resume(mut self) -> Self {
         self.tuning.resume = true;

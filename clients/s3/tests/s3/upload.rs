@@ -127,6 +127,29 @@ async fn what_was_completed_with_other_bytes_is_no_success_and_not_undone() {
     }
 }
 
+/// It says so, or its answer is not S3's.
+#[tokio::test]
+async fn a_store_that_cannot_list_what_is_there_gets_all_of_it_again() {
+    for (list, answer) in [
+        ("uploads", Answer::Status(501, "NotImplemented")),
+        ("uploadId=", Answer::Status(501, "NotImplemented")),
+        ("uploadId=", Answer::Reply(200, &[], "<AnotherResult/>")),
+    ] {
+        let (store, memory) = S3::in_memory(Sums::Full).await;
+        let (s3, dir) = (client(&store), TempDir::new().unwrap());
+        let (file, data) = (dir.path().join("file"), bytes(200_000));
+        fs::write(&file, &data).unwrap();
+        let sdk = s3.sdk().unwrap();
+        sdk.create_multipart_upload().bucket(BUCKET).key("k").send().await.unwrap();
+        store.front(move |line| match line.starts_with("GET") && line.contains(list) {
+            true => answer,
+            false => Answer::Pass,
+        });
+        s3.upload_file(&file, BUCKET, "k").part_size(64 * 1024).resume().await.unwrap();
+        assert_eq!(memory.object("k").unwrap(), data, "{list} {answer:?}");
+    }
+}
+
 /// A debug build copies futures by way of the stack, of which a thread has 2 MiB for all that it polls.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_third_of_a_threads_stack_is_enough() {

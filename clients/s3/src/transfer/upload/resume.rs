@@ -20,15 +20,18 @@ pub(crate) struct Earlier {
 }
 
 impl Job<'_> {
-    /// The latest unfinished upload to this key.
+    /// The latest unfinished upload to this key. Of a store that does not know how to list it there is none: then
+    /// from the beginning.
     pub(super) async fn find_earlier(&self) -> Result<Option<Begun>, Error> {
+        match self.latest().await {
+            Err(e) if e.downcast_ref().is_some_and(S3Failure::is_no_list) => Ok(None),
+            end => end,
+        }
+    }
+
+    async fn latest(&self) -> Result<Option<Begun>, Error> {
         let (client, bucket, key) = (self.client(), self.target.bucket, self.key());
-        let uploads = match pending::list(client, bucket, key).await {
-            Ok(uploads) => uploads,
-            // A store that does not know how: then from the beginning.
-            Err(e) if matches!(status(&e), Some(405 | 501)) => return Ok(None),
-            Err(error) => return Err(error),
-        };
+        let uploads = pending::list(client, bucket, key).await?;
         let ours = uploads.into_iter().filter(|upload| upload.key() == Some(key));
         let latest =
             ours.max_by_key(|upload| upload.initiated().map(|t| (t.secs(), t.subsec_nanos())));
@@ -63,10 +66,6 @@ impl Job<'_> {
             .build();
         Ok(Some(Sent { part, sum: block.sum }))
     }
-}
-
-fn status(error: &Error) -> Option<u16> {
-    error.downcast_ref::<S3Failure>().and_then(S3Failure::status)
 }
 
 /// All parts of an upload.
