@@ -103,8 +103,6 @@ pub(crate) mod sealed {
         }
         fn options(url: &str, tuning: &Tuning) -> Result<Options<Self>, sqlx::Error>;
         fn begin(options: &SessionOptions) -> Begin;
-        /// An error may have ended the transaction without saying so: BEGIN finds out.
-        const ERRORS_MAY_ROLL_BACK: bool = false;
         /// COMMIT answers Ok for a transaction that an error has already ended.
         const COMMIT_HIDES_ERRORS: bool = false;
         /// The first round trip on a new connection.
@@ -130,6 +128,14 @@ pub(crate) mod sealed {
         }
         /// After this error the transaction is gone while the connection goes on in autocommit.
         fn ends_transaction(error: &dyn DatabaseError) -> bool;
+        /// After this one it may be, and the server must be asked.
+        fn leaves_doubt(_error: &dyn DatabaseError) -> bool {
+            false
+        }
+        /// Whether it is still there after such an error; false also where nobody knows.
+        fn kept_transaction(_connection: &mut Self::Connection) -> BoxFuture<'_, bool> {
+            Box::pin(std::future::ready(true))
+        }
         fn default_client() -> &'static Singletons<DatabaseClient<Self>>
         where
             Self: Backend;

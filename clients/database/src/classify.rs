@@ -179,8 +179,9 @@ impl DatabaseFailure {
     /// A COMMIT in text, or what the server commits before.
     pub(crate) const fn ends_transaction() -> Self {
         Self::refused(
-            "this would end the transaction unseen, and what follows would stand for itself; end \
-             it with commit() or rollback(), and take acquire() for what commits by itself",
+            "this would, or may, end the transaction unseen, and what follows would stand for \
+             itself; end it with commit() or rollback(), and take acquire() for what commits by \
+             itself",
         )
     }
 

@@ -29,8 +29,9 @@ pub struct DatabaseConnection<DB: Backend>(Wire<DB>);
 /// is up. After a statement that did not end, the session refuses further ones.
 ///
 /// A statement that would end the transaction is refused: COMMIT, ROLLBACK and BEGIN in text, and on
-/// MariaDB and MySQL what they commit before, as `alter`, `create`, `drop` and `truncate`. Take
-/// [`acquire`](crate::DatabaseClient::acquire) for those. What procedures do is not looked into.
+/// MariaDB and MySQL what they commit before, as `alter`, `create`, `drop` and `truncate`, and
+/// `execute`, whose text may be one of these. Take [`acquire`](crate::DatabaseClient::acquire) for
+/// those. What procedures do is not looked into.
 pub struct Session<DB: Backend>(Wire<DB>);
 
 /// A part of a transaction that can be undone on its own: [`release`](Savepoint::release) it, or it

@@ -177,13 +177,13 @@ impl<DB: Backend> Wire<DB> {
         if !std::mem::take(&mut self.record.in_doubt) || !self.is_usable() {
             return;
         }
+        let limit = self.policy.time_for_attempt();
         let (connection, marks, _) = self.lease.parts();
         let Some(connection) = connection else { return };
         marks.unfinished = true;
-        let begun = DB::execute(connection, Statement::text("begin")).await;
-        marks.unfinished = false;
-        // Within a transaction it is refused.
-        if begun.is_ok() {
+        let kept = within(limit, DB::kept_transaction(connection)).await;
+        marks.unfinished = kept.is_none();
+        if kept != Some(true) {
             self.record.state = State::Over;
         }
     }
@@ -397,10 +397,7 @@ impl<DB: Backend> Wire<DB> {
     /// COMMIT, once. Refused when it would lie.
     pub(crate) async fn commit(&mut self, limit: Option<Duration>) -> Result<(), DatabaseFailure> {
         if !self.is_usable() {
-            return Err(match self.record.seen {
-                Some((words, verdict)) => DatabaseFailure::seen(words, verdict),
-                None => DatabaseFailure::unusable(),
-            });
+            return Err(self.over());
         }
         let limit = self.look_before_commit(limit).await?;
         if limit.is_some_and(|limit| limit.is_zero()) {
@@ -444,6 +441,13 @@ impl<DB: Backend> Wire<DB> {
         Err(failure)
     }
 
+    fn over(&self) -> DatabaseFailure {
+        match self.record.seen {
+            Some((words, verdict)) => DatabaseFailure::seen(words, verdict),
+            None => DatabaseFailure::unusable(),
+        }
+    }
+
     /// Whether a statement's error has ended the transaction, where COMMIT would not say so. Rows
     /// that are still to come are read away here: COMMIT would wait for them, and if that took too
     /// long, nobody would know whether it was sent. Returns the time that is left.
@@ -453,17 +457,26 @@ impl<DB: Backend> Wire<DB> {
     ) -> Result<Option<Duration>, DatabaseFailure> {
         let hidden = self.record.state == State::Failed && DB::COMMIT_HIDES_ERRORS;
         let marks = self.lease.marks;
-        if !hidden && !marks.rest && !marks.streaming {
+        let ask = hidden || marks.rest || marks.streaming;
+        if !ask && !self.record.in_doubt {
             return Ok(limit);
         }
         let began = Instant::now();
+        self.look_before_step().await;
+        if !self.is_usable() {
+            return Err(self.over());
+        }
+        let left = || limit.map(|limit| limit.saturating_sub(began.elapsed()));
+        if !ask {
+            return Ok(left());
+        }
         let (connection, marks, _) = self.lease.parts();
         let Some(connection) = connection else { return Err(DatabaseFailure::unusable()) };
         marks.unfinished = true;
-        match within(limit, DB::execute(connection, Statement::text("select 1"))).await {
+        match within(left(), DB::execute(connection, Statement::text("select 1"))).await {
             Some(Ok(_)) => {
                 marks.at_rest();
-                Ok(limit.map(|limit| limit.saturating_sub(began.elapsed())))
+                Ok(left())
             }
             Some(Err(error)) => {
                 marks.unfinished = !classify::keeps_connection::<DB>(&error);

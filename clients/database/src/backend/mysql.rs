@@ -148,10 +148,24 @@ impl Sealed for MySql {
         number(error) == Some(1153)
     }
 
-    /// A deadlock and a full table of locks roll back the whole transaction, a lock wait only its
-    /// statement.
+    /// A deadlock and a full table of locks roll back the whole transaction.
     fn ends_transaction(error: &dyn DatabaseError) -> bool {
         matches!(number(error), Some(1213 | 1206 | 1614 | 1020 | 3058))
+    }
+
+    /// A lock that was not to be had, of which the setting below decides.
+    fn leaves_doubt(error: &dyn DatabaseError) -> bool {
+        number(error) == Some(1205)
+    }
+
+    /// The server was started with it: it does not change.
+    fn kept_transaction(connection: &mut MySqlConnection) -> BoxFuture<'_, bool> {
+        let setting = "select cast(@@innodb_rollback_on_timeout as unsigned)";
+        let row = connection.fetch_one(sqlx::raw_sql(setting));
+        Box::pin(async move {
+            let all = row.await.and_then(|row| row.try_get::<u64, _>(0));
+            all.is_ok_and(|all| all == 0)
+        })
     }
 
     driver_calls!(MySql, first_row);

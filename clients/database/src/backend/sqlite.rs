@@ -21,8 +21,6 @@ impl Sealed for Sqlite {
     const EXAMPLE: &'static str = "sqlite://path/to/file.db?mode=rwc";
     const HAS_HOSTS: bool = false;
     const DIALECT: Dialect = Dialect::Sqlite;
-    // As `insert or rollback` does, and a trigger with `raise(rollback, ..)`.
-    const ERRORS_MAY_ROLL_BACK: bool = true;
     /// Set, the connection's worker gives up what it is doing.
     type Key = Arc<AtomicBool>;
 
@@ -84,6 +82,17 @@ impl Sealed for Sqlite {
     /// Where SQLite may roll back by itself: <https://www.sqlite.org/lang_transaction.html>.
     fn ends_transaction(error: &dyn DatabaseError) -> bool {
         matches!(code(error) & 0xff, 7 | 9 | 10 | 13)
+    }
+
+    /// As `insert or rollback` does, and a trigger with `raise(rollback, ..)`.
+    fn leaves_doubt(_: &dyn DatabaseError) -> bool {
+        true
+    }
+
+    /// Within a transaction another is refused.
+    fn kept_transaction(connection: &mut SqliteConnection) -> BoxFuture<'_, bool> {
+        let begun = Self::execute(connection, Statement::text("begin"));
+        Box::pin(async move { begun.await.is_err() })
     }
 
     driver_calls!(Sqlite, first);

@@ -81,13 +81,10 @@ impl Record {
         marks.unfinished = !classify::keeps_connection::<DB>(&error);
         // What has answered, or is lost, is not cancelled.
         marks.quiet = marks.unfinished;
-        let ended = match &error {
-            sqlx::Error::Database(e) => DB::ends_transaction(e.as_ref()),
-            _ => false,
-        };
-        let over = marks.unfinished || (ended && self.phase == Phase::Transaction);
+        let answer = error.as_database_error().filter(|_| self.phase == Phase::Transaction);
+        let over = marks.unfinished || answer.is_some_and(DB::ends_transaction);
         self.state = if over { State::Over } else { State::Failed };
-        self.in_doubt = DB::ERRORS_MAY_ROLL_BACK && self.phase == Phase::Transaction;
+        self.in_doubt = answer.is_some_and(DB::leaves_doubt);
         match class {
             // The server has changed its part: no connection to it is of use.
             Some(Class::WrongNode) => pool.evict(),

@@ -59,6 +59,51 @@ async fn what_mariadb_commits_before_is_refused_in_a_transaction() {
     assert_eq!(rows().await.unwrap(), 2);
 }
 
+/// By the server's own doing: what came before it stays, whatever is rolled back after it.
+#[tokio::test]
+async fn what_mariadb_commits_before_is_known_and_nothing_else_is_refused() {
+    let db = mariadb("endings-known");
+    let create = "create table kept (n int) engine=innodb; create table emptied (n int)";
+    sqlx::raw_sql(create).execute(&db).await.unwrap();
+    let mut wrong = Vec::new();
+    for (statement, commits) in [
+        ("create temporary sequence seq", true),
+        ("create or replace temporary sequence seq", true),
+        ("create temporary table seq (n int)", false),
+        ("set statement max_statement_time = 9 for truncate emptied", true),
+        ("set statement lock_wait_timeout = 9, max_statement_time = 9 for commit", true),
+        ("set statement max_statement_time = 9 for insert into emptied values (1)", false),
+        ("execute immediate 'truncate emptied'", true),
+        ("prepare p from 'truncate emptied'; execute p", true),
+        ("prepare p from 'truncate emptied'", false),
+        ("begin not atomic truncate emptied; end", true),
+        ("begin not atomic if 1 then begin select 1; commit; end; end if; end", true),
+        ("begin not atomic if 1 then insert into emptied values (1); end if; end", false),
+        ("if 1 then commit; end if", true),
+        ("if 0 then select 1; else truncate emptied; end if", true),
+        ("case when 1 then commit; end case", true),
+        ("repeat commit; until 1 end repeat", true),
+        ("for i in (select 1) do commit; end for", true),
+        ("if 1 then select case when 1 then 2 else 3 end; end if", false),
+    ] {
+        let mut connection = db.acquire().await.unwrap();
+        let own =
+            format!("delete from kept; begin; insert into kept values (1); {statement}; rollback");
+        sqlx::raw_sql(sqlx::AssertSqlSafe(own)).execute(&mut connection).await.unwrap();
+        let rows: i64 = sqlx::query_scalar("select count(*) from kept")
+            .fetch_one(&mut connection)
+            .await
+            .unwrap();
+        let mut session = db.session().await.unwrap();
+        let done = sqlx::raw_sql(statement).execute(&mut session).await.map_err(Error::from);
+        let refused = done.is_err_and(|error| text(&error).contains("end the transaction"));
+        if (rows == 1, refused) != (commits, commits) {
+            wrong.push((statement, rows, refused));
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
 #[tokio::test]
 async fn a_commit_in_words_is_refused_where_tables_may_be_made() {
     let db = postgres("endings-pg");
@@ -87,6 +132,63 @@ async fn an_error_by_which_mariadb_rolled_back_is_the_end_of_the_session() {
     let insert = "insert into locked values (1)";
     let refused = sqlx::query(insert).execute(&mut session).await.unwrap_err();
     assert!(text(&refused.into()).contains("take a new session"));
+}
+
+/// A lock wait that took too long rolls back its statement, or all, as the server was started. Whoever
+/// goes on after it loses nothing unseen.
+#[tokio::test]
+async fn after_a_lock_wait_a_session_goes_on_only_where_its_work_is_still_there() {
+    for on in [false, true] {
+        let rollback = if on { "--innodb-rollback-on-timeout=1" } else { "--skip-name-resolve" };
+        let server = Mariadb::start_with(&[rollback, "--innodb-lock-wait-timeout=1"]);
+        let db: MySqlDatabase = client(&format!("endings-wait-{on}"), server.url());
+        let create = "create table t (id int primary key, n int) engine=innodb; \
+                      insert into t values (1, 0)";
+        sqlx::raw_sql(create).execute(&db).await.unwrap();
+        let mut other = db.session().await.unwrap();
+        let update = "update t set n = n + 1 where id = 1";
+        sqlx::query(update).execute(&mut other).await.unwrap();
+        let insert = |id: i32| sqlx::query("insert into t values (?, 0)").bind(id);
+        let at_once = "select n from t where id = 1 for update nowait";
+        for (round, wait) in [(0, update), (1, at_once), (2, update), (3, at_once)] {
+            let (first, second) = (10 * round + 2, 10 * round + 3);
+            let mut session = db.session().await.unwrap();
+            insert(first).execute(&mut session).await.unwrap();
+            let error = sqlx::query(wait).execute(&mut session).await.unwrap_err();
+            assert!(error.to_string().contains("1205"), "{error}");
+            // Two ways to go on: with a statement, or with COMMIT alone.
+            let mut expected = vec![first];
+            let went_on = if round < 2 {
+                expected.push(second);
+                let went_on = insert(second).execute(&mut session).await.is_ok();
+                session.commit().await.is_ok() && went_on
+            } else {
+                session.commit().await.is_ok()
+            };
+            let rows = "select id from t where id between ? and ? order by id";
+            let rows: Vec<i32> =
+                sqlx::query_scalar(rows).bind(first).bind(second).fetch_all(&db).await.unwrap();
+            if on {
+                assert_eq!((went_on, rows), (false, vec![]), "{wait}, {round}");
+            } else {
+                assert_eq!((went_on, rows), (true, expected), "{wait}, {round}");
+            }
+        }
+        // A whole transaction that swallows it is run again, not committed by half.
+        let runs = AtomicU32::new(0);
+        let done = db.transaction(async |tx| {
+            runs.fetch_add(1, SeqCst);
+            insert(90).execute(&mut *tx).await?;
+            let _ = sqlx::query(at_once).execute(&mut *tx).await;
+            Ok::<_, Error>(())
+        });
+        let done = done.await.is_ok();
+        let n: i64 = sqlx::query_scalar("select count(*) from t where id = 90")
+            .fetch_one(&db)
+            .await
+            .unwrap();
+        assert_eq!((done, n, runs.into_inner()), if on { (false, 0, 3) } else { (true, 1, 1) });
+    }
 }
 
 /// A constraint may say so, a statement, or a trigger. Any other error leaves the transaction as it is.
