@@ -115,7 +115,7 @@ impl Routes {
         self
     }
 
-    /// The connections of a SQL client, as [`gauges`](Self::gauges).
+    /// The connections of a SQL client, those of all runtimes together, as [`gauges`](Self::gauges).
     #[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
     pub fn pool<DB: mainstay_database::Backend>(
         self,
@@ -124,15 +124,12 @@ impl Routes {
         let client = client.clone();
         self.gauges(client.policy().name().to_owned(), move || {
             let status = client.pool_status();
-            let of = |status: mainstay_database::PoolStatus| {
-                vec![
-                    ("in use", status.in_use.into()),
-                    ("idle", status.idle.into()),
-                    ("waiting", status.waiting.into()),
-                    ("max", status.max.into()),
-                ]
-            };
-            status.map(of).unwrap_or_default()
+            vec![
+                ("in use", status.in_use.into()),
+                ("idle", status.idle.into()),
+                ("waiting", status.waiting.into()),
+                ("max", status.max.into()),
+            ]
         })
     }
 

@@ -66,6 +66,12 @@ impl<T: Clone> PerRuntime<T> {
         let id = Handle::try_current().ok()?.id();
         find(&lock(&self.values), id)
     }
+
+    /// Those of all runtimes that have one.
+    #[must_use]
+    pub fn all(&self) -> Vec<T> {
+        lock(&self.values).iter().map(|kept| kept.value.clone()).collect()
+    }
 }
 
 impl<T: Clone + Send + Sync + 'static> Default for PerRuntime<T> {
@@ -131,6 +137,7 @@ mod tests {
             let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
             assert_eq!(runtime.block_on(async { values.get_or_init(|| n) }), Some(n));
             assert_eq!(runtime.block_on(async { values.get_or_init(|| 9) }), Some(n));
+            assert_eq!(values.all(), [n]);
             drop(runtime);
             assert!(lock(&values.values).is_empty());
         }

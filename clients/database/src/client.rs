@@ -134,10 +134,24 @@ impl<DB: Backend> DatabaseClient<DB> {
         self.own_pool().and_then(|pool| pool.sqlx())
     }
 
-    /// How many connections this runtime's pool has; `None` outside any runtime.
+    /// How many connections there are. Each runtime has a pool of its own; this is all of them
+    /// together, from whichever runtime it is asked.
     #[must_use]
-    pub fn pool_status(&self) -> Option<PoolStatus> {
-        self.own_pool().map(|pool| pool.status())
+    pub fn pool_status(&self) -> PoolStatus {
+        let together = |all: PoolStatus, mut one: PoolStatus| {
+            if self.0.adopted.is_some() {
+                // It is the same one in all of them.
+                (one.size, one.idle, one.max) = (0, 0, 0);
+            }
+            all.and(one)
+        };
+        let none = PoolStatus { max: self.max_connections(), ..PoolStatus::NONE };
+        self.pool_statuses().reduce(together).unwrap_or(none)
+    }
+
+    /// Of each runtime's pool.
+    pub(crate) fn pool_statuses(&self) -> impl Iterator<Item = PoolStatus> {
+        self.0.pools.all().into_iter().map(|pool| pool.status())
     }
 
     /// The most connections a runtime's pool holds.

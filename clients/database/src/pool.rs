@@ -93,6 +93,20 @@ pub struct PoolStatus {
     pub max: u32,
 }
 
+impl PoolStatus {
+    pub(crate) const NONE: Self = Self { size: 0, idle: 0, in_use: 0, waiting: 0, max: 0 };
+
+    pub(crate) const fn and(self, other: Self) -> Self {
+        Self {
+            size: self.size.saturating_add(other.size),
+            idle: self.idle.saturating_add(other.idle),
+            in_use: self.in_use.saturating_add(other.in_use),
+            waiting: self.waiting.saturating_add(other.waiting),
+            max: self.max.saturating_add(other.max),
+        }
+    }
+}
+
 impl fmt::Display for PoolStatus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { size, idle, in_use, waiting, max } = self;

@@ -59,7 +59,7 @@ async fn until<F: Future<Output = bool>>(what: &str, mut holds: impl FnMut() -> 
 
 /// All connections are back, and none is in use.
 async fn until_at_rest<DB: Backend>(db: &DatabaseClient<DB>) {
-    until("the pool is at rest", || async { db.pool_status().unwrap().in_use == 0 }).await;
+    until("the pool is at rest", || async { db.pool_status().in_use == 0 }).await;
 }
 
 fn text(error: &Error) -> String {
