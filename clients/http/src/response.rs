@@ -2,13 +2,13 @@
 
 use crate::classify::HttpFailure;
 use bytes::Bytes;
-use http::{HeaderMap, StatusCode};
+use http::{HeaderMap, StatusCode, header};
 use mainstay_policy::Error;
 use serde::de::DeserializeOwned;
 use std::{borrow::Cow, fmt};
 
-/// How much of a body that is no JSON an error shows, in characters.
-const SHOWN: usize = 80;
+/// How much of a Content-Type, or of a page's first tag, an error shows, in bytes.
+const SHOWN: usize = 40;
 
 /// A response, its body included.
 #[derive(Clone)]
@@ -47,8 +47,9 @@ impl Response {
     /// The body as JSON.
     ///
     /// # Errors
-    /// When the body is no JSON: the status and its first 80 characters. When it is JSON of another
-    /// shape: the status and the place, and none of its values.
+    /// When the body is no JSON, or JSON of another shape: the status, the place, the Content-Type,
+    /// and of a page the name of its first tag. Nothing else of it, which may hold a token:
+    /// [`Self::text`] has it all.
     pub fn json<T: DeserializeOwned>(&self) -> Result<T, Error> {
         serde_json::from_slice(&self.body).map_err(|e| Error::invalid(self.not_json(&e)))
     }
@@ -68,13 +69,36 @@ impl Response {
                  the type asked for ({place}); check the status, then the type"
             );
         }
-        let text = self.text();
-        let begins: String = text.chars().take(SHOWN).collect();
-        let more = if begins.len() < text.len() { "..." } else { "" };
+        let typed = self.content_type().map(|typed| format!(" of type {typed}"));
+        let begins = self.first_tag().map(|tag| format!("; it begins with {tag}"));
         format!(
-            "the {length}-byte body of a response with status {status} is not JSON ({place}); it \
-             begins {begins:?}{more}"
+            "the {length}-byte body{} of a response with status {status} is not JSON ({place}){}; \
+             text() has it",
+            typed.unwrap_or_default(),
+            begins.unwrap_or_default()
         )
+    }
+
+    /// Without its parameters, and nothing that is not one.
+    fn content_type(&self) -> Option<&str> {
+        let value = self.headers.get(header::CONTENT_TYPE)?.to_str().ok()?;
+        let typed = value.split(';').next()?.trim();
+        let letters = typed.bytes().all(|b| b.is_ascii_alphanumeric() || b"/+-.".contains(&b));
+        (letters && typed.len() <= SHOWN && typed.contains('/')).then_some(typed)
+    }
+
+    /// Of a page or of XML, such as a proxy's in the server's place: the name of its first tag, since
+    /// attributes and text may hold secrets, as forms and tokens do.
+    fn first_tag(&self) -> Option<String> {
+        let text = self.body.trim_ascii_start();
+        // As many systems begin a text.
+        let text = text.strip_prefix("\u{feff}".as_bytes()).unwrap_or(text);
+        let text = text.strip_prefix(b"<")?;
+        let letter = |b: &u8| b.is_ascii_alphabetic() || matches!(b, b'!' | b'?' | b':' | b'-');
+        let length = text.iter().take(SHOWN).take_while(|b| letter(b)).count();
+        let (name, rest) = text.split_at(length);
+        let ends = rest.first().is_some_and(|b| b.is_ascii_whitespace() || b"/>".contains(b));
+        (length > 0 && ends).then(|| format!("<{}>", String::from_utf8_lossy(name)))
     }
 }
 
