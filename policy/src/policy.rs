@@ -375,17 +375,17 @@ impl Policy {
         self.0.budget.left(self.0.breaker.meter().answers(), clock::now())
     }
 
-    /// The same policy with another attempt timeout, and a deadline of twice that if none was set;
-    /// everything else stays shared.
+    /// The same policy with another attempt timeout, also where its own is switched off, and a deadline
+    /// of twice that if none was set; everything else stays shared. Where everything is switched off it
+    /// has none.
     #[must_use]
     pub fn with_timeout(&self, timeout: Duration) -> Self {
         let tuning = self.0.tuning();
-        let timed = tuning.timeout.map(|_| timeout);
-        let deadline = match tuning.deadline {
-            Some(_) if !tuning.own_deadline => Some(timeout.saturating_mul(2)),
-            set => set,
-        };
-        builder::copy(&self.0, Tuning { timeout: timed, deadline, ..(*tuning).clone() })
+        let own = tuning.deadline.filter(|_| tuning.own_deadline);
+        let deadline = own.unwrap_or_else(|| timeout.saturating_mul(2));
+        let limit = |limit| tuning.enabled.then_some(limit);
+        let (timeout, deadline) = (limit(timeout), limit(deadline));
+        builder::copy(&self.0, Tuning { timeout, deadline, ..(*tuning).clone() })
     }
 
     /// Runs a client's operation: the closure once per attempt.

@@ -186,10 +186,12 @@ impl HttpClientBuilder {
         self
     }
 
-    /// How long a connection may take to be made: DNS, TCP and TLS together. Default: 3 s. Keep it
-    /// below the attempt timeout, or a connection that hangs counts as "perhaps sent".
+    /// How long a connection may take to be made: DNS, TCP and TLS together. Default: 3 s, or three
+    /// quarters of the policy's attempt timeout if that is less. Keep it below that, and below
+    /// [`Request::timeout`](crate::Request::timeout), or a connection that hangs counts as "perhaps
+    /// sent".
     pub const fn connect_timeout(mut self, limit: Duration) -> Self {
-        self.connections.connect_timeout = limit;
+        self.connections.connect_timeout = Some(limit);
         self
     }
 
@@ -202,7 +204,7 @@ impl HttpClientBuilder {
     }
 
     /// How long an address that was looked up is used before it is looked up again; it also stands
-    /// in when that fails. Default: 10 s.
+    /// in when that fails, or takes longer than half a second. Default: 10 s.
     pub fn keep_dns(mut self, limit: Duration) -> Self {
         self.connections.dns = crate::dns::CachedDns::new(limit);
         self

@@ -164,7 +164,10 @@ impl HttpClient {
         match &self.0.drivers {
             Drivers::Given(driver) => Ok(driver.clone()),
             Drivers::Built(connections, per_runtime) => per_runtime
-                .get_or_init(|| connections.client().map(Driver::Reqwest).map_err(Arc::new))
+                .get_or_init(|| {
+                    let client = connections.client(self.0.policy.timeout());
+                    client.map(Driver::Reqwest).map_err(Arc::new)
+                })
                 .ok_or_else(|| Error::invalid("an HTTP call needs a tokio runtime around it"))?
                 .map_err(|error| Error::invalid(error.to_string())),
         }

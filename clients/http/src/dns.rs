@@ -1,65 +1,106 @@
 //! Names looked up once in a while.
 //!
-//! The system's resolver gives no lifetime, so ours is a setting. When a lookup fails, what was
-//! found before stands in: a resolver's outage must not be ours while the servers still answer.
+//! The system's resolver gives no lifetime, so ours is a setting. When a lookup fails, or takes long,
+//! what was found before stands in: a resolver's outage must not be ours while the servers still
+//! answer.
 
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use std::{
     collections::HashMap,
-    net::SocketAddr,
+    io,
+    net::{SocketAddr, ToSocketAddrs},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
+use tokio::{sync::watch, task::spawn_blocking, time::timeout};
 
 /// A client of user-given hosts must not fill the memory.
 const MOST: usize = 1_024;
 
-type Found = HashMap<String, (Instant, Arc<[SocketAddr]>)>;
+/// How long a lookup is waited for where an older answer can stand in. A resolver that is away is
+/// noticed after 10 s or more, which is longer than a connection may take to be made.
+const PATIENCE: Duration = Duration::from_millis(500);
+
+type Addresses = Arc<[SocketAddr]>;
+/// A lookup: since when, and what is closed at its end.
+type Asked = (Instant, watch::Receiver<()>);
+
+#[derive(Debug)]
+struct Known {
+    at: Instant,
+    addresses: Addresses,
+    asked: Option<Asked>,
+}
 
 /// A resolver that remembers.
 #[derive(Clone, Debug)]
 pub(crate) struct CachedDns {
     keep: Duration,
-    found: Arc<Mutex<Found>>,
+    known: Arc<Mutex<HashMap<String, Known>>>,
 }
 
 impl CachedDns {
     pub(crate) fn new(keep: Duration) -> Self {
-        Self { keep, found: Arc::default() }
+        Self { keep, known: Arc::default() }
     }
 
-    fn found(&self) -> MutexGuard<'_, Found> {
-        self.found.lock().unwrap_or_else(PoisonError::into_inner)
+    fn known(&self) -> MutexGuard<'_, HashMap<String, Known>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// `lookup` may block. Who waits for it may go: what it finds is kept all the same.
     async fn addresses(
-        self,
+        &self,
         name: &str,
-        lookup: impl Future<Output = std::io::Result<Vec<SocketAddr>>>,
-    ) -> std::io::Result<Arc<[SocketAddr]>> {
-        let before = self.found().get(name).cloned();
-        if let Some((at, addresses)) = &before
-            && at.elapsed() < self.keep
-        {
-            return Ok(Arc::clone(addresses));
+        lookup: impl FnOnce(&str) -> io::Result<Vec<SocketAddr>> + Send + 'static,
+    ) -> io::Result<Addresses> {
+        let known = self.known().get(name).map(|known| (known.at, Arc::clone(&known.addresses)));
+        let (this, owned) = (self.clone(), name.to_owned());
+        let ask = |done: Option<watch::Sender<()>>| {
+            spawn_blocking(move || {
+                // Dropped when what was found is kept; also where this never runs.
+                let _done = done;
+                this.keep(lookup(&owned), owned)
+            })
+        };
+        let Some((at, stale)) = known else {
+            return ask(None).await.unwrap_or_else(|lost| Err(io::Error::other(lost)));
+        };
+        if at.elapsed() < self.keep {
+            return Ok(stale);
         }
-        match (lookup.await, before) {
-            (Ok(found), before) if found.is_empty() => match before {
-                Some((_, stale)) => Ok(stale),
-                None => Ok(found.into()),
-            },
-            (Ok(found), _) => {
-                let found: Arc<[SocketAddr]> = found.into();
-                let mut all = self.found();
-                if all.len() >= MOST {
-                    all.clear();
-                }
-                all.insert(name.to_owned(), (Instant::now(), Arc::clone(&found)));
-                Ok(found)
+        let asked = self.asked(name, |done| drop(ask(Some(done))));
+        if let Some((since, mut end)) = asked {
+            // One lookup, however many wait; nobody does once it has taken too long.
+            let _ = timeout(PATIENCE.saturating_sub(since.elapsed()), end.changed()).await;
+        }
+        Ok(self.known().get(name).map_or(stale, |known| Arc::clone(&known.addresses)))
+    }
+
+    /// The lookup that is under way, or begins now.
+    fn asked(&self, name: &str, ask: impl FnOnce(watch::Sender<()>)) -> Option<Asked> {
+        let mut known = self.known();
+        let known = known.get_mut(name)?;
+        let under_way = known.asked.take().filter(|(_, end)| end.has_changed().is_ok());
+        known.asked = under_way.or_else(|| {
+            let (done, end) = watch::channel(());
+            ask(done);
+            Some((Instant::now(), end))
+        });
+        known.asked.clone()
+    }
+
+    fn keep(&self, found: io::Result<Vec<SocketAddr>>, name: String) -> io::Result<Addresses> {
+        let addresses: Addresses = found?.into();
+        if !addresses.is_empty() {
+            let mut known = self.known();
+            if known.len() >= MOST && !known.contains_key(&name) {
+                known.clear();
             }
-            (Err(_), Some((_, stale))) => Ok(stale),
-            (Err(error), None) => Err(error),
+            let (at, addresses) = (Instant::now(), Arc::clone(&addresses));
+            known.insert(name, Known { at, addresses, asked: None });
         }
+        Ok(addresses)
     }
 }
 
@@ -68,9 +109,7 @@ impl Resolve for CachedDns {
         let this = self.clone();
         Box::pin(async move {
             // Port 0: the connector puts in the URL's.
-            let lookup = async {
-                Ok(tokio::net::lookup_host((name.as_str(), 0)).await?.collect::<Vec<_>>())
-            };
+            let lookup = |name: &str| Ok((name, 0).to_socket_addrs()?.collect());
             let addresses = this.addresses(name.as_str(), lookup).await?;
             let addresses: Vec<_> = addresses.to_vec();
             Ok(Box::new(addresses.into_iter()) as Addrs)
@@ -81,21 +120,83 @@ impl Resolve for CachedDns {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::{future::ready, io};
+    use crate::driver::{Connections, ProxyChoice};
+    use std::sync::mpsc;
+
+    const NOW: Duration = Duration::ZERO;
+
+    fn one() -> Vec<SocketAddr> {
+        vec!["127.0.0.1:0".parse().unwrap()]
+    }
+
+    fn two() -> Vec<SocketAddr> {
+        vec!["127.0.0.2:0".parse().unwrap()]
+    }
 
     #[tokio::test]
     async fn what_was_found_is_kept_and_stands_in_when_a_lookup_fails() {
-        let one: SocketAddr = "127.0.0.1:0".parse().unwrap();
-        let two: SocketAddr = "127.0.0.2:0".parse().unwrap();
-        let gone = || ready(Err(io::Error::other("resolver down")));
+        let gone = |_: &str| Err(io::Error::other("resolver down"));
         let kept = CachedDns::new(Duration::from_secs(60));
-        assert!(kept.clone().addresses("h", gone()).await.is_err());
-        assert_eq!(*kept.clone().addresses("h", ready(Ok(vec![one]))).await.unwrap(), [one]);
-        assert_eq!(*kept.clone().addresses("h", ready(Ok(vec![two]))).await.unwrap(), [one]);
-        let never = CachedDns::new(Duration::ZERO);
-        assert_eq!(*never.clone().addresses("h", ready(Ok(vec![one]))).await.unwrap(), [one]);
-        assert_eq!(*never.clone().addresses("h", ready(Ok(vec![two]))).await.unwrap(), [two]);
-        assert_eq!(*never.clone().addresses("h", gone()).await.unwrap(), [two]);
-        assert!(never.addresses("other", gone()).await.is_err());
+        assert!(kept.addresses("h", gone).await.is_err());
+        assert_eq!(*kept.addresses("h", |_| Ok(one())).await.unwrap(), *one());
+        assert_eq!(*kept.addresses("h", |_| Ok(two())).await.unwrap(), *one());
+        let never = CachedDns::new(NOW);
+        assert_eq!(*never.addresses("h", |_| Ok(one())).await.unwrap(), *one());
+        assert_eq!(*never.addresses("h", |_| Ok(two())).await.unwrap(), *two());
+        assert_eq!(*never.addresses("h", gone).await.unwrap(), *two());
+        assert_eq!(*never.addresses("h", |_| Ok(vec![])).await.unwrap(), *two());
+        assert!(never.addresses("other", gone).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn what_was_found_stands_in_while_a_lookup_hangs_and_its_late_answer_is_kept() {
+        let dns = CachedDns::new(NOW);
+        dns.addresses("h", |_| Ok(one())).await.unwrap();
+        let (answer, late) = mpsc::channel();
+        let hanging = dns.addresses("h", move |_| Ok(late.recv().unwrap()));
+        assert_eq!(*hanging.await.unwrap(), *one());
+        // Nobody asks beside it, nor waits again.
+        let unasked = |_: &str| -> io::Result<Vec<SocketAddr>> { panic!("one is under way") };
+        let at_once = timeout(PATIENCE / 2, dns.addresses("h", unasked)).await;
+        assert_eq!(*at_once.unwrap().unwrap(), *one());
+        let (_, mut end) = dns.known()["h"].asked.clone().unwrap();
+        answer.send(two()).unwrap();
+        end.changed().await.unwrap_err();
+        assert_eq!(*dns.known()["h"].addresses, *two());
+        // The next one is asked again.
+        assert_eq!(*dns.addresses("h", |_| Ok(one())).await.unwrap(), *one());
+    }
+
+    #[tokio::test]
+    async fn who_asks_at_the_same_time_shares_one_lookup() {
+        let dns = CachedDns::new(NOW);
+        dns.addresses("h", |_| Ok(one())).await.unwrap();
+        let (answer, late) = mpsc::channel();
+        let first = dns.addresses("h", move |_| Ok(late.recv().unwrap()));
+        let second = dns.addresses("h", |_| panic!("one is under way"));
+        let answered = async { answer.send(two()).unwrap() };
+        let (first, second, ()) = tokio::join!(first, second, answered);
+        assert_eq!((&*first.unwrap(), &*second.unwrap()), (&*two(), &*two()));
+    }
+
+    #[tokio::test]
+    async fn a_driver_asks_here() {
+        let connections = Connections { proxy: ProxyChoice::None, ..Connections::default() };
+        let client = connections.client(None).unwrap();
+        // Whatever comes of it.
+        let _ = client.get("http://localhost:1/").send().await;
+        assert!(connections.dns.known().contains_key("localhost"));
+    }
+
+    #[tokio::test]
+    async fn a_name_that_is_known_pushes_no_other_out() {
+        let dns = CachedDns::new(NOW);
+        for n in 0..MOST {
+            dns.addresses(&n.to_string(), |_| Ok(one())).await.unwrap();
+        }
+        dns.addresses("7", |_| Ok(two())).await.unwrap();
+        assert_eq!(dns.known().len(), MOST);
+        dns.addresses("new", |_| Ok(two())).await.unwrap();
+        assert_eq!(dns.known().len(), 1);
     }
 }

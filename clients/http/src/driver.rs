@@ -37,8 +37,8 @@ impl Driver {
 /// How connections are made. A driver is built from it for each runtime.
 #[derive(Clone)]
 pub(crate) struct Connections {
-    /// DNS, TCP and TLS together.
-    pub(crate) connect_timeout: Duration,
+    /// DNS, TCP and TLS together. `None`: [`CONNECT`], or less where an attempt may not take longer.
+    pub(crate) connect_timeout: Option<Duration>,
     pub(crate) idle: Duration,
     pub(crate) most_idle: usize,
     pub(crate) http2_only: bool,
@@ -62,8 +62,7 @@ pub(crate) enum ProxyChoice {
 impl Default for Connections {
     fn default() -> Self {
         Self {
-            // Below any attempt timeout, so that "never sent" stays known.
-            connect_timeout: Duration::from_secs(3),
+            connect_timeout: None,
             // Servers often close idle connections at 60 s or more.
             idle: Duration::from_secs(50),
             most_idle: 64,
@@ -79,16 +78,23 @@ impl Default for Connections {
     }
 }
 
+const CONNECT: Duration = Duration::from_secs(3);
+
 impl Connections {
-    pub(crate) fn client(&self) -> Result<reqwest::Client, Error> {
+    /// `attempt` is how long one may take.
+    pub(crate) fn client(&self, attempt: Option<Duration>) -> Result<reqwest::Client, Error> {
         // What a dead connection of HTTP/2 costs: all requests are on it.
         const PING: Duration = Duration::from_secs(15);
         const PONG: Duration = Duration::from_secs(5);
+        let connect_timeout = self.connect_timeout.unwrap_or_else(|| {
+            // Below the attempt's, so that "never sent" stays known.
+            attempt.map_or(CONNECT, |attempt| CONNECT.min(attempt / 4 * 3))
+        });
         let mut builder = reqwest::Client::builder()
             .retry(reqwest::retry::never())
             .redirect(reqwest::redirect::Policy::none())
             .referer(false)
-            .connect_timeout(self.connect_timeout)
+            .connect_timeout(connect_timeout)
             .pool_idle_timeout(self.idle)
             .pool_max_idle_per_host(self.most_idle)
             .http2_keep_alive_interval(PING)

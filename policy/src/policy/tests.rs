@@ -409,6 +409,13 @@ fn a_policy_says_whether_it_acts_and_by_when_a_call_ends() {
     let off = database("t-acts-off").enable_timeout(false).enable_retry(false);
     let off = off.enable_circuit_breaker(false).build().unwrap();
     assert_eq!((off.deadline(), off.acts()), (None, false));
+    // A limit that is asked for holds beside one that is switched off, but not where all is.
+    let limited = off.with_timeout(3 * S);
+    assert_eq!((limited.timeout(), limited.deadline()), (Some(3 * S), Some(6 * S)));
+    let mut tuning = (*off.0.tuning()).clone();
+    tuning.enabled = false;
+    let none = builder::copy(&off.0, tuning).with_timeout(3 * S);
+    assert_eq!((none.timeout(), none.deadline()), (None, None));
     let observing = database("t-acts-observing").mode(Mode::Observe).build().unwrap();
     assert_eq!((observing.deadline(), observing.acts()), (None, false));
     // Nor has a step beside it a limit, but for the deadline around it.

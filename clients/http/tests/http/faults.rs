@@ -46,6 +46,21 @@ async fn what_was_never_sent_is_repeated_whatever_the_method() {
     let (effect, attempts, text) = post(&silent.build().unwrap()).await;
     assert_eq!((effect, attempts, proxy.accepted()), (Effect::NeverSent, 3, 3));
     assert!(text.contains("no connection in time"), "{text}");
+    // Nor where an attempt may take less than a connection usually may.
+    let brief = builder(&format!("https://{}", proxy.addr()))
+        .policy(|p| p.timeout(400 * MS).max_attempts(2).base_delay(MS).max_delay(MS));
+    let (effect, attempts, text) = post(&brief.build().unwrap()).await;
+    assert_eq!((effect, attempts, proxy.accepted()), (Effect::NeverSent, 2, 5), "{text}");
+}
+
+#[tokio::test]
+async fn a_requests_own_limit_holds_where_the_clients_are_off() {
+    let server = Server::always(Step::Stall(Vec::new())).await;
+    let client = server.builder().policy(|p| p.enable_timeout(false).base_delay(MS));
+    let request = client.build().unwrap().get("x").timeout(100 * MS);
+    let end = tokio::time::timeout(Duration::from_secs(60), request.into_future()).await;
+    let error = end.expect("the request has a limit").unwrap_err();
+    assert!(error.is_timeout(), "{}", report(&error));
 }
 
 #[tokio::test]
