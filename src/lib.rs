@@ -67,6 +67,7 @@ pub use mainstay_database::{
 pub use mainstay_http::{
     Download, ErrorResponse, HttpClient, HttpDouble, HttpFailure, Multipart, Reply, RequestBody,
     Response, get_http_client, get_http_client_for, get_http_client_named, set_http_client,
+    set_http_client_for, set_http_client_named,
 };
 #[cfg(feature = "macros")]
 #[doc(inline)]

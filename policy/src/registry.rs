@@ -187,6 +187,21 @@ impl<T: Clone> Singletons<T> {
         self.with(|clients| clients.values().cloned().collect())
     }
 
+    /// Where there are `most` or more, forgets those for which `keep` is false.
+    pub fn make_room(&self, most: usize, keep: impl Fn(&T) -> bool) {
+        let gone = self.with(|clients| match clients.len() < most {
+            true => BTreeMap::new(),
+            false => {
+                let (kept, gone) =
+                    std::mem::take(clients).into_iter().partition(|(_, client)| keep(client));
+                *clients = kept;
+                gone
+            }
+        });
+        // Under no lock, since what a client holds may be long in going.
+        drop(gone);
+    }
+
     /// Installs a client under this name.
     pub fn set(&self, name: &str, client: T) {
         self.with(|clients| clients.insert(name.to_owned(), client));

@@ -26,6 +26,25 @@
 //! deadline is refused at once ([`Decider::Throttle`](mainstay_policy::Decider)), and the error says
 //! when to come again; [`HttpClient::slowed_for`] tells it before.
 //!
+//! # Base URL
+//!
+//! A path is appended to the base URL's own path. What would leave its origin or that path is refused
+//! before anything is sent, so that credentials never travel to another host. Characters that no URL
+//! has are encoded, and what is encoded stays as it is.
+//!
+//! | base URL | path | asked |
+//! |---|---|---|
+//! | `http://h/v1`, `http://h/v1/` | `users`, `/users` | `http://h/v1/users` |
+//! | `http://h/v1` | an empty one, `/` | `http://h/v1`, the base as it is written |
+//! | `http://h/v1?key=1` | `users?q=2` | `http://h/v1/users?key=1&q=2` |
+//! | `http://h/v1` | `users:cancel`, `a/../b`, `a b`, `a%20b` | `/v1/users:cancel`, `/v1/b`, `/v1/a%20b`, `/v1/a%20b` |
+//! | `http://h/v1` | `users#top` | `/v1/users`: a fragment is never sent |
+//! | `http://h/v1` | `../admin`, `%2e%2e/x`, `//evil/x`, `https://evil/x`, `\\evil`, ` a`, control characters | refused |
+//!
+//! [`path_of`] makes a path of values from elsewhere, each of which stays one segment.
+//!
+//! # Redirects
+//!
 //! Redirects are followed on the same origin, and never for a POST or PATCH without a key: its first
 //! hop may have done the work, so the redirect itself is the response. Cookies are neither kept nor
 //! sent, other than as headers that the caller sets.
@@ -68,7 +87,10 @@ pub use classify::HttpFailure;
 pub use client::HttpClient;
 pub use double::{HttpDouble, Reply, SentRequest};
 pub use download::Download;
-pub use getters::{get_http_client, get_http_client_for, get_http_client_named, set_http_client};
+pub use getters::{
+    get_http_client, get_http_client_for, get_http_client_named, set_http_client,
+    set_http_client_for, set_http_client_named,
+};
 pub use multipart::Multipart;
 pub use request::Request;
 pub use response::{ErrorResponse, Response};
