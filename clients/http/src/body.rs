@@ -5,7 +5,9 @@ use bytes::Bytes;
 use futures_core::Stream;
 use http_body::{Body, Frame, SizeHint};
 use std::{
-    fmt, io,
+    fmt,
+    future::poll_fn,
+    io,
     pin::Pin,
     sync::{
         Arc, Mutex, PoisonError,
@@ -84,8 +86,8 @@ impl RequestBody {
 
     /// How many bytes the stream gives. They are announced as Content-Length; a stream that gives
     /// more or fewer fails the request, but for more that comes later than its length over HTTP/1.1,
-    /// which is left. Without it the body is sent in chunks. Means nothing for
-    /// bytes, whose length is known.
+    /// which is left. One of 0 bytes is read to its end before anything is sent. Without it the body
+    /// is sent in chunks. Means nothing for bytes, whose length is known.
     #[must_use]
     pub fn with_length(mut self, bytes: u64) -> Self {
         match &mut self.0 {
@@ -109,7 +111,11 @@ impl RequestBody {
         let (slot, left) = match &self.0 {
             Source::Bytes(bytes) if bytes.is_empty() => return Ok(None),
             Source::Bytes(bytes) => return Ok(Some(bytes.clone().into())),
-            Source::Factory(make, length) => (Arc::new(Mutex::new(Some(make()))), *length),
+            Source::Factory(make, length) => {
+                // One of no bytes was read before.
+                let pieces = if *length == Some(0) { Box::pin(Nothing) } else { make() };
+                (Arc::new(Mutex::new(Some(pieces))), *length)
+            }
             Source::Once(slot, _) if lock(slot).is_none() => return Err(HttpFailure::spent()),
             Source::Once(slot, length) => (Arc::clone(slot), *length),
         };
@@ -117,6 +123,29 @@ impl RequestBody {
         let (pieces, last) = (Mutex::new(None), Bytes::new());
         let upload = Upload { slot, pieces, left, last, ended: false, failed };
         Ok(Some(reqwest::Body::wrap(upload)))
+    }
+
+    /// A stream of no bytes, which the driver does not read over HTTP/1.1.
+    pub(crate) const fn is_empty_stream(&self) -> bool {
+        matches!(self.0, Source::Factory(_, Some(0)) | Source::Once(_, Some(0)))
+    }
+
+    /// Reads a stream of no bytes to its end, and puts a like one in the place of one that is there
+    /// once.
+    pub(crate) async fn read_empty_stream(&self) -> Result<(), HttpFailure> {
+        let Some(mut stream) = self.pieces() else { return Err(HttpFailure::spent()) };
+        loop {
+            match poll_fn(|cx| stream.as_mut().poll_next(cx)).await {
+                None => break,
+                Some(Ok(piece)) if piece.is_empty() => {}
+                Some(Ok(_)) => return Err(HttpFailure::upload(too_long())),
+                Some(Err(error)) => return Err(HttpFailure::upload(error)),
+            }
+        }
+        if let Source::Once(slot, _) = &self.0 {
+            *lock(slot) = Some(Box::pin(Nothing));
+        }
+        Ok(())
     }
 
     /// The bytes, if it is no stream.
@@ -156,6 +185,21 @@ impl RequestBody {
 
 fn lock(slot: &Slot) -> std::sync::MutexGuard<'_, Option<Pieces>> {
     slot.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn too_long() -> io::Error {
+    io::Error::other("the stream is longer than its length says")
+}
+
+/// A stream that is over.
+struct Nothing;
+
+impl Stream for Nothing {
+    type Item = io::Result<Bytes>;
+
+    fn poll_next(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        Poll::Ready(None)
+    }
 }
 
 /// A stream on its way out.
@@ -220,10 +264,7 @@ impl Body for Upload {
                 return Poll::Ready(Some(Ok(Frame::data(piece))));
             };
             match left.checked_sub(piece.len() as u64) {
-                None => {
-                    let error = io::Error::other("the stream is longer than its length says");
-                    return this.fail(error);
-                }
+                None => return this.fail(too_long()),
                 Some(0) if piece.is_empty() => {}
                 Some(0) => (*left, this.last) = (0, piece),
                 Some(rest) => {

@@ -23,7 +23,7 @@ enum What {
     Short,
     OutOfTime,
     Redirects(usize),
-    Upload(Option<reqwest::Error>),
+    Upload(Option<Box<dyn StdError + Send + Sync>>),
     Changed,
     /// A test double's; whether the request had been sent.
     Lost(bool),
@@ -91,15 +91,15 @@ impl HttpFailure {
 
     /// The caller's stream gave an error: not the server's fault, and not to be repeated, though
     /// part of it was sent.
-    pub(crate) fn upload(error: Option<reqwest::Error>) -> Self {
+    pub(crate) fn upload(error: impl StdError + Send + Sync + 'static) -> Self {
         let verdict = Verdict::permanent().with_outcome(Outcome::Neutral);
-        Self::of(What::Upload(error.map(reqwest::Error::without_url)), verdict)
+        Self::of(What::Upload(Some(Box::new(error))), verdict)
     }
 
     /// As [`Self::upload`], of what the driver made of it.
     pub(crate) fn of_an_upload(self) -> Self {
         match self.what {
-            What::Transport(error) => Self::upload(Some(error)),
+            What::Transport(error) => Self::upload(error),
             _ => self,
         }
     }
@@ -367,8 +367,84 @@ fn transport_words(error: &reqwest::Error, f: &mut fmt::Formatter<'_>) -> fmt::R
 impl StdError for HttpFailure {
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
         match &self.what {
-            What::Transport(error) | What::Body(error) | What::Upload(Some(error)) => Some(error),
+            What::Transport(error) | What::Body(error) => Some(error),
+            What::Upload(Some(error)) => Some(&**error),
             _ => None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hyper::rt::{Read, ReadBufCursor, Write};
+    use std::{
+        io,
+        pin::Pin,
+        task::{Context, Poll},
+    };
+
+    /// A connection that the peer has closed.
+    struct Closed;
+
+    impl Read for Closed {
+        fn poll_read(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            _: ReadBufCursor<'_>,
+        ) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    impl Write for Closed {
+        fn poll_write(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            bytes: &[u8],
+        ) -> Poll<io::Result<usize>> {
+            Poll::Ready(Ok(bytes.len()))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    /// A body that fails.
+    struct Failing(Option<hyper::Error>);
+
+    impl http_body::Body for Failing {
+        type Data = bytes::Bytes;
+        type Error = hyper::Error;
+
+        fn poll_frame(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+        ) -> Poll<Option<Result<http_body::Frame<bytes::Bytes>, hyper::Error>>> {
+            Poll::Ready(self.0.take().map(Err))
+        }
+    }
+
+    /// reqwest's error with this one inside.
+    async fn wrapped(error: hyper::Error) -> reqwest::Error {
+        let answer = http::Response::new(reqwest::Body::wrap(Failing(Some(error))));
+        reqwest::Response::from(answer).chunk().await.unwrap_err()
+    }
+
+    #[tokio::test]
+    async fn what_was_cancelled_before_it_was_written_was_never_sent() {
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(Closed).await.unwrap();
+        let queued = sender.send_request(http::Request::new(reqwest::Body::default()));
+        connection.await.unwrap();
+        let cancelled = queued.await.unwrap_err();
+        let within = cancelled.source().and_then(<dyn StdError>::downcast_ref::<hyper::Error>);
+        assert!(within.is_some_and(hyper::Error::is_incomplete_message), "{cancelled:?}");
+        let error = wrapped(cancelled).await;
+        assert_eq!(verdict_of(&error), Verdict::never_sent(), "{error:?}");
     }
 }

@@ -332,6 +332,9 @@ impl Call {
         driver: &Driver,
         attempt: Option<Attempt>,
     ) -> Result<reqwest::Response, HttpFailure> {
+        if self.body.is_empty_stream() {
+            Box::pin(self.body.read_empty_stream()).await?;
+        }
         let watch = self.body.is_stream().then(Arc::<AtomicBool>::default);
         let request = self.request(self.first_hop(), attempt, watch.as_ref())?;
         // In blocks, since what is borrowed in one keeps its room in the future until its end.

@@ -286,9 +286,14 @@ async fn compressed_bodies_are_undone_and_bombs_end_at_the_limit() {
             let text = report(&error).to_string();
             let expected = if status == "200 OK" { "limit of 1000000 bytes" } else { "status 500" };
             assert!(text.contains(expected), "{coding}: {text}");
-            let mut download = client.get("x").max_body(1_000_000).stream().await;
-            if let Ok(download) = &mut download {
-                assert!(rest(download).await.1.unwrap().contains("limit of 1000000"));
+            let download = client.get("x").max_body(1_000_000).stream().await;
+            if status == "200 OK" {
+                let (_, error) = rest(&mut download.unwrap()).await;
+                assert!(error.unwrap().contains("limit of 1000000"), "{coding}");
+                continue;
+            }
+            for error in [error, download.unwrap_err()] {
+                assert_eq!(error.response().unwrap().bytes().len(), 64 * 1024, "{coding}");
             }
         }
     }
@@ -363,14 +368,38 @@ async fn a_stream_that_fails_is_the_callers_fault_and_is_not_repeated() {
     let text = report(&error).to_string();
     assert!(text.contains("the stream that is the request's body failed"), "{text}");
     // Also where a piece ends at the length that was announced.
-    for length in [2, 4, 5, 7] {
+    for length in [0, 2, 4, 5, 7] {
         let body = RequestBody::streamed_by(pieces).with_length(length);
         let error = client.put("x").body(body).await.unwrap_err();
         let text = report(&error).to_string();
         assert!(text.contains("the request's body failed"), "{length}: {text}");
     }
+    let broken = stream::iter([Ok(Bytes::new()), Err(io::Error::other("disk"))]);
+    let body = RequestBody::streamed_once(broken).with_length(0);
+    let error = client.put("x").body(body).await.unwrap_err();
+    assert!(report(&error).to_string().contains("the request's body failed"));
     assert_eq!((made.load(SeqCst), server.seen()), (1, 0));
     assert_eq!(client.policy().breaker().state(), BreakerState::Closed);
+}
+
+#[tokio::test]
+async fn a_stream_of_no_bytes_is_repeated_as_often_as_any() {
+    let busy = "HTTP/1.1 500 Broken\r\ncontent-length: 0\r\n\r\n";
+    let ok = "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
+    let empty = || stream::iter([Ok(Bytes::new())]);
+    let server = Server::start(&[busy, ok]).await;
+    let body = RequestBody::streamed_by(empty).with_length(0);
+    server.client().put("x").body(body).await.unwrap();
+    assert!(server.request(2).contains("content-length: 0"), "{}", server.request(2));
+    // One that is there once, too, since nobody has read any of it.
+    let double = HttpDouble::new(|r| match r.number {
+        1 => Reply::refused(),
+        _ => Reply::status(200),
+    });
+    let client = crate::server::builder("http://empty.example").double(&double).build().unwrap();
+    let body = RequestBody::streamed_once(empty()).with_length(0);
+    client.post("x").body(body).await.unwrap();
+    assert_eq!(double.requests().len(), 2);
 }
 
 #[tokio::test]
@@ -410,6 +439,14 @@ async fn a_long_body_is_read_whole_and_one_over_the_limit_is_not() {
     let server = Server::start(&[&chunked]).await;
     assert_eq!(server.client().get("x").max_body(50).await.unwrap().bytes().len(), 50);
     assert!(server.client().get("x").max_body(49).await.is_err());
+}
+
+#[tokio::test]
+async fn of_a_failures_body_64_kib_are_kept() {
+    let body: Vec<u8> = (0..100_000u32).map(|n| n as u8).collect();
+    let server = Server::always(Step::Keep(answer("500 Broken", "", &body))).await;
+    let error = server.client().post("x").await.unwrap_err();
+    assert_eq!(*error.response().unwrap().bytes(), body[..64 * 1024]);
 }
 
 #[tokio::test]
@@ -477,7 +514,8 @@ async fn a_file_that_is_missing_or_changes_is_the_callers_fault() {
     // Read in pieces of 128 KiB, one of which may end where the file did.
     let piece = vec![b'x'; 128 * 1024];
     for (before, after) in [
-        (&b"12345"[..], Some(&b"1234567"[..])),
+        (&b""[..], Some(&b"1234567"[..])),
+        (b"12345", Some(b"1234567")),
         (b"12345", Some(b"1")),
         (b"12345", None),
         (&piece, Some(&[&piece[..], b"more"].concat())),
@@ -496,5 +534,8 @@ async fn a_file_that_is_missing_or_changes_is_the_callers_fault() {
     std::fs::write(&path, &piece).unwrap();
     client.put("x").body(RequestBody::file(&path).await.unwrap()).await.unwrap();
     assert!(server.request(2).ends_with("xxx"));
-    assert_eq!((server.seen(), client.policy().breaker().state()), (2, BreakerState::Closed));
+    std::fs::write(&path, b"").unwrap();
+    client.put("x").body(RequestBody::file(&path).await.unwrap()).await.unwrap();
+    assert!(server.request(3).contains("content-length: 0"), "{}", server.request(3));
+    assert_eq!((server.seen(), client.policy().breaker().state()), (3, BreakerState::Closed));
 }
