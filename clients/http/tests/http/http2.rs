@@ -9,15 +9,19 @@ use h2::{
 use mainstay_http::HttpClient;
 use mainstay_policy::{BreakerState, Effect, report};
 use std::{
+    collections::HashMap,
     future::poll_fn,
     net::SocketAddr,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicUsize, Ordering::SeqCst},
     },
     task::Poll,
 };
-use tokio::net::{TcpListener, TcpStream};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+};
 
 #[derive(Clone, Copy)]
 enum Then {
@@ -39,6 +43,13 @@ enum Then {
 async fn server(
     script: impl Fn(usize) -> Then + Send + Sync + 'static,
 ) -> (SocketAddr, Arc<AtomicUsize>) {
+    server_of_paths(move |n, _| script(n)).await
+}
+
+/// As [`server`], of the number and the path.
+async fn server_of_paths(
+    script: impl Fn(usize, &str) -> Then + Send + Sync + 'static,
+) -> (SocketAddr, Arc<AtomicUsize>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let seen = Arc::new(AtomicUsize::new(0));
@@ -49,8 +60,8 @@ async fn server(
             let (count, script) = (Arc::clone(&count), Arc::clone(&script));
             tokio::spawn(async move {
                 let mut connection = h2::server::handshake(stream).await.unwrap();
-                while let Some(Ok((_, respond))) = connection.accept().await {
-                    let then = script(count.fetch_add(1, SeqCst) + 1);
+                while let Some(Ok((request, respond))) = connection.accept().await {
+                    let then = script(count.fetch_add(1, SeqCst) + 1, request.uri().path());
                     match then {
                         Then::GoAway(reason) => connection.abrupt_shutdown(reason),
                         Then::OkAndGoAway => connection.graceful_shutdown(),
@@ -179,19 +190,81 @@ async fn a_stream_that_the_peer_had_begun_is_unknown_when_the_connection_goes_aw
     }
 }
 
+/// Frames of RFC 9113 by hand: h2's own server has begun every stream that it has read. The first
+/// connection answers its first stream, and says of the next that it never began it.
+async fn begins_one_stream(listener: TcpListener, requests: Arc<Mutex<Vec<(u32, u32)>>>) {
+    const HEADERS: u8 = 1;
+    const SETTINGS: u8 = 4;
+    const GOAWAY: u8 = 7;
+    for connection in 1.. {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let requests = Arc::clone(&requests);
+        tokio::spawn(async move {
+            let mut preface = [0; 24];
+            stream.read_exact(&mut preface).await.unwrap();
+            stream.write_all(&frame(SETTINGS, 0, 0, &[])).await.unwrap();
+            let mut head = [0; 9];
+            while stream.read_exact(&mut head).await.is_ok() {
+                let [a, b, c, kind, flags, id @ ..] = head;
+                let length = u32::from_be_bytes([0, a, b, c]) as usize;
+                stream.read_exact(&mut vec![0; length]).await.unwrap();
+                let id = u32::from_be_bytes(id);
+                let answer = match kind {
+                    SETTINGS if flags & 1 == 0 => frame(SETTINGS, 1, 0, &[]),
+                    HEADERS => {
+                        requests.lock().unwrap().push((connection, id));
+                        match connection == 1 && id > 1 {
+                            // The last stream that was begun, and NO_ERROR.
+                            true => frame(GOAWAY, 0, 0, &[0, 0, 0, 1, 0, 0, 0, 0]),
+                            // The end of the headers and of the stream; `:status: 200`.
+                            false => frame(HEADERS, 5, id, &[0x88]),
+                        }
+                    }
+                    _ => continue,
+                };
+                stream.write_all(&answer).await.unwrap();
+            }
+        });
+    }
+}
+
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let head = [0, 0, payload.len() as u8, kind, flags];
+    [&head[..], &stream.to_be_bytes(), payload].concat()
+}
+
+#[tokio::test]
+async fn a_stream_beyond_the_last_that_a_peer_going_away_has_begun_was_never_sent() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let client = client(listener.local_addr().unwrap());
+    let requests: Arc<Mutex<Vec<(u32, u32)>>> = Arc::default();
+    tokio::spawn(begins_one_stream(listener, Arc::clone(&requests)));
+    for _ in 0..2 {
+        assert_eq!(client.post("x").body("once").await.unwrap().status(), 200);
+    }
+    assert_eq!(*requests.lock().unwrap(), [(1, 1), (1, 3), (2, 1)]);
+    assert_eq!(client.policy().breaker().state(), BreakerState::Closed);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn graceful_shutdowns_cost_no_get_and_double_no_post() {
-    let (address, seen) = server(|n| if n % 20 == 0 { Then::OkAndGoAway } else { Then::Ok }).await;
+    let done: Arc<Mutex<HashMap<String, u32>>> = Arc::default();
+    let paths = Arc::clone(&done);
+    let (address, seen) = server_of_paths(move |n, path| {
+        *paths.lock().unwrap().entry(path.to_owned()).or_default() += 1;
+        if n % 20 == 0 { Then::OkAndGoAway } else { Then::Ok }
+    })
+    .await;
     let client = client(address);
     let (mut tasks, mut unknown) = (tokio::task::JoinSet::new(), 0);
     for n in 0..8 {
         let client = client.clone();
         tasks.spawn(async move {
             let mut unknown = 0;
-            for _ in 0..100 {
+            for post in 0..100 {
                 if n % 2 == 0 {
-                    client.get("x").await.unwrap();
-                } else if let Err(error) = client.post("x").body("once").await {
+                    client.get("gets").await.unwrap();
+                } else if let Err(error) = client.post(&format!("{n}-{post}")).body("once").await {
                     assert!(error.is_outcome_unknown(), "{error}");
                     unknown += 1;
                 }
@@ -203,6 +276,9 @@ async fn graceful_shutdowns_cost_no_get_and_double_no_post() {
         unknown += task.unwrap();
     }
     assert!(unknown < 100 && seen.load(SeqCst) >= 800 - unknown, "{unknown}");
+    let mut done = done.lock().unwrap();
+    done.remove("/gets");
+    assert!(done.len() >= 400 - unknown && done.values().all(|&times| times == 1), "{done:?}");
 }
 
 #[tokio::test]

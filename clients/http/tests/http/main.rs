@@ -223,6 +223,58 @@ async fn requests_go_through_the_proxy_that_is_named_with_its_credentials() {
     assert!(server.request(1).starts_with("connect api.example:443"));
 }
 
+/// Again in a process of its own, whose environment names a proxy.
+#[tokio::test]
+async fn requests_go_through_the_environments_proxy_unless_told_otherwise() {
+    const NAME: &str = "requests_go_through_the_environments_proxy_unless_told_otherwise";
+    // Where it would go without one: nobody is there.
+    let (base, nowhere) = ("http://api.example/v1", Port::reserve());
+    if std::env::var_os("THE_TEST_IN_IT").is_some() {
+        let builder = || HttpClient::builder(base).policy(quick);
+        builder().build().unwrap().get("users").await.unwrap();
+        let direct = builder().without_proxy().resolve("api.example", nowhere.address());
+        direct.build().unwrap().get("users").await.unwrap_err();
+        return;
+    }
+    let server = Server::start(&[OK]).await;
+    let mut again = tokio::process::Command::new(std::env::current_exe().unwrap());
+    again.args(["--exact", NAME, "--nocapture"]).env("THE_TEST_IN_IT", "1").kill_on_drop(true);
+    for name in ["NO_PROXY", "no_proxy", "http_proxy", "REQUEST_METHOD"] {
+        again.env_remove(name);
+    }
+    again.env("HTTP_PROXY", format!("http://{}", server.address));
+    let output = again.output().await.unwrap();
+    let told = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && told.contains("1 passed"), "{told}");
+    assert_eq!(server.seen(), 1, "{told}");
+    assert!(server.request(1).starts_with("get http://api.example/v1/users http/1.1"));
+}
+
+#[tokio::test]
+async fn cookies_are_not_kept_and_those_of_the_caller_are_sent() {
+    let server = Server::always(Step::Keep(answer("200 OK", "set-cookie: a=b\r\n", "1"))).await;
+    let client = server.client();
+    for _ in 0..2 {
+        assert!(client.get("x").await.unwrap().headers().contains_key("set-cookie"));
+        assert!(!server.request(server.seen()).contains("\r\ncookie:"));
+    }
+    client.get("x").header("cookie", "c=d").await.unwrap();
+    assert!(server.request(3).contains("\r\ncookie: c=d\r\n"), "{}", server.request(3));
+}
+
+#[tokio::test]
+async fn as_many_idle_connections_are_kept_as_were_asked_for() {
+    let server = Server::always(Step::Keep(answer("200 OK", "", "1"))).await;
+    for (most, connections) in [(1, 1), (0, 3)] {
+        let before = server.accepted();
+        let client = server.builder().keep_idle(Duration::from_secs(50), most).build().unwrap();
+        for _ in 0..3 {
+            client.get("x").await.unwrap();
+        }
+        assert_eq!(server.accepted() - before, connections, "{most}");
+    }
+}
+
 #[tokio::test]
 async fn a_reqwest_client_that_exists_is_used_as_it_is() {
     let server = Server::start(&[BUSY, OK]).await;

@@ -156,7 +156,7 @@ async fn a_server_with_a_quota_is_found_and_kept_busy() {
         Reply::status(if used.1 > 20 { 429 } else { 200 }).after(5 * MS)
     });
     let client = builder(&double, "quota")
-        .policy(|p| p.max_attempts(5).enable_budget(false).timeout(300 * S))
+        .policy(|p| p.max_attempts(5).enable_budget(false).timeout(300 * S).seed(7))
         .build()
         .unwrap();
     let mut calls = JoinSet::new();

@@ -7,22 +7,23 @@ use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair}
 use std::{
     net::SocketAddr,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicUsize, Ordering::SeqCst},
     },
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpListener,
+    net::{TcpListener, TcpStream},
 };
 use tokio_rustls::{
     TlsAcceptor,
     rustls::{
-        RootCertStore, ServerConfig,
+        ConfigBuilder, RootCertStore, ServerConfig, WantsVerifier,
         crypto::aws_lc_rs,
         pki_types::{CertificateDer, PrivateKeyDer},
-        server::WebPkiClientVerifier,
+        server::{WantsServerCert, WebPkiClientVerifier},
     },
+    server::TlsStream,
 };
 
 type Authority = CertifiedIssuer<'static, KeyPair>;
@@ -45,6 +46,21 @@ fn certificate(
     (params.signed_by(&key, authority).unwrap(), key)
 }
 
+fn config() -> ConfigBuilder<ServerConfig, WantsVerifier> {
+    ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+}
+
+fn with(
+    config: ConfigBuilder<ServerConfig, WantsServerCert>,
+    (certificate, key): (rcgen::Certificate, KeyPair),
+) -> ServerConfig {
+    let chain: Vec<CertificateDer<'static>> = vec![certificate.der().clone()];
+    let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
+    config.with_single_cert(chain, key).unwrap()
+}
+
 struct Server {
     address: SocketAddr,
     accepted: Arc<AtomicUsize>,
@@ -53,25 +69,34 @@ struct Server {
 impl Server {
     /// Answers every request with "ok"; asks for certificates of `clients`.
     async fn start(
-        (certificate, key): (rcgen::Certificate, KeyPair),
+        certificate: (rcgen::Certificate, KeyPair),
         clients: Option<&Authority>,
     ) -> Self {
-        let crypto = Arc::new(aws_lc_rs::default_provider());
-        let config = ServerConfig::builder_with_provider(Arc::clone(&crypto))
-            .with_safe_default_protocol_versions()
-            .unwrap();
         let config = match clients {
-            None => config.with_no_client_auth(),
+            None => config().with_no_client_auth(),
             Some(authority) => {
                 let mut roots = RootCertStore::empty();
                 roots.add(authority.der().clone()).unwrap();
+                let crypto = Arc::new(aws_lc_rs::default_provider());
                 let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), crypto);
-                config.with_client_cert_verifier(verifier.build().unwrap())
+                config().with_client_cert_verifier(verifier.build().unwrap())
             }
         };
-        let chain: Vec<CertificateDer<'static>> = vec![certificate.der().clone()];
-        let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
-        let tls = TlsAcceptor::from(Arc::new(config.with_single_cert(chain, key).unwrap()));
+        Self::serving(with(config, certificate), |mut stream| async move {
+            let mut buffer = [0; 4096];
+            while stream.read(&mut buffer).await.is_ok_and(|n| n > 0) {
+                let _ = stream.write_all(&answer("200 OK", "", "ok")).await;
+            }
+        })
+        .await
+    }
+
+    /// Does `serve` of every connection whose handshake is done.
+    async fn serving<S: Future<Output = ()> + Send>(
+        config: ServerConfig,
+        serve: impl Fn(TlsStream<TcpStream>) -> S + Send + Sync + 'static,
+    ) -> Self {
+        let (tls, serve) = (TlsAcceptor::from(Arc::new(config)), Arc::new(serve));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let server = Self { address: listener.local_addr().unwrap(), accepted: Arc::default() };
         let accepted = Arc::clone(&server.accepted);
@@ -79,12 +104,10 @@ impl Server {
             loop {
                 let (stream, _) = listener.accept().await.unwrap();
                 accepted.fetch_add(1, SeqCst);
-                let tls = tls.clone();
+                let (tls, serve) = (tls.clone(), Arc::clone(&serve));
                 tokio::spawn(async move {
-                    let Ok(mut stream) = tls.accept(stream).await else { return };
-                    let mut buffer = [0; 4096];
-                    while stream.read(&mut buffer).await.is_ok_and(|n| n > 0) {
-                        let _ = stream.write_all(&answer("200 OK", "", "ok")).await;
+                    if let Ok(stream) = tls.accept(stream).await {
+                        serve(stream).await;
                     }
                 });
             }
@@ -195,4 +218,30 @@ async fn certificates_that_are_none_are_refused_without_being_shown() {
     ] {
         assert!(error.contains(why) && !error.contains("hunter2"), "{error}");
     }
+}
+
+#[tokio::test]
+async fn http2_is_spoken_where_a_server_offers_it() {
+    let ours = authority();
+    let mut config = with(config().with_no_client_auth(), certificate(&ours, "api.test", |_| {}));
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    let agreed: Arc<Mutex<Vec<Vec<u8>>>> = Arc::default();
+    let chosen = Arc::clone(&agreed);
+    let server = Server::serving(config, move |stream| {
+        chosen.lock().unwrap().extend(stream.get_ref().1.alpn_protocol().map(<[u8]>::to_vec));
+        async move {
+            let mut connection = h2::server::handshake(stream).await.unwrap();
+            while let Some(Ok((_, mut respond))) = connection.accept().await {
+                let mut body = respond.send_response(http::Response::new(()), false).unwrap();
+                body.send_data(bytes::Bytes::from("ok"), true).unwrap();
+            }
+        }
+    })
+    .await;
+    let client = server.builder("api.test").ca_certificates(ours.pem().as_bytes());
+    let client = client.build().unwrap();
+    for _ in 0..3 {
+        assert_eq!(client.post("x").body("once").await.unwrap().text(), "ok");
+    }
+    assert_eq!((&**agreed.lock().unwrap(), server.accepted()), (&[b"h2".to_vec()][..], 1));
 }
