@@ -15,11 +15,12 @@ use crate::{
 use arc_swap::ArcSwapOption;
 use bytes::Bytes;
 use futures_util::future::join_all;
-use mainstay_policy::{Attempt, CallError, Effect, Error, Operation, PerRuntime, Policy};
+use mainstay_policy::{Attempt, CallError, Decider, Effect, Error, Operation, PerRuntime, Policy};
 use std::{
     fmt,
     future::Future,
     ops::Deref,
+    slice::from_ref,
     sync::{
         Arc, OnceLock, Weak,
         atomic::{AtomicBool, Ordering},
@@ -241,11 +242,13 @@ impl RedisClient {
                     Some(known) => local(known),
                 }
             }
-            Err(error) if is_outage(&error) => match fallback.read(query, Instant::now()) {
-                // Why the server did not answer says more than that memory cannot.
-                Err(Refusal::Unavailable) => Err(self.failed(&operation, error)),
-                known => local(known),
-            },
+            Err(error) if is_outage(&error, &way.line, from_ref(&command)) => {
+                match fallback.read(query, Instant::now()) {
+                    // Why the server did not answer says more than that memory cannot.
+                    Err(Refusal::Unavailable) => Err(self.failed(&operation, error)),
+                    known => local(known),
+                }
+            }
             Err(error) => Err(self.failed(&operation, error)),
         }
     }
@@ -323,7 +326,7 @@ impl RedisClient {
             // server before it is read there again. Only a counter cannot be taken back like that.
             Err(error)
                 if takes
-                    && is_outage(&error)
+                    && is_outage(&error, &way.line, from_ref(&command))
                     && !(matches!(change, Change::Add(_)) && error.is_outcome_unknown()) =>
             {
                 let before = Some((ticket, before));
@@ -459,6 +462,15 @@ impl RedisClient {
         })
     }
 
+    /// As the function of that name, of commands that were sent together.
+    pub(crate) fn is_outage(
+        &self,
+        error: &CallError<RedisFailure>,
+        commands: &[Command<'_>],
+    ) -> bool {
+        self.line().is_some_and(|line| is_outage(error, &line, commands))
+    }
+
     pub(crate) fn fallback(&self) -> Option<&Arc<Fallback>> {
         self.0.fallback.as_ref()
     }
@@ -575,10 +587,14 @@ fn count(reply: Value) -> i64 {
     }
 }
 
-/// Whether the server is the problem, so that the fallback answers.
-pub(crate) fn is_outage(error: &CallError<RedisFailure>) -> bool {
+/// Whether the server is the problem, so that the fallback answers. An open breaker does not say why it
+/// is open: refused credentials are no outage then either.
+fn is_outage(error: &CallError<RedisFailure>, line: &Line, commands: &[Command<'_>]) -> bool {
     match (error.last(), error.decider()) {
         (Some(failure), _) => failure.is_outage(),
+        (None, Some(Decider::Breaker)) => {
+            !commands.iter().any(|command| line.refuses_credentials(command))
+        }
         (None, decider) => decider.is_some(),
     }
 }

@@ -68,7 +68,8 @@ impl RedisClient {
 
     /// Sends a PING and asks for the server's role, whatever the breaker says. Degraded when the
     /// fallback answers for the server, or part of the calls, or when it is a replica. The detail says
-    /// which tier answers. Takes at most 1 s and never feeds the breaker.
+    /// which tier answers. Unhealthy without a fallback, or when the credentials are refused, for which
+    /// none answers. Takes at most 1 s and never feeds the breaker.
     pub async fn health_check(&self) -> Health {
         let started = Instant::now();
         let (status, detail) = self.examine().await;
@@ -99,6 +100,10 @@ impl RedisClient {
         }
         match line.gate() {
             Gate::Connecting => return away("not connected within 1 s".to_owned()),
+            // No fallback answers for that.
+            Gate::Closed(why) if line.refuses_credentials(&Command::Raw(&Raw::ping())) => {
+                return (HealthStatus::Unhealthy, why);
+            }
             Gate::Closed(why) => return away(why),
             Gate::Partly(why) => return (HealthStatus::Degraded, why),
             Gate::Open => {}

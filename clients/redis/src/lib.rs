@@ -55,7 +55,7 @@
 //!   are one operation and go by the client's: it opens only when such calls fail, and a master that
 //!   is away makes the keys of that one call come from memory, or fail without a fallback.
 //! - Of a hash changed through this client memory is whole again once `hgetall` has seen it.
-//! - Credentials that the server refuses are an error, not an outage.
+//! - Credentials that the server refuses are an error, not an outage, also once the breaker is open.
 //! - What is not promised: writes of other clients are seen late by at most `max_stale`; a write of
 //!   one key by two tasks of this client at once ends in either order; without a fallback, bytes of a
 //!   connection that was lost may still arrive after a later write; a server that loses what it has

@@ -154,6 +154,15 @@ impl Line {
         }
     }
 
+    /// The server that a command is for is not reached because of the credentials.
+    pub(crate) fn refuses_credentials(&self, command: &Command<'_>) -> bool {
+        match &self.servers {
+            Servers::One(peer) => peer.refuses_credentials(),
+            Servers::Cluster(cluster) => cluster.refuses_credentials(command),
+            Servers::Sentinel(sentinel) => sentinel.refuses_credentials(),
+        }
+    }
+
     /// Whether the node of a cluster that has this key is up; of others only one is, or none.
     pub(crate) fn reaches(&self, key: &[u8]) -> bool {
         match &self.servers {

@@ -2,7 +2,7 @@
 
 use crate::{
     answer::{Answer, Source},
-    client::{RedisClient, answered, is_outage},
+    client::{RedisClient, answered},
     command::{Change, Command, IfAway, Raw, Route, Slot},
     fallback::{BeginRead, BeginWrite, Known, OnKeys, Refusal},
     query::Get,
@@ -123,7 +123,7 @@ impl RedisClient {
                 }
                 Ok(answers)
             }
-            Err(error) if self.has_fallback() && is_outage(&error) => {
+            Err(error) if self.has_fallback() && self.is_outage(&error, &commands) => {
                 from_memory(&mut answers)?;
                 Ok(answers)
             }
@@ -196,7 +196,7 @@ impl RedisClient {
                 }
                 Ok(kept)
             }
-            Err(error) if takes && is_outage(&error) => {
+            Err(error) if takes && self.is_outage(&error, &commands) => {
                 for (n, _) in asked {
                     match keep(n) {
                         // That it was not kept here does not mean that it did not happen there.

@@ -11,7 +11,7 @@ use super::{
     words,
 };
 use crate::{
-    classify::{RedisFailure, whole},
+    classify::{RedisFailure, is_auth, whole},
     command::{Command, IfAway, Raw, Route},
     config::Target,
     value::Value,
@@ -252,6 +252,14 @@ impl Cluster {
             0 => Gate::Open,
             some if some == all => Gate::Closed(away.join("; ")),
             some => Gate::Partly(format!("{some} of {all} masters away: {}", away.join("; "))),
+        }
+    }
+
+    /// The node that a command is for, or all of them if none told where that is.
+    pub(super) fn refuses_credentials(&self, command: &Command<'_>) -> bool {
+        match self.owner(command) {
+            Some(node) => node.peer.refuses_credentials(),
+            None => self.cause().is_some_and(|cause| is_auth(&cause)),
         }
     }
 

@@ -207,6 +207,12 @@ impl Peer {
         self.core.cause()
     }
 
+    /// That is why it is down.
+    pub(super) fn refuses_credentials(&self) -> bool {
+        let state = self.core.state.borrow();
+        matches!(&*state, State::Down(Some(cause)) if classify::is_auth(cause))
+    }
+
     /// Says QUIT, and connects no more.
     pub(super) async fn close(&self, within: Duration) {
         // It would take this for an outage and connect again.

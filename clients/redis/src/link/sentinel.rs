@@ -106,6 +106,13 @@ impl Sentinel {
         }
     }
 
+    pub(super) fn refuses_credentials(&self) -> bool {
+        match self.master() {
+            Some(master) => master.refuses_credentials(),
+            None => self.cause().is_some_and(|cause| classify::is_auth(&cause)),
+        }
+    }
+
     pub(super) async fn until_up(&self) {
         loop {
             match self.master() {

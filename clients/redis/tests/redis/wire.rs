@@ -1,7 +1,7 @@
 //! What is sent, how often, and what a refused password is.
 
 use crate::{ms, until, until_true};
-use mainstay_policy::HealthStatus;
+use mainstay_policy::{BreakerState, HealthStatus};
 use mainstay_redis::{FallbackConfig, RedisClient, RedisFailure, RedisState};
 use mainstay_test_support::Redis;
 use std::time::Instant;
@@ -47,6 +47,17 @@ async fn refused_credentials_are_an_error_not_an_outage() {
         assert!(error.downcast_ref::<RedisFailure>().unwrap().is_auth(), "{error:?}");
         let text = format!("{error:?} {}", mainstay_policy::report(&error));
         assert!(text.contains("credentials") && !text.contains("s3cret"), "{text}");
+        // Nor is it one for who comes when the breaker is open.
+        for _ in 0..5 {
+            cache.set("k", "1").await.unwrap_err();
+            cache.mset([("k", "1")]).await.unwrap_err();
+            cache.get::<String>("k").await.unwrap_err();
+            cache.mget::<String>(["k"]).await.unwrap_err();
+        }
+        assert_eq!(cache.policy().breaker().state(), BreakerState::Open);
+        assert_eq!(cache.dirty_keys(), 0);
+        let health = cache.health_check().await;
+        assert_eq!(health.status, HealthStatus::Unhealthy, "{}", health.detail);
     }
     let cache = RedisClient::builder()
         .name("t-rightpass")
