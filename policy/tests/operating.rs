@@ -145,7 +145,11 @@ fn what_cannot_be_built_with_settings_is_switched_off_by_them_all_the_same() {
         jail.create_file("mainstay.toml", &toml("enabled = false"))?;
         reload().unwrap();
         assert_eq!((policy.timeout(), acts(&policy)), (None, false));
-        assert_eq!((other.timeout(), acts(&other)), (None, false));
+        assert_eq!((other.timeout(), other.deadline(), acts(&other)), (None, None, false));
+        let limited = other.with_timeout(S);
+        assert_eq!((limited.timeout(), limited.deadline()), (None, None));
+        let once = other.call_blocking(|| Err::<(), _>("no")).unwrap_err();
+        assert_eq!(once.attempts(), 1);
         // Off means off, and not that what is wrong stops the service from starting.
         assert_eq!(contradicts("wrong").build().unwrap().timeout(), None);
 
@@ -191,6 +195,9 @@ fn limits_that_settings_set_can_be_switched_off_by_code_and_by_settings() {
         assert_eq!(passes(Policy::builder(Kind::Api, "limited").build().unwrap()), 1);
         let unlimited = Policy::builder(Kind::Api, "unlimited").without_rate_limit();
         assert_eq!(passes(unlimited.build().unwrap()), 3);
+        jail.set_env("MAINSTAY_RESILIENCE_ENABLED", "false");
+        reload().unwrap();
+        assert_eq!(passes(Policy::api("limited-not-at-all")), 3);
         jail.set_env("MAINSTAY_API_RATE_LIMIT", "0");
         jail.set_env("MAINSTAY_API_HEDGE", "0");
         let text = reload().unwrap_err().to_string();

@@ -263,6 +263,8 @@ fn build_gives_every_contradiction_at_once() {
     ] {
         assert!(text.contains(switch), "{switch}: {text}");
     }
+    let error = database("t-late").timeout(S).hedge(Hedge::After(S)).build().unwrap_err();
+    assert!(error.to_string().contains("hedge comes after the timeout"), "{error}");
     let done = database("t-off").timeout(Duration::ZERO).deadline(Duration::ZERO);
     let done = done.enable_timeout(false).hedge(Hedge::After(S)).build().unwrap();
     assert_eq!((done.timeout(), done.deadline()), (None, None));
