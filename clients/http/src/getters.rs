@@ -2,7 +2,7 @@
 
 use crate::client::HttpClient;
 use mainstay_policy::{Error, Singletons, settings};
-use std::sync::Arc;
+use std::{cell::Cell, sync::Arc};
 
 static DEFAULT: Singletons<HttpClient> = Singletons::new();
 static BY_URL: Singletons<HttpClient> = Singletons::new();
@@ -28,8 +28,8 @@ pub fn get_http_client() -> Result<HttpClient, Error> {
 /// The client of this base URL, built from settings on first use; no I/O.
 ///
 /// It is for the hosts that a service knows: each URL, as it is written, is a client with connections
-/// of its own. Where there are 512, those that nobody holds are let go, and built anew when they are
-/// asked for again. For hosts without number, such as those of webhooks, take absolute URLs:
+/// of its own. Where there are 512, half of those that nobody holds are let go, and built anew when
+/// they are asked for again. For hosts without number, such as those of webhooks, take absolute URLs:
 /// [`get_http_client`] without a base URL, or
 /// [`allow_absolute_urls`](crate::HttpClientBuilder::allow_absolute_urls).
 ///
@@ -38,9 +38,16 @@ pub fn get_http_client() -> Result<HttpClient, Error> {
 pub fn get_http_client_for(base_url: &str) -> Result<HttpClient, Error> {
     BY_URL.get_or_try_init(base_url, || {
         // Before it is built, so that their breakers can go in its favour.
-        BY_URL.make_room(MOST_URLS, |client| Arc::strong_count(&client.0) > 1);
+        // Half of them, so that not all hosts are connected to anew at one time.
+        let stays = Cell::new(false);
+        BY_URL.make_room(MOST_URLS, |client| is_in_use(client) || stays.replace(!stays.get()));
         HttpClient::builder(base_url).build()
     })
+}
+
+/// Somebody holds it, or its server asked to be left alone for a while, which a new one would not know.
+fn is_in_use(client: &HttpClient) -> bool {
+    Arc::strong_count(&client.0) > 1 || client.slowed_for().is_some_and(|wait| !wait.is_zero())
 }
 
 /// The client of `MAINSTAY_HTTP_{NAME}_BASE_URL`, with a breaker of its own; no I/O.
@@ -73,21 +80,28 @@ pub fn set_http_client_named(name: &str, client: HttpClient) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
 
     #[test]
     fn clients_by_url_are_let_go_unless_held_or_installed_and_each_has_a_breaker() {
+        let _no_reset = crate::RESETS.lock();
         let url = |n: usize| format!("http://tenant-{n}.example");
         let same = |a: &HttpClient, b: &HttpClient| Arc::ptr_eq(&a.0, &b.0);
         let held = get_http_client_for(&url(0)).unwrap();
         let installed = HttpClient::builder("http://double.example").build().unwrap();
         let known = Arc::downgrade(&installed.0);
         set_http_client_for("http://installed.example", installed);
+        let slowed = Arc::downgrade(&get_http_client_for("http://slow.example").unwrap().0);
+        let pace = slowed.upgrade().unwrap().pace.clone();
+        pace.refused(pace.seen(), Some(Duration::from_secs(30)));
         for n in 1..1_200 {
             let first = get_http_client_for(&url(n)).unwrap();
             assert!(same(&first, &get_http_client_for(&url(n)).unwrap()));
             assert!(mainstay_policy::breaker(first.policy().name()).is_some(), "{n}");
         }
-        assert!(BY_URL.all().len() <= MOST_URLS, "{}", BY_URL.all().len());
+        let left = BY_URL.all().len();
+        assert!((MOST_URLS / 2..=MOST_URLS).contains(&left), "{left}");
+        assert!(slowed.upgrade().is_some(), "a new one would send at once");
         assert!(same(&held, &get_http_client_for(&url(0)).unwrap()));
         let installed = get_http_client_for("http://installed.example").unwrap();
         assert!(Arc::ptr_eq(&installed.0, &known.upgrade().unwrap()));

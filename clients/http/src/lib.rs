@@ -94,3 +94,7 @@ pub use getters::{
 pub use multipart::Multipart;
 pub use request::Request;
 pub use response::{ErrorResponse, Response};
+
+/// Held by a test that resets everything, and by those that this would disturb.
+#[cfg(test)]
+static RESETS: std::sync::Mutex<()> = std::sync::Mutex::new(());

@@ -276,6 +276,7 @@ mod tests {
 
     #[test]
     fn a_reset_forgets_it() {
+        let _alone = crate::RESETS.lock();
         let pace = Pace::of("http:reset");
         pace.refused(pace.seen(), Some(S));
         mainstay_policy::reset_resilience_state();
