@@ -204,7 +204,8 @@ impl HttpClientBuilder {
     }
 
     /// How long an address that was looked up is used before it is looked up again; it also stands
-    /// in when that fails, or takes longer than half a second. Default: 10 s.
+    /// in when that fails, or takes longer than half a second, or than half of the time to connect.
+    /// After 30 s without an answer it is looked up anew. Default: 10 s.
     pub fn keep_dns(mut self, limit: Duration) -> Self {
         self.connections.dns = crate::dns::CachedDns::new(limit);
         self

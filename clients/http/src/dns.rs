@@ -21,6 +21,10 @@ const MOST: usize = 1_024;
 /// noticed after 10 s or more, which is longer than a connection may take to be made.
 const PATIENCE: Duration = Duration::from_millis(500);
 
+/// A lookup of this age is asked again, since it may never end: what was found before must not stand
+/// in for ever.
+const LONGEST: Duration = Duration::from_secs(30);
+
 type Addresses = Arc<[SocketAddr]>;
 /// A lookup: since when, and what is closed at its end.
 type Asked = (Instant, watch::Receiver<()>);
@@ -36,12 +40,19 @@ struct Known {
 #[derive(Clone, Debug)]
 pub(crate) struct CachedDns {
     keep: Duration,
+    patience: Duration,
     known: Arc<Mutex<HashMap<String, Known>>>,
 }
 
 impl CachedDns {
     pub(crate) fn new(keep: Duration) -> Self {
-        Self { keep, known: Arc::default() }
+        Self { keep, patience: PATIENCE, known: Arc::default() }
+    }
+
+    /// The same, for connections that may take so long to be made: a lookup that hangs leaves half of
+    /// it.
+    pub(crate) fn within(&self, connect_timeout: Duration) -> Self {
+        Self { patience: PATIENCE.min(connect_timeout / 2), ..self.clone() }
     }
 
     fn known(&self) -> MutexGuard<'_, HashMap<String, Known>> {
@@ -72,7 +83,7 @@ impl CachedDns {
         let asked = self.asked(name, |done| drop(ask(Some(done))));
         if let Some((since, mut end)) = asked {
             // One lookup, however many wait; nobody does once it has taken too long.
-            let _ = timeout(PATIENCE.saturating_sub(since.elapsed()), end.changed()).await;
+            let _ = timeout(self.patience.saturating_sub(since.elapsed()), end.changed()).await;
         }
         Ok(self.known().get(name).map_or(stale, |known| Arc::clone(&known.addresses)))
     }
@@ -81,7 +92,10 @@ impl CachedDns {
     fn asked(&self, name: &str, ask: impl FnOnce(watch::Sender<()>)) -> Option<Asked> {
         let mut known = self.known();
         let known = known.get_mut(name)?;
-        let under_way = known.asked.take().filter(|(_, end)| end.has_changed().is_ok());
+        let under_way = known
+            .asked
+            .take()
+            .filter(|(since, end)| since.elapsed() < LONGEST && end.has_changed().is_ok());
         known.asked = under_way.or_else(|| {
             let (done, end) = watch::channel(());
             ask(done);
@@ -168,6 +182,19 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_lookup_that_hangs_leaves_time_to_connect() {
+        let dns = CachedDns::new(NOW);
+        dns.addresses("h", |_| Ok(one())).await.unwrap();
+        let (answer, late) = mpsc::channel();
+        let connect_timeout = PATIENCE / 5;
+        let within = dns.within(connect_timeout);
+        let hanging = within.addresses("h", move |_| Ok(late.recv().unwrap()));
+        assert_eq!(*timeout(connect_timeout, hanging).await.unwrap().unwrap(), *one());
+        answer.send(two()).unwrap();
+        assert_eq!(dns.within(Duration::MAX).patience, PATIENCE);
+    }
+
+    #[tokio::test]
     async fn who_asks_at_the_same_time_shares_one_lookup() {
         let dns = CachedDns::new(NOW);
         dns.addresses("h", |_| Ok(one())).await.unwrap();
@@ -177,6 +204,19 @@ mod tests {
         let answered = async { answer.send(two()).unwrap() };
         let (first, second, ()) = tokio::join!(first, second, answered);
         assert_eq!((&*first.unwrap(), &*second.unwrap()), (&*two(), &*two()));
+    }
+
+    #[tokio::test]
+    async fn a_lookup_that_never_ends_is_given_up() {
+        let dns = CachedDns::new(NOW);
+        dns.addresses("h", |_| Ok(one())).await.unwrap();
+        let (answer, never) = mpsc::channel();
+        dns.addresses("h", move |_| Ok(never.recv().unwrap())).await.unwrap();
+        let long_ago = Instant::now().checked_sub(LONGEST).unwrap();
+        dns.known().get_mut("h").unwrap().asked.as_mut().unwrap().0 = long_ago;
+        assert_eq!(*dns.addresses("h", |_| Ok(two())).await.unwrap(), *two());
+        // So that its thread ends.
+        answer.send(one()).unwrap();
     }
 
     #[tokio::test]

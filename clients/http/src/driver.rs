@@ -102,7 +102,7 @@ impl Connections {
             .gzip(self.compression)
             .brotli(self.compression)
             .zstd(self.compression)
-            .dns_resolver(self.dns.clone());
+            .dns_resolver(self.dns.within(connect_timeout));
         for (host, address) in &self.resolved {
             builder = builder.resolve(host, *address);
         }
