@@ -14,7 +14,12 @@ use std::{
         atomic::{AtomicBool, Ordering::Relaxed},
     },
     task::{Context, Poll},
+    time::Duration,
 };
+use tokio::time::timeout;
+
+/// How long a stream of no bytes is read. To open a file takes less.
+const EMPTY: Duration = Duration::from_millis(250);
 
 pub(crate) type Pieces = Pin<Box<dyn Stream<Item = io::Result<Bytes>> + Send>>;
 /// A stream until somebody has begun to read it.
@@ -86,8 +91,9 @@ impl RequestBody {
 
     /// How many bytes the stream gives. They are announced as Content-Length; a stream that gives
     /// more or fewer fails the request, but for more that comes later than its length over HTTP/1.1,
-    /// which is left. One of 0 bytes is read to its end before anything is sent. Without it the body
-    /// is sent in chunks. Means nothing for bytes, whose length is known.
+    /// which is left. One of 0 bytes is read before anything is sent, for 250 ms at most; what comes
+    /// later is left. Without it the body is sent in chunks. Means nothing for bytes, whose length is
+    /// known.
     #[must_use]
     pub fn with_length(mut self, bytes: u64) -> Self {
         match &mut self.0 {
@@ -130,17 +136,20 @@ impl RequestBody {
         matches!(self.0, Source::Factory(_, Some(0)) | Source::Once(_, Some(0)))
     }
 
-    /// Reads a stream of no bytes to its end, and puts a like one in the place of one that is there
-    /// once.
+    /// Reads a stream of no bytes, and puts a like one in the place of one that is there once.
     pub(crate) async fn read_empty_stream(&self) -> Result<(), HttpFailure> {
         let Some(mut stream) = self.pieces() else { return Err(HttpFailure::spent()) };
-        loop {
-            match poll_fn(|cx| stream.as_mut().poll_next(cx)).await {
-                None => break,
-                Some(Ok(piece)) if piece.is_empty() => {}
-                Some(Ok(_)) => return Err(HttpFailure::upload(too_long())),
-                Some(Err(error)) => return Err(HttpFailure::upload(error)),
+        let read = async {
+            while let Some(piece) = poll_fn(|cx| stream.as_mut().poll_next(cx)).await {
+                if !piece?.is_empty() {
+                    return Err(too_long());
+                }
             }
+            Ok(())
+        };
+        // It may end after the answer only.
+        if let Ok(read) = timeout(EMPTY, read).await {
+            read.map_err(HttpFailure::upload)?;
         }
         if let Source::Once(slot, _) = &self.0 {
             *lock(slot) = Some(Box::pin(Nothing));

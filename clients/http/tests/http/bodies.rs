@@ -403,6 +403,19 @@ async fn a_stream_of_no_bytes_is_repeated_as_often_as_any() {
 }
 
 #[tokio::test]
+async fn a_stream_of_no_bytes_is_sent_though_it_does_not_end() {
+    let ok = "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
+    let server = Server::start(&[ok, ok]).await;
+    let client = server.builder().policy(|p| p.timeout(Duration::from_secs(5))).build().unwrap();
+    for body in
+        [RequestBody::streamed_once(stream::pending()), RequestBody::streamed_by(stream::pending)]
+    {
+        client.post("x").body(body.with_length(0)).await.unwrap();
+    }
+    assert!(server.request(2).contains("content-length: 0"), "{}", server.request(2));
+}
+
+#[tokio::test]
 async fn a_stream_of_known_length_is_sent_before_it_ends() {
     let server = Server::start(&["HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"]).await;
     let client = server.builder().policy(|p| p.timeout(Duration::from_secs(5))).build().unwrap();
