@@ -189,7 +189,7 @@ impl HttpClientBuilder {
     /// How long a connection may take to be made: DNS, TCP and TLS together. Default: 3 s, or three
     /// quarters of the policy's attempt timeout if that is less. Keep it below that, and below
     /// [`Request::timeout`](crate::Request::timeout), or a connection that hangs counts as "perhaps
-    /// sent".
+    /// sent". It stays what it was at the first request when a reload changes the policy's timeout.
     pub const fn connect_timeout(mut self, limit: Duration) -> Self {
         self.connections.connect_timeout = Some(limit);
         self
