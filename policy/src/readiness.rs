@@ -20,7 +20,12 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
-use tokio::{runtime::Handle, sync::watch, task::JoinHandle, time::timeout};
+use tokio::{
+    runtime::Handle,
+    sync::watch,
+    task::{JoinHandle, JoinSet},
+    time::{sleep, timeout},
+};
 
 type Run = Arc<dyn Fn() -> Pin<Box<dyn Future<Output = Health> + Send>> + Send + Sync>;
 type Checks = Arc<BTreeMap<String, CheckReport>>;
@@ -316,14 +321,18 @@ impl Readiness {
                     },
                 }
             };
-            // Our own ends if anything here does.
             let wait = flight.wait_for(Option::is_some);
-            let end = if own || !clock::has_timer() {
-                Some(wait.await)
-            } else {
-                timeout(patience, wait).await.ok()
+            // Our own ends if anything here does. The wait for another's is timed by a task: that fails
+            // in a runtime that has ended or has no timer, where a timer of this future would panic.
+            let mut late = JoinSet::new();
+            if !own && clock::has_timer() {
+                late.spawn(async move { sleep(patience).await });
+            }
+            let end = tokio::select! {
+                checks = wait => Some(checks.ok().and_then(|checks| checks.clone())),
+                Some(Ok(())) = late.join_next() => None,
             };
-            match end.map(|checks| checks.ok().and_then(|checks| checks.clone())) {
+            match end {
                 Some(Some(checks)) => return checks,
                 // Closed: its runtime ended before it did.
                 Some(None) if own => return self.unasked("this tokio runtime has ended"),

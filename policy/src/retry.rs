@@ -338,17 +338,19 @@ impl<'p> Run<'p> {
         let counters = self.policy.breaker.counters();
         let (operation, effect) = (self.operation, verdict.effect);
         let cause = |trip| cause(operation, trip, effect, code.clone());
-        if *timed_out {
+        // By the attempt's limit, which a client may keep itself, as it may the deadline below.
+        let late = *timed_out || *by == Some(Decider::Timeout);
+        if late {
             Counters::add(&counters.timeouts);
         }
-        // By the call's own deadline, which a client may keep itself.
+        // By the call's own deadline.
         let cut =
             *cut_short || *by == Some(Decider::Deadline) && verdict.outcome == Outcome::Neutral;
         let outcome = if cut { self.permit.cut(now) } else { verdict.outcome };
         #[cfg(feature = "metrics")]
         if outcome == Outcome::Failure {
             let took = now.since(self.permit.attempt_since());
-            self.policy.breaker.numbers(|numbers| numbers.attempt_failed(took, *timed_out));
+            self.policy.breaker.numbers(|numbers| numbers.attempt_failed(took, late));
         }
         match outcome {
             Outcome::Failure => self.permit.end_attempt(Ended::Failed, now, &cause),

@@ -88,7 +88,10 @@ impl<T, E> Ending for Result<T, CallError<E>> {
 
 impl<T, E> Ending for End<Result<T, E>> {
     fn failure(&self) -> Option<&'static str> {
-        self.output.failure()
+        match self.struck.verdict() {
+            Some(_) => Some("_OTHER"),
+            None => self.output.failure(),
+        }
     }
 }
 

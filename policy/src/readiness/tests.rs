@@ -1,7 +1,10 @@
 use super::*;
 use crate::breaker::BreakerState;
-use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
-use tokio::{sync::Notify, time::sleep};
+use std::{
+    sync::atomic::{AtomicU32, Ordering::SeqCst},
+    task::{Context, Waker},
+};
+use tokio::sync::Notify;
 
 const MS: Duration = Duration::from_millis(1);
 
@@ -185,6 +188,42 @@ fn after_its_runtime_has_ended_a_report_ends_too() {
     let report = told.recv_timeout(30_000 * MS).unwrap();
     assert!(!report.ready);
     assert_eq!(report.checks["db"].health.detail, "not asked, as this tokio runtime has ended");
+}
+
+/// ```text
+/// runtime A: a round is under way | B, which has ended or has no timer: joins it, and ends with it
+/// ```
+#[test]
+fn who_cannot_wait_in_time_joins_a_round_all_the_same() {
+    let builder = tokio::runtime::Builder::new_multi_thread;
+    let hang = Arc::new((Notify::new(), Notify::new()));
+    let readiness = Readiness::builder().timeout(60_000 * MS).interval(Duration::ZERO).critical(
+        "db",
+        Arc::clone(&hang),
+        |hang| async move {
+            hang.0.notify_one();
+            hang.1.notified().await;
+            health(HealthStatus::Healthy)
+        },
+    );
+    let readiness = readiness.build();
+    let live = builder().enable_all().build().unwrap();
+    let ended = builder().enable_all().build().unwrap();
+    let without_timer = builder().build().unwrap();
+    let handles = [ended.handle().clone(), without_timer.handle().clone()];
+    drop(ended);
+    for handle in handles {
+        let first = readiness.clone();
+        live.spawn(async move { first.report().await });
+        live.block_on(hang.0.notified());
+        let mut report = std::pin::pin!(readiness.report());
+        let there = handle.enter();
+        let mut context = Context::from_waker(Waker::noop());
+        assert!(report.as_mut().poll(&mut context).is_pending(), "it has joined");
+        drop(there);
+        hang.1.notify_one();
+        assert!(live.block_on(report).ready);
+    }
 }
 
 /// The names of checks are the service's, those of breakers their clients'.
