@@ -206,7 +206,10 @@ pub(crate) fn switches(kind: Kind) -> (bool, Option<Mode>) {
     let mut reader =
         Reader { prefix: &prefix, file: &path, figment: &figment, problems: Vec::new() };
     let enabled = reader.setting("resilience", "enabled").unwrap_or(true);
-    let mode = reader.setting(kind.name(), "mode");
+    let mut mode = reader.setting(kind.name(), "mode");
+    if kind == Kind::Custom {
+        mode = mode.or_else(|| reader.setting(Kind::Default.name(), "mode"));
+    }
     (enabled, mode.or_else(|| reader.setting("resilience", "mode")))
 }
 
@@ -256,23 +259,46 @@ impl Settings {
         }
         let warnings = names::unknown(prefix, file, &keys, &figment);
         let prefix = prefix.to_owned();
-        let settings = Self { prefix, policies, enabled, mode, warnings, connections: figment };
-        let problems = settings.contradictions();
+        let mut settings = Self { prefix, policies, enabled, mode, warnings, connections: figment };
+        let mut problems = Vec::new();
+        for kind in Kind::ALL {
+            settings.contradictions(kind, &mut problems);
+        }
         if problems.is_empty() { Ok(settings) } else { Err(ConfigError::new(problems)) }
     }
 
-    /// What no policy could follow, whatever its name.
-    fn contradictions(&self) -> Vec<String> {
-        let of = |kind: Kind| {
-            let found = policy::resolve(kind, kind.name(), &self.overrides(kind), self.enabled);
-            let problems = found.err().map(|error| error.problems().to_vec()).unwrap_or_default();
+    /// Settings of a kind that contradict each other are a problem. What only its defaults stand
+    /// against is a warning: code, which comes last, may set the other side for every policy there is.
+    fn contradictions(&mut self, kind: Kind, problems: &mut Vec<String>) {
+        if kind == Kind::Custom && self.policies.get(&kind) == Some(&Overrides::default()) {
+            return; // All of it is `[default]`, which was told.
+        }
+        let all = self.overrides(kind);
+        let mut pairs = all.clone();
+        if all.timeout.is_none() {
+            (pairs.deadline, pairs.hedge) = (None, None);
+        }
+        if all.base_delay.is_none() || all.max_delay.is_none() {
+            (pairs.base_delay, pairs.max_delay) = (None, None);
+        }
+        let told = |set: &Overrides| {
+            let found = policy::resolve(kind, kind.name(), set, self.enabled);
+            let found = found.err().map(|error| error.problems().to_vec()).unwrap_or_default();
             let own = format!("policy `{}`: ", kind.name());
-            let named = move |problem: String| {
-                format!("[{}] {}", kind.name(), problem.strip_prefix(&own).unwrap_or(&problem))
+            let named = move |problem: &String| {
+                format!("[{}] {}", kind.name(), problem.strip_prefix(&own).unwrap_or(problem))
             };
-            problems.into_iter().map(named)
+            found.iter().map(named).collect::<Vec<_>>()
         };
-        Kind::ALL.into_iter().flat_map(of).collect()
+        let (wrong, mut unfit) = (told(&pairs), told(&all));
+        unfit.retain(|problem| !wrong.contains(problem));
+        problems.extend(wrong);
+        self.warnings.extend(unfit.into_iter().map(|problem| {
+            format!(
+                "{problem}; one of the two is a default: only policies for which code sets it \
+                 otherwise can be built"
+            )
+        }));
     }
 
     /// A builder of this kind and name, as [`Policy::builder`]: it applies the settings that hold
@@ -281,7 +307,8 @@ impl Settings {
         Policy::builder(kind, name)
     }
 
-    /// Names under the prefix that nothing reads, each with the nearest one that is.
+    /// Names under the prefix that nothing reads, each with the nearest one that is; and settings that
+    /// a kind's defaults contradict, of which alone no policy can be built.
     #[must_use]
     pub fn warnings(&self) -> &[String] {
         &self.warnings
@@ -315,6 +342,31 @@ impl Settings {
             ("database", "url") => variable("DATABASE_URL"),
             ("redis", "url") => variable("REDIS_URL"),
             _ => None,
+        })
+    }
+
+    /// The URL of a client that code gives none: of its name (`MAINSTAY_DATABASE_{NAME}_URL`), else of
+    /// its kind. A warning says if a client with a name has none of its own.
+    #[must_use]
+    pub fn url(&self, kind: &str, name: Option<&str>) -> Option<String> {
+        let Some(name) = name else { return self.connection(kind, "url") };
+        let own = Self::own_key(name, "url");
+        self.connection(kind, &own).or_else(|| {
+            let url = self.connection(kind, "url")?;
+            let used = match self.find(kind, "url") {
+                None => format!("{kind}_URL").to_uppercase(),
+                Some(value) if names::is_from_file(&self.connections, &value) => {
+                    format!("{kind}.url in the settings file")
+                }
+                Some(_) => self.variable(kind, "url"),
+            };
+            tracing::warn!(
+                mainstay.policy.name = format!("{kind}:{name}"),
+                "{} is not set: this client takes {used}, as one without a name does; set it, or give \
+                 the builder url(..)",
+                self.variable(kind, &own)
+            );
+            Some(url)
         })
     }
 

@@ -162,7 +162,11 @@ impl Inner {
 
     /// A place without a wait; `None` if there is none, or a second copy may follow.
     pub(crate) fn place_now(&self, limits: Limits) -> Option<Place<'_>> {
-        if limits.hedged() { None } else { self.place_of_copy() }
+        match (limits.hedged(), limits.placed()) {
+            (true, _) => None,
+            (false, true) => self.place_of_copy(),
+            (false, false) => Some(Place::free()),
+        }
     }
 
     /// A place for a second copy, without a wait; `None` if there is none.

@@ -106,10 +106,44 @@ fn policies_go_on_with_their_defaults_where_settings_cannot_be_read() {
             jail.create_file("mainstay.toml", toml)?;
             assert_eq!(Policy::ml("bad-switched").timeout(), None, "{toml}");
         }
+        // A custom policy's, as all else of it, are those of `[default]`.
+        for (toml, acts) in [
+            ("[default]\nmode = \"observe\"", false),
+            ("[default]\nmode = \"observe\"\n[custom]\nmode = \"enforce\"", true),
+            ("[resilience]\nmode = \"observe\"\n[default]\nmode = \"enforce\"", true),
+        ] {
+            jail.create_file("mainstay.toml", toml)?;
+            assert_eq!(Policy::custom("bad-custom").timeout().is_some(), acts, "{toml}");
+        }
         jail.create_file("mainstay.toml", "no TOML")?;
         assert_eq!(Policy::ml("bad-file").timeout(), Some(300 * S));
         jail.set_env("MAINSTAY_RESILIENCE_MODE", "observe");
         assert_eq!(Policy::ml("bad-file-switched").timeout(), None);
+        Ok(())
+    });
+}
+
+/// Settings that code makes fit hold for it, and harm nobody else: of them alone a policy cannot be built.
+#[test]
+fn what_only_a_kinds_default_stands_against_is_a_warning() {
+    alone(|jail| {
+        jail.create_file(
+            "mainstay.toml",
+            "[database]\ndeadline = 20\n[api]\ndeadline = 40\n[cache]\nbase_delay = 2\n[ml]\nhedge = 400",
+        )?;
+        let settings = settings().unwrap();
+        let warnings = settings.warnings();
+        assert_eq!(warnings.len(), 4, "{warnings:?}");
+        let warned =
+            warnings.iter().any(|warning| warning.starts_with("[cache] base_delay is over"));
+        assert!(warned, "{warnings:?}");
+        let fits = Policy::builder(Kind::Database, "fits").timeout(5 * S).build().unwrap();
+        assert_eq!(fits.deadline(), Some(20 * S));
+        assert_eq!(Policy::file("elsewhere").timeout(), Some(10 * S));
+        assert!(Policy::builder(Kind::Database, "does not fit").build().is_err());
+        jail.create_file("mainstay.toml", "[database]\ndeadline = 15\n[cache]\nbase_delay = 2")?;
+        reload().unwrap();
+        assert_eq!(fits.deadline(), Some(15 * S));
         Ok(())
     });
 }
@@ -207,6 +241,45 @@ fn limits_that_settings_set_can_be_switched_off_by_code_and_by_settings() {
         ] {
             assert!(text.contains(told), "{told}: {text}");
         }
+        Ok(())
+    });
+}
+
+/// Both ways, and of a policy that was built while all was off too.
+#[test]
+fn the_switch_that_turns_all_off_does_so_to_places_and_rates() {
+    alone(|jail| {
+        let toml = |enabled: bool| format!("[resilience]\nenabled = {enabled}");
+        let limited = |name: &str| {
+            let rate = Policy::builder(Kind::Api, format!("{name} rate")).rate_limit(1);
+            let places = Policy::builder(Kind::Api, format!("{name} places")).max_concurrent(1);
+            [rate.build().unwrap(), places.build().unwrap()]
+        };
+        // Of a call, and of one within it: how many pass.
+        let passes = |policies: &[Policy; 2]| {
+            policies.each_ref().map(|policy| {
+                let call = || policy.call_blocking(|| Ok::<_, &str>(())).is_ok();
+                let within = policy.operation("outer").idempotent(false);
+                let mut inner = false;
+                let outer = within.call_blocking(|| {
+                    inner = call();
+                    Ok::<_, &str>(())
+                });
+                usize::from(outer.is_ok()) + usize::from(inner)
+            })
+        };
+        jail.create_file("mainstay.toml", &toml(true))?;
+        let built_on = limited("on");
+        assert_eq!(passes(&built_on), [1, 1]);
+        jail.create_file("mainstay.toml", &toml(false))?;
+        reload().unwrap();
+        assert_eq!(passes(&built_on), [2, 2]);
+        let built_off = limited("off");
+        assert_eq!(passes(&built_off), [2, 2]);
+        jail.create_file("mainstay.toml", &toml(true))?;
+        reload().unwrap();
+        assert_eq!(passes(&built_off), [1, 1]);
+        assert_eq!(passes(&built_on)[1], 1);
         Ok(())
     });
 }

@@ -1,6 +1,8 @@
 //! What a subscriber of `tracing` and a recorder of `metrics` see of calls.
-#![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
+#![allow(missing_docs, clippy::unwrap_used, clippy::panic, clippy::result_large_err)]
 
+#[cfg(feature = "metrics")]
+use mainstay_policy::{Classify, Decider, Verdict};
 use mainstay_policy::{Kind, Policy};
 use std::{
     fmt::Write as _,
@@ -149,6 +151,22 @@ async fn a_call_is_a_span_its_attempts_are_children_and_the_rest_are_events() {
     }
 }
 
+#[cfg(feature = "chaos")]
+#[tokio::test]
+#[allow(clippy::await_holding_lock)] // Of this test's own runtime.
+async fn what_was_struck_on_purpose_is_no_timeout_in_its_span() {
+    let _alone = ONE_AT_A_TIME.lock();
+    let log = Log::default();
+    let guard = tracing::subscriber::set_default(log.clone());
+    let policy = Policy::builder(Kind::Custom, "traced-struck").max_attempts(1).build().unwrap();
+    let storm = mainstay_policy::Chaos::seeded(1).refuse(1.0).strike("traced-struck");
+    policy.call(|| async { Ok::<_, &str>(()) }).await.unwrap_err();
+    drop((guard, storm));
+    let lines = log.0.lock().unwrap().lines.join("\n");
+    assert_eq!(lines.matches("attempt: error.type=\"_OTHER\"").count(), 1, "{lines}");
+    assert_eq!(lines.matches("error.type=\"timeout\"").count(), 0, "{lines}");
+}
+
 /// Of calls that block, too.
 #[tokio::test(start_paused = true)]
 #[allow(clippy::await_holding_lock)] // Of this test's own runtime.
@@ -169,6 +187,60 @@ async fn what_ran_out_of_time_says_so_in_its_span() {
         assert_eq!(lines.matches(told).count(), 1, "{told} in\n{lines}");
     }
     assert_eq!(lines.matches("call: otel.status_code=\"ERROR\"").count(), 2, "{lines}");
+}
+
+/// It may write to another database than was meant.
+#[test]
+fn a_named_client_that_takes_the_url_of_all_is_warned_of() {
+    let _alone = ONE_AT_A_TIME.lock();
+    figment::Jail::expect_with(|jail| {
+        let log = Log::default();
+        let _guard = tracing::subscriber::set_default(log.clone());
+        let url = |name: Option<&str>| {
+            mainstay_policy::reset_resilience_state();
+            let settings = mainstay_policy::settings().unwrap();
+            log.0.lock().unwrap().lines.clear(); // Of breakers that were reset.
+            let url = settings.url("database", name);
+            let said = std::mem::take(&mut log.0.lock().unwrap().lines).join("\n");
+            assert!(!said.contains("s3cret"), "{said}");
+            (url, said)
+        };
+        let not_set = "MAINSTAY_DATABASE_OLD_ARCHIVE_URL is not set: this client takes ";
+        assert_eq!(url(Some("old-archive")), (None, String::new()));
+        jail.set_env("DATABASE_URL", "postgres://user:s3cret@usual");
+        assert_eq!(url(None).1, "");
+        let (found, said) = url(Some("old-archive"));
+        assert_eq!(found.as_deref(), Some("postgres://user:s3cret@usual"));
+        assert!(said.contains(&format!("{not_set}DATABASE_URL, ")), "{said}");
+        assert!(said.contains("mainstay.policy.name=\"database:old-archive\""), "{said}");
+        jail.create_file("mainstay.toml", "[database]\nurl = \"postgres://user:s3cret@file\"")?;
+        let (_, said) = url(Some("old-archive"));
+        assert!(said.contains(&format!("{not_set}database.url in the settings file, ")), "{said}");
+        jail.set_env("MAINSTAY_DATABASE_URL", "postgres://user:s3cret@ours");
+        let (_, said) = url(Some("old-archive"));
+        assert!(said.contains(&format!("{not_set}MAINSTAY_DATABASE_URL, ")), "{said}");
+        jail.set_env("MAINSTAY_DATABASE_OLD_ARCHIVE_URL", "postgres://user:s3cret@own");
+        let own = Some("postgres://user:s3cret@own".to_owned());
+        assert_eq!(url(Some("old-archive")), (own, String::new()));
+        Ok(())
+    });
+    mainstay_policy::reset_resilience_state();
+}
+
+/// Of a client that keeps the attempt's limit itself.
+#[cfg(feature = "metrics")]
+#[derive(Debug)]
+struct KeptByTheClient;
+
+#[cfg(feature = "metrics")]
+impl Classify for KeptByTheClient {
+    fn classify(&self) -> Verdict {
+        Verdict::transient()
+    }
+
+    fn decider(&self) -> Option<Decider> {
+        Some(Decider::Timeout)
+    }
 }
 
 #[cfg(feature = "metrics")]
@@ -197,6 +269,8 @@ fn durations_decisions_and_states_are_recorded() {
             let late = Policy::builder(Kind::Custom, "measured-late").max_attempts(1);
             let late = late.timeout(std::time::Duration::from_secs(1)).build().unwrap();
             late.call(std::future::pending::<Result<(), &str>>).await.unwrap_err();
+            let kept = late.operation("kept").by_classify();
+            kept.call(|| async { Err::<(), _>(KeptByTheClient) }).await.unwrap_err();
             let one =
                 Policy::builder(Kind::Custom, "measured-places").max_concurrent(3).build().unwrap();
             one.call(|| async { Ok::<_, &str>(()) }).await.unwrap();
@@ -227,7 +301,7 @@ fn durations_decisions_and_states_are_recorded() {
         "mainstay.call.duration failure 2 times",
         "mainstay.attempt.duration success 1 times",
         "mainstay.attempt.duration failure 3 times",
-        "mainstay.attempt.duration timeout 1 times",
+        "mainstay.attempt.duration timeout 2 times",
         "mainstay.policy.decisions retry retry 1",
         "mainstay.policy.decisions reject breaker 1",
         "mainstay.breaker.phase  4",

@@ -12,7 +12,7 @@ use crate::{
     pool::Limits,
 };
 use connection::Connection;
-use mainstay_policy::{Error, Kind, PolicyBuilder, Settings, settings};
+use mainstay_policy::{Error, Kind, PolicyBuilder, settings};
 use std::{fmt, path::PathBuf, time::Duration};
 
 type Change = Box<dyn FnOnce(PolicyBuilder) -> PolicyBuilder + Send>;
@@ -48,7 +48,10 @@ impl<DB: Backend> DatabaseClientBuilder<DB> {
     /// `postgres://user@one:5432,two:5432/database?target_session_attrs=read-write`, which with
     /// several hosts is the default; `any`, `read-only`, `primary`, `standby` and `prefer-standby`
     /// are the others. MariaDB and MySQL do not say which they are: there any host will do.
-    /// Setting: `url`, else `DATABASE_URL`.
+    ///
+    /// Default: `MAINSTAY_DATABASE_{NAME}_URL` for a client with a name, else `MAINSTAY_DATABASE_URL`,
+    /// else `DATABASE_URL`. That a client with a name has no URL of its own, and takes the one of all, is
+    /// a warning.
     pub fn url(mut self, url: impl Into<String>) -> Self {
         self.url = Some(url.into());
         self
@@ -187,9 +190,7 @@ impl<DB: Backend> DatabaseClientBuilder<DB> {
             );
             return Ok(DatabaseClient::new(hosts, limits, policy, Some(pool)));
         }
-        let own = self.name.map(|name| Settings::own_key(&name, "url"));
-        let own = own.and_then(|key| settings.connection("database", &key));
-        let url = self.url.or(own).or_else(|| settings.connection("database", "url"));
+        let url = self.url.or_else(|| settings.url("database", self.name.as_deref()));
         let Some(url) = url.as_deref() else {
             let (variable, example) = (settings.variable("database", "url"), DB::EXAMPLE);
             return Err(Error::invalid(format!(

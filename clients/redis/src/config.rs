@@ -6,7 +6,7 @@ mod tls;
 
 use crate::client::RedisClient;
 use bytes::Bytes;
-use mainstay_policy::{Error, Kind, PolicyBuilder, Settings, Singletons, settings};
+use mainstay_policy::{Error, Kind, PolicyBuilder, Singletons, settings};
 use std::{fmt, time::Duration};
 pub(crate) use target::{Target, Topology};
 
@@ -232,7 +232,7 @@ impl fmt::Debug for RedisClientBuilder {
 impl RedisClientBuilder {
     /// Where the server is. Default: `MAINSTAY_REDIS_{NAME}_URL` for a client with a name, else
     /// `MAINSTAY_REDIS_URL`, else `REDIS_URL`; with none of them the client is a cache of this process
-    /// alone, which a warning says.
+    /// alone. A warning says either: that, and that a client with a name takes the server of all.
     ///
     /// | URL | for |
     /// |---|---|
@@ -313,11 +313,7 @@ impl RedisClientBuilder {
         let url = match self.server {
             Server::At(url) => Some(url),
             Server::None => None,
-            Server::OfSettings => {
-                let own = self.name.as_deref().map(|name| Settings::own_key(name, "url"));
-                let own = own.and_then(|key| settings.connection("redis", &key));
-                own.or_else(|| settings.connection("redis", "url"))
-            }
+            Server::OfSettings => settings.url("redis", self.name.as_deref()),
         };
         let variable = settings.variable("redis", "url");
         if url.is_none() && self.fallback.mode != Mode::On {

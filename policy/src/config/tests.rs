@@ -67,15 +67,40 @@ fn every_bad_value_is_named_at_once_with_what_is_allowed() {
     }
 }
 
+fn begin_of(error: &ConfigError, begin: &str) -> usize {
+    error.problems().iter().filter(|problem| problem.starts_with(begin)).count()
+}
+
 #[test]
 fn settings_that_contradict_each_other_are_an_error_of_their_kind() {
-    let toml = "[api]\nbase_delay = 60\n[default]\ndeadline = 2\n[ml]\nhedge = 400\ndeadline = 500";
+    let toml = "[api]\nbase_delay = 60\nmax_delay = 50\n[default]\ndeadline = 2\ntimeout = 3\n\
+                [ml]\nhedge = 40\ntimeout = 30\n[database]\ndeadline = 20";
     let error = read(toml).unwrap_err();
-    let begin = |begin: &str| error.problems().iter().filter(|p| p.starts_with(begin)).count();
+    let begin = |begin: &str| begin_of(&error, begin);
     assert_eq!(begin("[api] base_delay is over max_delay; "), 1, "{error}");
     assert_eq!(begin("[default] deadline is shorter than the timeout"), 1, "{error}");
     assert_eq!(begin("[ml] hedge comes after the timeout"), 1, "{error}");
-    assert_eq!(begin("[database]") + begin("[file]"), 0, "{error}");
+    // What only a kind's default stands against is none, and `[custom]` a table that nobody wrote.
+    assert_eq!(error.problems().len(), 3, "{error}");
+    let error = read("[default]\ntimeout = 3\n[custom]\ndeadline = 2").unwrap_err();
+    assert_eq!(begin_of(&error, "[custom] deadline is shorter than the timeout"), 1, "{error}");
+    assert_eq!(error.problems().len(), 1, "{error}");
+}
+
+#[test]
+fn what_a_kinds_default_stands_against_is_a_warning() {
+    let toml = "[api]\nbase_delay = 60\n[default]\ndeadline = 2\n[ml]\nhedge = 400\ndeadline = 500\n\
+                [cache]\nmax_delay = 0.05\n[file]\ntimeout = 5\nhedge = 4\ndeadline = 6";
+    let warnings = read(toml).unwrap().warnings;
+    assert_eq!(warnings.len(), 4, "{warnings:?}");
+    for begin in [
+        "[api] base_delay is over max_delay; ",
+        "[default] deadline is shorter than the timeout",
+        "[ml] hedge comes after the timeout",
+        "[cache] base_delay is over max_delay; ",
+    ] {
+        assert_eq!(warnings.iter().filter(|w| w.starts_with(begin)).count(), 1, "{warnings:?}");
+    }
 }
 
 #[test]
@@ -332,13 +357,16 @@ proptest! {
         match read(&toml) {
             Ok(settings) => for kind in Kind::ALL {
                 let built = policy::resolve(kind, "any", &settings.overrides(kind), true);
-                prop_assert!(built.is_ok(), "{}: {:?}", toml, built.err());
+                // What a default stands against has been warned of, by the table that says it.
+                let told = format!("[{table}] ");
+                let warned = settings.warnings.iter().any(|warning| warning.starts_with(&told));
+                prop_assert!(built.is_ok() || warned, "{}: {:?}", toml, built.err());
             },
             Err(error) => {
                 prop_assert!(!error.problems().is_empty());
                 // What contradicts itself is named by its table.
                 let bad = |problem: &&String| !problem.starts_with(&format!("[{table}] "));
-                for problem in error.problems().iter().filter(bad).filter(|p| !p.starts_with("[custom] ")) {
+                for problem in error.problems().iter().filter(bad) {
                     let names = |field: &&str| {
                         let name = format!("MAINSTAY_{table}_{field}").to_uppercase();
                         problem.starts_with(&format!("{name} is ")) && problem.contains("allowed: ")

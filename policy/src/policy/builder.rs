@@ -215,7 +215,8 @@ impl PolicyBuilder {
 
     /// Builds the policy whatever the settings say: when it cannot be built with them, this warns and goes
     /// on without them, and with the kind's defaults alone if what code says contradicts itself. Whether
-    /// the policy is switched off or in observe mode holds all the same.
+    /// the policy is switched off or in observe mode holds all the same; of a file that is no TOML nothing
+    /// can be read, and the environment alone says so.
     #[must_use]
     pub fn build_or_defaults(self) -> Policy {
         match self.clone().build() {
@@ -235,10 +236,10 @@ impl PolicyBuilder {
         clock::now();
         let (breaker, budget) = registry::dependency(&self.name, tuning.breaker.clone());
         let wait = overrides.max_wait.unwrap_or_default();
-        let bulkhead = overrides.max_concurrent.flatten().filter(|_| tuning.enabled);
+        // Built where all is switched off too: a reload may switch it on.
+        let bulkhead = overrides.max_concurrent.flatten().filter(|most| *most > 0);
         let bulkhead = bulkhead.map(|most| Arc::new(Bulkhead::new(breaker.clone(), most, wait)));
-        let calls = overrides.rate_limit.flatten().filter(|_| tuning.enabled);
-        let calls = calls.and_then(NonZeroU32::new);
+        let calls = overrides.rate_limit.flatten().and_then(NonZeroU32::new);
         let rate_limit = calls.and_then(|n| RateLimit::new(n, Duration::from_secs(1), wait));
         let rate_limit = rate_limit.map(Arc::new);
         let limits = LimitCells::new(&tuning, bulkhead.is_some() || rate_limit.is_some());

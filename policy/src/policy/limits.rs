@@ -69,7 +69,7 @@ impl LimitCells {
         let flags = flag(tuning.enable_circuit_breaker, GUARDED)
             | flag(tuning.observe, OBSERVE)
             | flag(tuning.hedge.is_some() && !tuning.observe, HEDGED)
-            | flag(placed && !tuning.observe, PLACED);
+            | flag(placed && tuning.enabled && !tuning.observe, PLACED);
         self.timeout.store(nanos(tuning.timeout), Relaxed);
         self.deadline.store(nanos(tuning.deadline), Relaxed);
         self.rest.store(flags | u64::from(attempts), Relaxed);

@@ -1,7 +1,7 @@
 //! What is set for connections and their pool, in code, file and environment.
 
-use super::{Limits, Settings, Tuning};
-use mainstay_policy::{ConfigError, Error};
+use super::{Limits, Tuning};
+use mainstay_policy::{ConfigError, Error, Settings};
 use std::{fmt, path::PathBuf, time::Duration};
 
 /// How far the server is trusted.

@@ -39,6 +39,8 @@ fn settings_are_read_checked_and_named_for_each_client() {
     // What the name of a variable cannot hold is an underscore there.
     let replica: SqliteDatabase = get_database_client_named("Read-Replica").unwrap();
     assert_eq!(replica.max_connections(), 4);
+    let replica = SqliteDatabase::builder().name("Read-Replica").build().unwrap();
+    assert_eq!(replica.max_connections(), 4);
     let error = get_database_client_named::<sqlx::Sqlite>("a b").unwrap_err().to_string();
     assert!(error.contains("MAINSTAY_DATABASE_A_B_URL is not set"), "{error}");
 
