@@ -157,9 +157,11 @@ impl S3Failure {
         self.what == What::Damaged
     }
 
-    /// Of a list that was asked for: the store has none, or answers with something else.
+    /// Of a list that was asked for: the store has none, or answers with something else. An answer that broke off
+    /// may have been one.
     pub(crate) fn is_no_list(&self) -> bool {
-        self.what == What::Garbled || matches!(self.status, Some(405 | 501))
+        let whole = self.status.is_some();
+        (self.what == What::Garbled && whole) || matches!(self.status, Some(405 | 501))
     }
 
     /// The store asks for less load, in words (`SlowDown`) or by its status.

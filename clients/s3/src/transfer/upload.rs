@@ -119,8 +119,9 @@ impl Upload {
     /// fails or is dropped, so that it can be gone on with.
     ///
     /// A part that is there is kept if its checksum is that of the file, so the file may have changed; a
-    /// store that lists no parts or no checksums gets all of them again. Two resumed uploads to one key at once disturb
-    /// each other.
+    /// store that lists no parts or no checksums gets all of them again. Where it is found to list none the upload
+    /// could not be gone on with, and is aborted as without this. Two resumed uploads to one key at once disturb each
+    /// other.
     pub fn resume(mut self) -> Self {
         self.tuning.resume = true;
         self
@@ -265,7 +266,7 @@ impl<'a> Job<'a> {
     async fn in_parts(&self) -> Result<Written, Error> {
         let keep = self.upload.tuning.resume;
         let mut pending = Pending::new(self.client(), self.target, keep);
-        let found = if keep { self.find_earlier().await? } else { None };
+        let found = if keep { self.find_earlier(&mut pending).await? } else { None };
         let begun = match found {
             Some(begun) => begun,
             None => self.create(&mut pending).await?,

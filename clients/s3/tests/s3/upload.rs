@@ -147,6 +147,37 @@ async fn a_store_that_cannot_list_what_is_there_gets_all_of_it_again() {
         });
         s3.upload_file(&file, BUCKET, "k").part_size(64 * 1024).resume().await.unwrap();
         assert_eq!(memory.object("k").unwrap(), data, "{list} {answer:?}");
+        // Nobody could go on with what one that fails would leave.
+        store.front(move |line| match line {
+            _ if line.starts_with("GET") && line.contains(list) => answer,
+            _ if line.contains("partNumber=2") => Answer::Status(403, "AccessDenied"),
+            _ => Answer::Pass,
+        });
+        s3.upload_file(&file, BUCKET, "k").part_size(64 * 1024).resume().await.unwrap_err();
+        eventually("the other's alone is left", || memory.uploads() == 1).await;
+    }
+}
+
+/// It says nothing of the store: what is there is gone on with when there is an answer.
+#[tokio::test]
+async fn a_list_that_breaks_off_each_time_is_no_reason_to_begin_anew() {
+    for list in ["uploads", "uploadId="] {
+        let (store, memory) = S3::in_memory(Sums::Full).await;
+        let (s3, dir) = (client(&store), TempDir::new().unwrap());
+        let file = dir.path().join("file");
+        fs::write(&file, bytes(200_000)).unwrap();
+        let sdk = s3.sdk().unwrap();
+        sdk.create_multipart_upload().bucket(BUCKET).key("k").send().await.unwrap();
+        store.front(move |line| match line.starts_with("GET") && line.contains(list) {
+            true => Answer::Cut(50),
+            false => Answer::Pass,
+        });
+        let upload = || s3.upload_file(&file, BUCKET, "k").part_size(64 * 1024).resume();
+        let error = upload().await.unwrap_err();
+        assert_eq!((error.attempts(), memory.uploads()), (3, 1), "{list} {error:?}");
+        store.front(|_| Answer::Pass);
+        upload().await.unwrap();
+        assert_eq!(memory.uploads(), 0, "{list}");
     }
 }
 

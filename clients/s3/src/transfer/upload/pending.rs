@@ -87,6 +87,11 @@ impl Pending {
         self.id = Some(id.to_owned());
     }
 
+    /// It is aborted unless completed, whatever was wanted before.
+    pub(crate) fn leave_nothing(&mut self) {
+        self.keep = false;
+    }
+
     /// Nothing is left to abort but what a lost answer may have left.
     pub(crate) fn completed(&mut self) {
         self.id = None;

@@ -1,7 +1,11 @@
 //! What an interrupted upload left with the store. Nothing is kept here: the store lists the parts, and a part
 //! that has the checksum of the file's stretch is that stretch.
 
-use super::{Begun, Job, Sent, pending, source::Block};
+use super::{
+    Begun, Job, Sent,
+    pending::{self, Pending},
+    source::Block,
+};
 use crate::{
     S3Client, S3Failure,
     call::{LIST_PARTS, Target},
@@ -21,10 +25,13 @@ pub(crate) struct Earlier {
 
 impl Job<'_> {
     /// The latest unfinished upload to this key. Of a store that does not know how to list it there is none: then
-    /// from the beginning.
-    pub(super) async fn find_earlier(&self) -> Result<Option<Begun>, Error> {
+    /// from the beginning, and this one cannot be gone on with either.
+    pub(super) async fn find_earlier(&self, pending: &mut Pending) -> Result<Option<Begun>, Error> {
         match self.latest().await {
-            Err(e) if e.downcast_ref().is_some_and(S3Failure::is_no_list) => Ok(None),
+            Err(e) if e.downcast_ref().is_some_and(S3Failure::is_no_list) => {
+                pending.leave_nothing();
+                Ok(None)
+            }
             end => end,
         }
     }
