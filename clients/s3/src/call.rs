@@ -112,6 +112,30 @@ impl S3Client {
         operation: &Operation,
         target: Target<'_>,
         length: u64,
+        attempt: F,
+    ) -> Result<T, Error>
+    where
+        F: FnMut(Client, u32) -> Fut,
+        Fut: Future<Output = Result<T, S3Failure>>,
+    {
+        self.tell(self.call_untold(operation, target, length, attempt).await)
+    }
+
+    /// What an error leaves unknown is told to the policy around it, which keeps it whatever comes later.
+    pub(crate) fn tell<T>(&self, end: Result<T, Error>) -> Result<T, Error> {
+        end.inspect_err(|error| {
+            if error.is_outcome_unknown() {
+                self.policy().tell_unknown();
+            }
+        })
+    }
+
+    /// [`Self::call`] of a write that its caller looks into when it is in doubt, and [tells](Self::tell) then.
+    pub(crate) async fn call_untold<T, F, Fut>(
+        &self,
+        operation: &Operation,
+        target: Target<'_>,
+        length: u64,
         mut attempt: F,
     ) -> Result<T, Error>
     where
@@ -152,7 +176,6 @@ impl S3Client {
                 && error.is_in_doubt()
             {
                 *effect = Effect::Unknown;
-                policy.tell_unknown();
             }
             Error::from_call(policy.name(), operation.name(), error)
         })

@@ -23,7 +23,8 @@ use mainstay_policy::{Error, Operation};
 pub(crate) use part::OutOfTime;
 
 impl S3Client {
-    /// Runs the call that moves one part, when there is a place for it.
+    /// Runs the call that moves one part, when there is a place for it. Of a write in doubt its caller
+    /// [tells](Self::tell).
     pub(crate) async fn move_part<T, F, Fut>(
         &self,
         direction: Direction,
@@ -54,7 +55,7 @@ impl S3Client {
         Fut: Future<Output = Result<T, S3Failure>>,
     {
         let gate = self.gate();
-        let moved = self.call(operation, target, length, |sdk, number| {
+        let moved = self.call_untold(operation, target, length, |sdk, number| {
             count_repeat(direction, number);
             let (round, sent) = (gate.round(), attempt(sdk, number));
             async move {

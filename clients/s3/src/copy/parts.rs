@@ -58,7 +58,7 @@ impl Copy {
         copied.sort_by_key(|part| part.part_number);
         let upload = CompletedMultipartUpload::builder().set_parts(Some(copied)).build();
         let doubt = &Doubt::default();
-        let completed = client.call(&COMPLETE_UPLOAD, target, self.part, |sdk, attempt| {
+        let completed = client.call_untold(&COMPLETE_UPLOAD, target, self.part, |sdk, attempt| {
             let complete = options.complete(sdk.complete_multipart_upload());
             let complete = complete.bucket(&self.bucket).key(&self.key).upload_id(&id);
             let send = complete.multipart_upload(upload.clone()).send();
@@ -68,13 +68,14 @@ impl Copy {
                 Ok(Written { etag: done.e_tag, version_id: done.version_id })
             }
         });
-        let written = match completed.await {
+        let end = match completed.await {
             // A completion that went unacknowledged makes its repeat fail: look.
             Err(error) if error.is_outcome_unknown() || error.attempts() > 1 => {
-                self.landed(target, &mark, head.size).await.ok_or(error)?
+                self.landed(target, &mark, head.size).await.ok_or(error)
             }
-            end => end?,
+            end => end,
         };
+        let written = client.tell(end)?;
         pending.completed();
         Ok(written)
     }
@@ -138,7 +139,7 @@ impl Copy {
 #[cfg(test)]
 mod tests {
     use crate::{S3Client, S3Failure, copy::Copy};
-    use mainstay_policy::report;
+    use mainstay_policy::{Kind, Policy, report};
     use mainstay_test_support::{
         S3,
         s3::{Answer, BUCKET, KEY, Memory, SECRET, Sums},
@@ -226,8 +227,10 @@ mod tests {
                 _ => Answer::Pass,
             }
         });
-        let error = long(&s3, "to").await.unwrap_err();
-        assert!(error.is_outcome_unknown() && error.attempts() == 2, "{error:?}");
+        let around = Policy::builder(Kind::Custom, "around-a-long-copy").build().unwrap();
+        let copy = || async { long(&s3, "to").await.map_err(|e| e.attempts()) };
+        let error = around.call(copy).await.unwrap_err();
+        assert!(error.is_outcome_unknown() && error.last() == Some(&2), "{error:?}");
         assert!(memory.object("to").unwrap() == bytes());
     }
 

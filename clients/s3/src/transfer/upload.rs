@@ -139,10 +139,11 @@ impl Upload {
         let tracker = Tracker::new(Direction::Upload, source.length, self.tuning.listener.clone());
         let size = part::size_for(self.tuning.part_size, source.length);
         let job = Job { upload: &self, target, source: &source, tracker: &tracker, size };
-        match source.length < size.saturating_mul(2) {
+        let end = match source.length < size.saturating_mul(2) {
             true => job.in_one().await,
             false => job.in_parts().await,
-        }
+        };
+        self.client.tell(end)
     }
 
     fn unreadable(&self, error: io::Error) -> Error {
@@ -349,7 +350,7 @@ impl<'a> Job<'a> {
         });
         let sums = sums.unwrap_or_default();
         self.client()
-            .call(&COMPLETE_UPLOAD, self.target, length.min(JOIN), |sdk, attempt| {
+            .call_untold(&COMPLETE_UPLOAD, self.target, length.min(JOIN), |sdk, attempt| {
                 let complete = self.upload.options.complete(sdk.complete_multipart_upload());
                 let complete = complete
                     .bucket(self.target.bucket)

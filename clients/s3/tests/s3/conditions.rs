@@ -32,12 +32,17 @@ fn first_put(store: &S3, answer: impl Fn() -> Answer + Send + 'static) {
 
 /// The answer to the first request that makes an object is lost, and nobody may look for it.
 fn lost_and_hidden(store: &S3) {
+    lost(store, Answer::Status(403, ""));
+}
+
+/// The same, where this is what comes of a look.
+fn lost(store: &S3, look: Answer) {
     let writes = AtomicU32::new(0);
     store.front(move |line| {
         let puts = line.starts_with("PUT") && !line.contains("partNumber=");
         let completes = line.starts_with("POST") && line.contains("uploadId=");
         match line {
-            _ if line.starts_with("HEAD") => Answer::Status(403, ""),
+            _ if line.starts_with("HEAD") => look,
             _ if (puts || completes) && writes.fetch_add(1, SeqCst) == 0 => Answer::ApplyThenClose,
             _ => Answer::Pass,
         }
@@ -138,7 +143,8 @@ async fn what_may_have_been_written_and_may_not_be_looked_at_is_an_unknown_outco
 #[tokio::test]
 async fn a_policy_around_it_is_told_of_what_may_have_been_written() {
     let (store, memory, s3) = with_store().await;
-    let around = Policy::builder(Kind::Custom, "around-a-refused-write").build().unwrap();
+    let around = Policy::builder(Kind::Custom, "around-a-refused-write");
+    let around = around.enable_circuit_breaker(false).build().unwrap();
     lost_and_hidden(&store);
     let put = || async { s3.put(BUCKET, "k", "mine").if_absent().await.map_err(|_| "not mine") };
     let error = around.call(put).await.unwrap_err();
@@ -147,6 +153,25 @@ async fn a_policy_around_it_is_told_of_what_may_have_been_written() {
     // It was there before: that is known.
     let error = around.call(put).await.unwrap_err();
     assert!(!error.is_outcome_unknown(), "{error:?}");
+    let (dir, large) = (TempDir::new().unwrap(), bytes(3 * PART as usize));
+    let file = &dir.path().join("file");
+    for (look, unknown) in [(Answer::Status(403, ""), true), (Answer::Pass, false)] {
+        for length in [9, large.len()] {
+            fs::write(file, &large[..length]).unwrap();
+            lost(&store, look);
+            let key = &format!("{length} {unknown}");
+            let upload = || s3.upload_file(file, BUCKET, key).part_size(PART).if_absent();
+            let steps = || async {
+                upload().await.map_err(|_| "not mine")?;
+                Err::<(), _>("of the next step")
+            };
+            let error = around.call(steps).await.unwrap_err();
+            let step = if unknown { "not mine" } else { "of the next step" };
+            assert_eq!(error.last(), Some(&step), "{key}: {error:?}");
+            assert_eq!(error.is_outcome_unknown(), unknown, "{key}: {error:?}");
+            assert!(memory.object(key).is_some(), "{key}");
+        }
+    }
 }
 
 #[tokio::test]
