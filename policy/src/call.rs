@@ -81,9 +81,8 @@ impl<'p, T, E> Call<'p, T, E> {
         self
     }
 
-    /// What may be repeated may have a second copy too: whoever switches `hedge` on for it says so.
     const fn operation(name: &'static str, idempotent: bool) -> Operation {
-        if idempotent { Operation::read(name) } else { Operation::new(name, Idempotency::Unsafe) }
+        if idempotent { Operation::own(name) } else { Operation::new(name, Idempotency::Unsafe) }
     }
 
     /// Decides for each error whether it is worth repeating, before anything else does. An error

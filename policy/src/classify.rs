@@ -185,6 +185,7 @@ pub struct Operation {
     name: &'static str,
     idempotency: Idempotency,
     reads: bool,
+    own: bool,
     streamed: bool,
     timed: bool,
 }
@@ -193,7 +194,7 @@ impl Operation {
     /// An operation with a name for errors and events.
     #[must_use]
     pub const fn new(name: &'static str, idempotency: Idempotency) -> Self {
-        Self { name, idempotency, reads: false, streamed: false, timed: false }
+        Self { name, idempotency, reads: false, own: false, streamed: false, timed: false }
     }
 
     /// An operation that changes nothing: it may be repeated, and while it takes long a second copy of
@@ -208,6 +209,15 @@ impl Operation {
     #[must_use]
     pub const fn is_read(&self) -> bool {
         self.reads
+    }
+
+    /// A user's own, that may be repeated: whether it is a read is for him to say.
+    pub(crate) const fn own(name: &'static str) -> Self {
+        Self { own: true, ..Self::new(name, Idempotency::Safe) }
+    }
+
+    pub(crate) const fn is_own(&self) -> bool {
+        self.own
     }
 
     /// Its success is only a beginning, such as the head of an answer whose body is still coming: it

@@ -148,7 +148,9 @@ impl Inner {
         if !limits.hedged() {
             return None;
         }
-        if !operation.is_read() {
+        // Settings are for all of a kind: they do not say that a user's own call is a read.
+        let own_reads = operation.is_own() && matches!(self.code.hedge, Some(Some(_)));
+        if !operation.is_read() && !own_reads {
             return None;
         }
         match self.tuning().hedge? {

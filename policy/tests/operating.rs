@@ -4,8 +4,9 @@
 
 use figment::Jail;
 use mainstay_policy::{
-    BreakerState, Decider, Event, HealthStatus, Kind, Mode, Policy, breaker, get_resilience_health,
-    observe, on_reset, reload, reset_resilience_state, set_settings_prefix, settings,
+    BreakerState, Classify, Decider, Event, HealthStatus, Hedge, Kind, Mode, Operation, Policy,
+    Verdict, breaker, get_resilience_health, observe, on_reset, reload, reset_resilience_state,
+    set_settings_prefix, settings,
 };
 use std::{
     sync::{
@@ -280,6 +281,47 @@ fn the_switch_that_turns_all_off_does_so_to_places_and_rates() {
         reload().unwrap();
         assert_eq!(passes(&built_off), [1, 1]);
         assert_eq!(passes(&built_on)[1], 1);
+        Ok(())
+    });
+}
+
+/// It is meant for what is known to be a read: a function of one's own may well be a write.
+#[test]
+fn settings_send_no_second_copies_of_calls_of_ones_own() {
+    const READ: Operation = Operation::read("read");
+    #[derive(Debug)]
+    enum Never {}
+    impl std::fmt::Display for Never {
+        fn fmt(&self, _: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            match *self {}
+        }
+    }
+    impl std::error::Error for Never {}
+    impl Classify for Never {
+        fn classify(&self) -> Verdict {
+            match *self {}
+        }
+    }
+    alone(|jail| {
+        jail.set_env("MAINSTAY_API_HEDGE", "50ms");
+        let mut runtime = tokio::runtime::Builder::new_current_thread();
+        runtime.enable_time().start_paused(true).build().unwrap().block_on(async {
+            let sent = AtomicUsize::new(0);
+            let slowly = async || {
+                sent.fetch_add(1, Ordering::SeqCst);
+                tokio::time::sleep(S).await;
+                Ok::<_, Never>(())
+            };
+            let by_settings = Policy::builder(Kind::Api, "by-settings");
+            let by_code = Policy::builder(Kind::Api, "by-code").hedge(Hedge::After(S / 10));
+            for (policy, own) in [(by_settings, 1), (by_code, 2)] {
+                let policy = policy.build().unwrap();
+                policy.call(&slowly).await.unwrap();
+                assert_eq!(sent.swap(0, Ordering::SeqCst), own, "{}", policy.name());
+                policy.run(&READ, async |_| slowly().await).await.unwrap();
+                assert_eq!(sent.swap(0, Ordering::SeqCst), 2, "{}", policy.name());
+            }
+        });
         Ok(())
     });
 }

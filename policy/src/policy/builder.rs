@@ -155,9 +155,10 @@ impl PolicyBuilder {
     /// at once. Default: off.
     ///
     /// Reads are a client's [`Operation::read`](crate::Operation::read): GET, HEAD and OPTIONS of HTTP,
-    /// what asks Redis or S3, and `db.read()` of SQL; never a write, though it be idempotent. A call of
-    /// one's own ([`Policy::call`], the attributes) gets a second copy too, unless it is
-    /// [`idempotent(false)`](crate::Call::idempotent).
+    /// what asks Redis or S3, and `db.read()` of SQL; never a write, though it be idempotent. Calls of
+    /// one's own ([`Policy::call`]) get a second copy where this is said in code, unless they are
+    /// [`idempotent(false)`](crate::Call::idempotent); `hedge` in settings is for all of a kind, and does not
+    /// reach them.
     pub fn hedge(mut self, hedge: Hedge) -> Self {
         self.code.hedge = Some(Some(hedge));
         self
