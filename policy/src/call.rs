@@ -74,8 +74,8 @@ impl<'p, T, E> Call<'p, T, E> {
     }
 
     /// Whether doing it twice is the same as once. Default: yes, or nobody would hand it to a
-    /// policy that repeats. `false`: only what was never sent is repeated, and an error that does
-    /// not say so leaves the outcome unknown.
+    /// policy that repeats. `false`: only what was never sent, or was throttled, is repeated; after any
+    /// other error but a permanent one the outcome is unknown.
     pub const fn idempotent(mut self, idempotent: bool) -> Self {
         self.operation = Self::operation(self.operation.name(), idempotent);
         self
@@ -94,8 +94,9 @@ impl<'p, T, E> Call<'p, T, E> {
 
     /// What the error's own [`Classify`] says decides: whether it is worth repeating, and what it means
     /// for the breaker. Not before [`retry_if`](Self::retry_if), and not of what a client inside has
-    /// repeated already. Without this every error of a type that this crate does not know may pass, and is
-    /// a failure.
+    /// repeated already. Where the call is not [`idempotent`](Self::idempotent), [`Verdict::transient`]
+    /// leaves the outcome unknown: an operation may be several steps, and the error tells of one. Without
+    /// this every error of a type that this crate does not know may pass, and is a failure.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")]
@@ -251,21 +252,22 @@ impl<T, E: 'static> Call<'_, T, E> {
 impl<T, E: 'static> Judge<T, E> for &Call<'_, T, E> {
     fn error(&self, error: &E, operation: &Operation) -> Judged {
         let repeat = self.retry_if.as_ref().map(|retry| retry(error));
-        let verdict = match (repeat, self.classify) {
-            (Some(true), _) => Verdict::transient(),
-            (Some(false), _) => Verdict::permanent(),
-            (None, Some(classify)) => return classify(error),
-            (None, None) => {
-                let known = verdict_of(error).unwrap_or(Verdict::transient());
-                let unsafe_ = matches!(operation.idempotency(), Idempotency::Unsafe);
-                match known.effect {
-                    // Nobody has said that it did not happen.
-                    Effect::Transient if unsafe_ => Verdict::unknown().with_outcome(known.outcome),
-                    _ => known,
-                }
-            }
+        let judged = |verdict| Judged { verdict, repeat, code: None, by: None };
+        match (repeat, self.classify) {
+            (Some(true), _) => return judged(Verdict::transient()),
+            (Some(false), _) => return judged(Verdict::permanent()),
+            _ => {}
+        }
+        let mut known = match self.classify {
+            Some(classify) => classify(error),
+            None => judged(verdict_of(error).unwrap_or(Verdict::transient())),
         };
-        Judged { verdict, repeat, code: None, by: None }
+        let unsafe_ = matches!(operation.idempotency(), Idempotency::Unsafe);
+        if unsafe_ && matches!(known.verdict.effect, Effect::Transient) {
+            // Of its last step perhaps: nobody has said that none of it happened.
+            known.verdict = Verdict::unknown().with_outcome(known.verdict.outcome);
+        }
+        known
     }
 
     fn refuses(&self, value: &T) -> bool {

@@ -1,7 +1,7 @@
 //! For pairs of policies: how many attempts and operations each of the two sees.
 
 use super::*;
-use crate::{Deadline, Hedge, Mode};
+use crate::{Deadline, Hedge, Mode, Outcome};
 use std::{cell::Cell, future::poll_fn, task::Poll};
 
 fn attempts(policy: &Policy) -> (u64, u64) {
@@ -492,6 +492,29 @@ async fn users_errors_are_judged_by_the_user_then_by_type() {
     let once = policy.operation("op").idempotent(false).call(mine).await.unwrap_err();
     assert!(once.is_outcome_unknown());
     assert_eq!(sent.load(SeqCst), 1);
+}
+
+/// An attempt of one's own is often several steps: that the last one did not happen says nothing of the first.
+#[tokio::test(start_paused = true)]
+async fn what_must_not_happen_twice_is_not_repeated_on_the_word_of_an_error() {
+    let policy = Policy::builder(Kind::Custom, "t-word").failure_threshold(1).build().unwrap();
+    let unavailable = Verdict::transient().with_outcome(Outcome::Neutral);
+    for (idempotent, verdict, attempts, unknown) in [
+        (true, Verdict::transient(), 3, false),
+        (false, Verdict::transient(), 1, true),
+        (false, unavailable, 1, true),
+        (false, Verdict::never_sent(), 3, false),
+        (false, Verdict::permanent(), 1, false),
+    ] {
+        policy.breaker().reset();
+        policy.0.budget.refill(policy.breaker().meter().answers());
+        let call = policy.operation("op").idempotent(idempotent).by_classify();
+        let error = call.call(async || Err::<(), _>(Fault(verdict))).await.unwrap_err();
+        let told = (error.attempts(), error.is_outcome_unknown());
+        assert_eq!(told, (attempts, unknown), "{verdict:?}, idempotent: {idempotent}");
+        let closed = policy.breaker().state() == BreakerState::Closed;
+        assert_eq!(closed, verdict.outcome != Outcome::Failure, "{verdict:?}");
+    }
 }
 
 #[test]
