@@ -47,7 +47,7 @@ impl<T, E, W: Future<Output = Result<T, E>>> Future for Guarded<'_, W> {
         let (this, cause) = (self.project(), |trip: Trip| Cause::of_a_cut(trip));
         let (permit, now) = (this.permit, *this.now);
         if permit.attempt_since().is_never() {
-            if permit.ask(now, u64::MAX).is_err() {
+            if permit.ask(now).is_err() {
                 return Poll::Ready(Err(None));
             }
             permit.begin_attempt(now);

@@ -335,7 +335,7 @@ impl Breaker {
     #[cfg(all(test, mainstay_loom))]
     pub(crate) fn admit(&self, now: Instant) -> Result<Permit<'_>, Refusal> {
         let mut permit = self.unasked();
-        permit.ask(now, u64::MAX).map(|()| permit)
+        permit.ask(now).map(|()| permit)
     }
 
     /// Not plainly closed.

@@ -236,9 +236,7 @@ impl<'p> Run<'p> {
             self.permit.unguarded();
             return Ok(());
         }
-        let Err(refusal) = self.permit.ask(self.started, self.limits.timeout) else {
-            return Ok(());
-        };
+        let Err(refusal) = self.permit.ask(self.started) else { return Ok(()) };
         policy.blocked(self.operation, refusal.shut.by(), self.limits.observe());
         if self.limits.observe() {
             self.permit.unguarded();

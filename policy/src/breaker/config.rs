@@ -25,8 +25,7 @@ pub(crate) struct BreakerConfig {
     pub(crate) recovery_timeout: Duration,
     pub(crate) grow_breaks: bool,
     pub(crate) probes: u32,
-    /// A probe that has not reported by then is given up, so that it cannot block recovery; one whose
-    /// attempt may take longer, after twice that.
+    /// When a probe has not reported by then the next one is let in, so that it cannot block recovery.
     pub(crate) probe_lease: Duration,
     pub(crate) ramp: bool,
     pub(crate) attempt_timeout: Option<Duration>,

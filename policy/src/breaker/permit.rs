@@ -10,10 +10,7 @@ use crate::{
     error::Cause,
     meter::{Noted, Timed},
 };
-use std::{
-    sync::atomic::Ordering::{Acquire, Relaxed},
-    time::Duration,
-};
+use std::sync::atomic::Ordering::{Acquire, Relaxed};
 
 /// The right to run one operation. Dropped in mid-attempt it tells the breaker a slow call if the
 /// attempt was slow by then, else nothing; dropped in any way it frees its probe. Small, since it
@@ -73,9 +70,8 @@ impl<'a> Permit<'a> {
         closed
     }
 
-    /// The right to pass, as a probe perhaps, or why not. An attempt of it takes `attempt` nanoseconds at
-    /// most; with the largest value that is not known.
-    pub(crate) fn ask(&mut self, now: Instant, attempt: u64) -> Result<(), Refusal> {
+    /// The right to pass, as a probe perhaps, or why not.
+    pub(crate) fn ask(&mut self, now: Instant) -> Result<(), Refusal> {
         if self.if_closed() {
             return Ok(());
         }
@@ -99,12 +95,7 @@ impl<'a> Permit<'a> {
         });
         let decided = match decided {
             Some(decided) => decided,
-            None => {
-                // A probe that may take longer than others is not given up before it can report.
-                let known = if attempt == u64::MAX { 0 } else { attempt };
-                let lease = Duration::from_nanos(known.saturating_mul(2));
-                breaker.change(None, |machine, _| machine.admit(now, fastrand::f64(), lease))
-            }
+            None => breaker.change(None, |machine, _| machine.admit(now, fastrand::f64())),
         };
         let admitted = decided.map_err(|until| Refusal::new(until, now, breaker.opened_by()))?;
         self.calm = calm(admitted.generation);

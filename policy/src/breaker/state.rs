@@ -168,13 +168,8 @@ impl Machine {
         leases.iter().map(|lease| lease.until).min().unwrap_or_default()
     }
 
-    /// Admits a call that the gate did not simply let pass; a probe, for `lease` at least.
-    pub(super) fn admit(
-        &mut self,
-        now: Instant,
-        random: f64,
-        lease: Duration,
-    ) -> Result<Admitted, Instant> {
+    /// Admits a call that the gate did not simply let pass.
+    pub(super) fn admit(&mut self, now: Instant, random: f64) -> Result<Admitted, Instant> {
         let pass = Admitted { generation: self.generation, lease: None };
         match &mut self.phase {
             Phase::ForcedClosed => return Ok(pass),
@@ -201,7 +196,7 @@ impl Machine {
         if now < free {
             return Err(free);
         }
-        let (id, until) = (self.next_lease, now.after(self.config.probe_lease.max(lease)));
+        let (id, until) = (self.next_lease, now.after(self.config.probe_lease));
         self.next_lease = id.wrapping_add(1);
         if let Phase::HalfOpen { leases, .. } = &mut self.phase {
             leases.push(Lease { id, until });
@@ -267,13 +262,18 @@ impl Machine {
                 }
             },
             Phase::HalfOpen { leases, succeeded, breaks, busy } => {
-                let held = leases.len();
-                leases.retain(|lease| Some(lease.id) != admitted.lease);
-                if leases.len() == held {
+                // What is inside a probe has no lease of this machine.
+                if admitted.lease.is_none_or(|id| id >= self.next_lease) {
                     return None;
                 }
+                let held = leases.len();
+                leases.retain(|lease| Some(lease.id) != admitted.lease);
+                let late = leases.len() == held;
                 match outcome {
                     Outcome::Neutral => None,
+                    // Others try by now: a probe that hung is no reason to shut them out.
+                    Outcome::Failure if late => None,
+                    // Late or not, it has shown what was asked of it.
                     Outcome::Success => {
                         *succeeded = succeeded.saturating_add(1);
                         if *succeeded >= self.config.probes {

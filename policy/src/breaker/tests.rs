@@ -33,7 +33,7 @@ fn breaker(name: &str, config: BreakerConfig) -> Breaker {
 
 pub(super) fn begun(breaker: &Breaker) -> Permit<'_> {
     let (mut permit, now) = (breaker.unasked(), clock::now());
-    permit.ask(now, u64::MAX).unwrap();
+    permit.ask(now).unwrap();
     permit.begin_attempt(now);
     permit
 }
@@ -132,7 +132,7 @@ async fn the_next_attempt_is_as_far_away_as_a_caller_is_told() {
     let probe = begun(&one);
     assert!(probe.is_probe());
     assert_eq!(one.next_attempt_in(), Some(5 * S));
-    assert!(one.unasked().ask(clock::now(), u64::MAX).is_err());
+    assert!(one.unasked().ask(clock::now()).is_err());
     drop(probe);
     assert_eq!(one.next_attempt_in(), Some(Duration::ZERO), "it was given back");
     one.reset();

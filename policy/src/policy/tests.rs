@@ -204,25 +204,36 @@ async fn a_probe_dropped_in_flight_is_given_back() {
     assert_eq!(policy.breaker().state(), BreakerState::Closed);
 }
 
-/// A transfer by its length: it may take longer than twice the timeout of the kind.
+/// Transfers by their length, one after the other: each takes longer than twice the timeout of the kind.
 #[tokio::test(start_paused = true)]
-async fn a_probe_that_may_take_longer_is_not_given_up_before() {
+async fn a_probe_that_takes_longer_than_its_lease_closes_it_and_holds_nobody_off_for_longer() {
     let policy = database("t-long-probe").timeout(S).failure_threshold(1).build().unwrap();
     against(&policy, &WRITE, Verdict::unknown()).await;
     tokio::time::advance(2 * S).await;
-    let long = policy.with_timeout(5 * S);
-    let probe = long.run(&READ, async |_| {
-        tokio::time::sleep(4 * S).await;
-        Ok::<_, Fault>(())
-    });
-    let other = async {
-        tokio::time::sleep(3 * S).await;
-        policy.run(&READ, async |_| Ok::<_, Fault>(())).await
+    let long = policy.with_timeout(8 * S);
+    let begun_after = async |wait| {
+        tokio::time::sleep(wait).await;
+        let took = async |_| {
+            tokio::time::sleep(6 * S).await;
+            Ok::<_, Fault>(())
+        };
+        let end = long.run(&READ, took).await;
+        (end, policy.breaker().state())
     };
-    let (probe, other) = tokio::join!(probe, other);
-    probe.unwrap();
-    assert!(other.unwrap_err().is_rejected());
-    assert_eq!(policy.breaker().state(), BreakerState::Closed);
+    let ends = tokio::join!(
+        begun_after(Duration::ZERO),
+        begun_after(S / 2),
+        begun_after(5 * S / 2),
+        begun_after(9 * S / 2)
+    );
+    let refused = ends.1.0.unwrap_err();
+    assert_eq!(refused.retry_after(), Some(3 * S / 2), "twice the timeout of the kind");
+    assert_eq!(
+        (ends.0.0.is_ok(), ends.0.1),
+        (true, BreakerState::Closed),
+        "the first one has shown it"
+    );
+    assert!(ends.2.0.is_ok() && ends.3.0.is_ok(), "the next one is let in meanwhile");
 }
 
 #[tokio::test(start_paused = true)]

@@ -33,7 +33,7 @@ fn end(m: &mut Machine, admitted: Admitted, outcome: Outcome, now: Instant) -> O
 }
 
 fn fail(m: &mut Machine, now: Instant) {
-    let admitted = m.admit(now, 0.5, Duration::ZERO).unwrap();
+    let admitted = m.admit(now, 0.5).unwrap();
     end(m, admitted, Outcome::Failure, now);
 }
 
@@ -44,7 +44,7 @@ fn opens_after_the_threshold_in_a_row_and_not_before() {
     fail(&mut m, t);
     fail(&mut m, t);
     assert_eq!(m.failures(), 2);
-    let admitted = m.admit(t, 0.5, Duration::ZERO).unwrap();
+    let admitted = m.admit(t, 0.5).unwrap();
     end(&mut m, admitted, Outcome::Success, t);
     assert_eq!(m.failures(), 0);
     fail(&mut m, t);
@@ -53,11 +53,11 @@ fn opens_after_the_threshold_in_a_row_and_not_before() {
     assert_eq!(m.state(t), BreakerState::Closed);
     assert_eq!(end(&mut m, admitted, Outcome::Failure, t), Some(Trip::Consecutive));
     assert_eq!(m.state(t), BreakerState::Open);
-    assert_eq!(m.admit(t, 0.5, Duration::ZERO), Err(t.after(S)));
+    assert_eq!(m.admit(t, 0.5), Err(t.after(S)));
     let over = t.after(S);
     assert_eq!(m.state(over), BreakerState::HalfOpen, "at the end of the break, not after it");
     assert_eq!(m.stands(), BreakerState::Open, "until somebody asks");
-    assert!(m.admit(over, 0.5, Duration::ZERO).is_ok());
+    assert!(m.admit(over, 0.5).is_ok());
 }
 
 #[test]
@@ -104,28 +104,14 @@ fn probes_pass_up_to_their_number_and_all_must_succeed() {
     m.config.probes = 2;
     fail(&mut m, t);
     let t = t.after(S);
-    let (one, two) =
-        (m.admit(t, 0.5, Duration::ZERO).unwrap(), m.admit(t, 0.5, Duration::ZERO).unwrap());
+    let (one, two) = (m.admit(t, 0.5).unwrap(), m.admit(t, 0.5).unwrap());
     assert!(one.lease.is_some() && two.lease.is_some() && one != two);
-    assert_eq!(m.admit(t, 0.5, Duration::ZERO), Err(t.after(10 * S)));
+    assert_eq!(m.admit(t, 0.5), Err(t.after(10 * S)));
     end(&mut m, one, Outcome::Success, t);
     assert_eq!(m.state(t), BreakerState::HalfOpen);
-    assert!(m.admit(t, 0.5, Duration::ZERO).is_err(), "one has succeeded, one is under way");
+    assert!(m.admit(t, 0.5).is_err(), "one has succeeded, one is under way");
     end(&mut m, two, Outcome::Success, t);
     assert_eq!(m.state(t), BreakerState::Closed);
-}
-
-#[test]
-fn a_probe_is_held_for_as_long_as_its_attempt_may_take_and_no_less_than_others() {
-    for (lease, held) in [(S, 10 * S), (25 * S, 25 * S)] {
-        let (mut m, t) = machine(1);
-        fail(&mut m, t);
-        let t = t.after(S);
-        let slow = m.admit(t, 0.5, lease).unwrap();
-        assert_eq!(m.admit(t, 0.5, S), Err(t.after(held)));
-        let next = m.admit(t.after(held), 0.5, S).unwrap();
-        assert!(next.lease.is_some() && next != slow);
-    }
 }
 
 #[test]
@@ -133,11 +119,11 @@ fn a_dropped_probe_frees_its_place_and_a_hung_one_loses_it() {
     let (mut m, t) = machine(1);
     fail(&mut m, t);
     let t = t.after(S);
-    let dropped = m.admit(t, 0.5, Duration::ZERO).unwrap();
+    let dropped = m.admit(t, 0.5).unwrap();
     end(&mut m, dropped, Outcome::Neutral, t);
-    let hung = m.admit(t, 0.5, Duration::ZERO).unwrap();
+    let hung = m.admit(t, 0.5).unwrap();
     let later = t.after(10 * S);
-    let live = m.admit(later, 0.5, Duration::ZERO).unwrap();
+    let live = m.admit(later, 0.5).unwrap();
     end(&mut m, hung, Outcome::Failure, later);
     assert_eq!(m.state(later), BreakerState::HalfOpen);
     end(&mut m, live, Outcome::Success, later);
@@ -145,9 +131,35 @@ fn a_dropped_probe_frees_its_place_and_a_hung_one_loses_it() {
 }
 
 #[test]
+fn a_probe_that_took_longer_than_its_lease_closes_it_but_does_not_open_it() {
+    let (mut m, t) = machine(1);
+    m.config.probes = 2;
+    fail(&mut m, t);
+    let t = t.after(S);
+    let long = [m.admit(t, 0.5).unwrap(), m.admit(t, 0.5).unwrap()];
+    let later = t.after(10 * S);
+    let next = m.admit(later, 0.5).unwrap();
+    let inside = Admitted { generation: m.generation(), lease: Some(u64::MAX) };
+    for part in [inside, Admitted { lease: None, ..inside }] {
+        end(&mut m, part, Outcome::Success, later);
+        end(&mut m, part, Outcome::Failure, later);
+    }
+    end(&mut m, long[0], Outcome::Success, later);
+    assert_eq!(m.state(later), BreakerState::HalfOpen, "one of two");
+    assert_eq!(m.admit(later, 0.5), Err(later.after(10 * S)), "the other is under way");
+    let mut fails = m.clone();
+    assert_eq!(end(&mut fails, long[1], Outcome::Failure, later), None);
+    assert_eq!(fails.state(later), BreakerState::HalfOpen);
+    end(&mut m, long[1], Outcome::Success, later);
+    assert_eq!(m.state(later), BreakerState::Closed);
+    end(&mut m, next, Outcome::Failure, later);
+    assert_eq!(m.state(later), BreakerState::Closed, "from before");
+}
+
+#[test]
 fn late_results_from_before_a_transition_decide_nothing() {
     let (mut m, t) = machine(1);
-    let old = m.admit(t, 0.5, Duration::ZERO).unwrap();
+    let old = m.admit(t, 0.5).unwrap();
     fail(&mut m, t);
     end(&mut m, old, Outcome::Success, t);
     assert_eq!(m.state(t), BreakerState::Open);
@@ -163,31 +175,31 @@ fn late_results_from_before_a_transition_decide_nothing() {
 #[test]
 fn a_busy_dependency_is_given_its_load_back_in_steps() {
     let (mut m, mut t) = machine(1);
-    let admitted = m.admit(t, 0.5, Duration::ZERO).unwrap();
+    let admitted = m.admit(t, 0.5).unwrap();
     m.operation(admitted, Outcome::Failure, &BUSY_COUNTS, t, 0.5);
     for seconds in [1, 2] {
         t = t.after(seconds * S);
         fail(&mut m, t);
     }
     let t = t.after(4 * S);
-    let probe = m.admit(t, 0.5, Duration::ZERO).unwrap();
+    let probe = m.admit(t, 0.5).unwrap();
     end(&mut m, probe, Outcome::Success, t);
     assert_eq!(m.state(t), BreakerState::Ramping);
     let third = 4 * S / 3;
     for (thirds, passes, refused) in [(0, 0.09, 0.1), (1, 0.24, 0.25), (2, 0.49, 0.5)] {
         let now = t.after(thirds * third);
-        assert!(m.admit(now, passes, Duration::ZERO).is_ok(), "{passes} after {thirds} thirds");
-        assert_eq!(m.admit(now, refused, Duration::ZERO), Err(t.after((thirds + 1) * third)));
+        assert!(m.admit(now, passes).is_ok(), "{passes} after {thirds} thirds");
+        assert_eq!(m.admit(now, refused), Err(t.after((thirds + 1) * third)));
     }
     let mut trips = m.clone();
-    let in_ramp = trips.admit(t, 0.0, Duration::ZERO).unwrap();
+    let in_ramp = trips.admit(t, 0.0).unwrap();
     end(&mut trips, in_ramp, Outcome::Failure, t);
     let Gate::Shut(until) = trips.gate() else { panic!("open") };
     assert_eq!(until.since(t), 8 * S, "the break before was the third");
 
     let over = t.after(4 * S);
     assert_eq!(m.state(over), BreakerState::Closed);
-    assert!(m.admit(over, 0.99, Duration::ZERO).is_ok());
+    assert!(m.admit(over, 0.99).is_ok());
     assert_eq!(m.gate(), Gate::Closed);
     fail(&mut m, over);
     let Gate::Shut(until) = m.gate() else { panic!("open") };
@@ -199,10 +211,10 @@ fn the_ramp_can_be_switched_off_and_is_not_for_quiet_ones() {
     for (ramp, counts) in [(false, BUSY_COUNTS), (true, QUIET)] {
         let (mut m, t) = machine(1);
         m.config.ramp = ramp;
-        let admitted = m.admit(t, 0.5, Duration::ZERO).unwrap();
+        let admitted = m.admit(t, 0.5).unwrap();
         m.operation(admitted, Outcome::Failure, &counts, t, 0.5);
         let t = t.after(S);
-        let probe = m.admit(t, 0.5, Duration::ZERO).unwrap();
+        let probe = m.admit(t, 0.5).unwrap();
         end(&mut m, probe, Outcome::Success, t);
         assert_eq!(m.state(t), BreakerState::Closed);
     }
@@ -211,9 +223,9 @@ fn the_ramp_can_be_switched_off_and_is_not_for_quiet_ones() {
 #[test]
 fn the_operators_hand_holds_until_it_lets_go() {
     let (mut m, t) = machine(1);
-    let before = m.admit(t, 0.5, Duration::ZERO).unwrap();
+    let before = m.admit(t, 0.5).unwrap();
     m.isolate();
-    assert_eq!(m.admit(t.after(99 * S), 0.0, Duration::ZERO), Err(Instant::NEVER));
+    assert_eq!(m.admit(t.after(99 * S), 0.0), Err(Instant::NEVER));
     m.force_closed();
     for _ in 0..9 {
         fail(&mut m, t);
@@ -228,7 +240,7 @@ fn the_operators_hand_holds_until_it_lets_go() {
 fn jitter_is_within_fifteen_percent_and_extremes_do_not_panic() {
     for (random, ms) in [(0.0, 850), (1.0, 1150)] {
         let (mut m, t) = machine(1);
-        let admitted = m.admit(t, 0.5, Duration::ZERO).unwrap();
+        let admitted = m.admit(t, 0.5).unwrap();
         m.operation(admitted, Outcome::Failure, &QUIET, t, random);
         let Gate::Shut(until) = m.gate() else { panic!("open") };
         assert_eq!(until.since(t).as_millis(), ms);
@@ -239,7 +251,7 @@ fn jitter_is_within_fifteen_percent_and_extremes_do_not_panic() {
     m.config.probes = u32::MAX;
     m.open(u32::MAX, &BUSY_COUNTS, t, 1.0);
     assert_eq!(m.state(t), BreakerState::Open);
-    assert!(m.admit(Instant::NEVER, 0.5, Duration::ZERO).is_ok());
+    assert!(m.admit(Instant::NEVER, 0.5).is_ok());
     let (mut m, t) = machine(u32::MAX);
     for _ in 0..99 {
         fail(&mut m, t);
