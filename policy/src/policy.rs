@@ -126,7 +126,8 @@ impl Inner {
         let (kind, name) = (self.kind, self.breaker.name());
         let set = settings.overrides(kind);
         match resolve(kind, name, &self.code.over(&set), settings.enabled()) {
-            Err(_) if !self.with_settings => {
+            Err(error) if !self.with_settings => {
+                tracing::warn!(%error, "settings cannot be used; going on with the defaults");
                 let switches = (settings.enabled(), set.mode);
                 Ok(builder::without_settings(kind, name, &self.code, switches).1)
             }

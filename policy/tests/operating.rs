@@ -326,6 +326,33 @@ fn settings_send_no_second_copies_of_calls_of_ones_own() {
     });
 }
 
+/// Off, nothing is checked; on again, nobody is held back by the one that does not fit.
+#[test]
+fn what_was_built_while_all_was_off_does_not_keep_it_off() {
+    alone(|jail| {
+        let toml = |enabled: bool| {
+            format!("[api]\nmax_delay = 1\nbase_delay = 0.5\n[resilience]\nenabled = {enabled}\n")
+        };
+        let builder = |name: &str| Policy::builder(Kind::Api, name).timeout(40 * S);
+        jail.create_file("mainstay.toml", &toml(false))?;
+        let built = builder("built").base_delay(2 * S).build().unwrap();
+        let or_defaults = builder("or-defaults").base_delay(2 * S).build_or_defaults();
+        let fits = builder("fits").build().unwrap();
+        let all = [&built, &or_defaults, &fits];
+        assert_eq!(all.map(Policy::timeout), [None; 3]);
+
+        jail.create_file("mainstay.toml", &toml(true))?;
+        reload().unwrap();
+        assert_eq!(all.map(Policy::timeout), [Some(40 * S); 3]);
+
+        // What did fit is a reason to refuse settings that it does not fit any more.
+        jail.create_file("mainstay.toml", "[api]\ntimeout = 20\ndeadline = 30")?;
+        let text = reload().unwrap_err().to_string();
+        assert!(text.contains("`fits`") && !text.contains("built"), "{text}");
+        Ok(())
+    });
+}
+
 #[test]
 fn a_prefix_is_set_before_anything_is_read_or_not_at_all() {
     alone(|jail| {

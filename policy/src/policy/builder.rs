@@ -211,7 +211,9 @@ impl PolicyBuilder {
         let settings = config::settings()?;
         let overrides = self.code.over(&settings.overrides(self.kind));
         let tuning = resolve(self.kind, &self.name, &overrides, settings.enabled())?;
-        Ok(self.finish(&overrides, tuning, true))
+        // Switched off nothing is checked: what does not fit is not to keep it off for all.
+        let fits = tuning.enabled || resolve(self.kind, &self.name, &overrides, true).is_ok();
+        Ok(self.finish(&overrides, tuning, fits))
     }
 
     /// Builds the policy whatever the settings say: when it cannot be built with them, this warns and goes
