@@ -172,7 +172,7 @@ impl Settings {
     /// Among what is given, and the kind's defaults where the other one is not.
     fn contradictions(&self, given: &mut Given<'_>) {
         let (kind, defaults) = (self.kind.name(), self.kind.defaults());
-        if let Some(deadline) = self.deadline {
+        if let Some(deadline) = self.deadline.filter(|_| self.enable_timeout != Some(false)) {
             match self.timeout {
                 Some(timeout) if deadline < timeout => given.refuse(
                     "deadline_seconds",

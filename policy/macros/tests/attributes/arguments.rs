@@ -76,6 +76,7 @@ async fn everything_can_be_switched_off() {
     #[resilient(
         operation_name = "off",
         timeout_seconds = 1,
+        deadline_seconds = 0.5,
         failure_threshold = 1,
         enable_timeout = false,
         enable_retry = false,
