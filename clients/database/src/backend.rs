@@ -91,6 +91,8 @@ pub(crate) mod sealed {
         const EXAMPLE: &'static str;
         /// The URL names hosts, not a file.
         const HAS_HOSTS: bool = true;
+        /// A greeting tells what kind of server it is.
+        const SAYS_ROLE: bool = false;
         const DIALECT: Dialect;
         /// What the driver knows after the `?` of a URL with hosts.
         const PARAMETERS: &'static [&'static str] = &[];

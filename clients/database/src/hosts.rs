@@ -1,8 +1,9 @@
 //! Where the server is: one address or several, and which of them will do.
 //!
 //! A URL may name several hosts, as libpq's may: `postgres://user@one:5432,two:5432/db`. They are
-//! tried in turn, the one that did last first, so that a promoted replica is found without a restart;
-//! none waits for one before it that is silent.
+//! tried in turn, the one that did last first, so that a promoted replica is found without a restart.
+//! Where a server says whether it is the one that is meant, none waits for one before it that is
+//! silent. Elsewhere a slow primary is waited for: its replica would answer first, and be taken.
 
 use crate::{
     backend::{Backend, Greeting, Options, Sealed, Tuning},
@@ -132,36 +133,49 @@ impl<DB: Backend> Hosts<DB> {
         self.options.get(self.best.load(Relaxed)).or_else(|| self.options.first())
     }
 
-    /// The first host that answers and fits, or why there is none. Takes at most the connect timeout,
-    /// and half a second where there are several.
+    /// The first host that answers and fits, or why there is none.
     pub(crate) async fn connect(&self) -> Result<Connected<DB>, ConnectError> {
+        let told_apart = DB::SAYS_ROLE && self.tuning.target != Target::Any;
+        let all_asked = if told_apart { ALL_ASKED } else { Duration::MAX };
+        let (connected, fits) = self.find(all_asked).await?;
+        if fits {
+            self.best.store(connected.host, Relaxed);
+        }
+        Ok(connected)
+    }
+
+    /// Whether there is one, for a probe: callers do not follow it.
+    pub(crate) async fn reach(&self) -> Result<(), ConnectError> {
+        self.find(ALL_ASKED).await.map(drop)
+    }
+
+    /// A connection, and whether its host fits. The next host is asked when one before it has failed,
+    /// or beside it so that all are asked after this long.
+    async fn find(&self, all_asked: Duration) -> Result<(Connected<DB>, bool), ConnectError> {
         self.drop_anchor().await?;
         let (best, hosts) = (self.best.load(Relaxed), self.options.len());
         let mut turn = (0..hosts).map(|n| (best + n) % hosts);
-        let patience = ALL_ASKED / u32::try_from(hosts).unwrap_or(u32::MAX).max(1);
+        let patience = all_asked / u32::try_from(hosts).unwrap_or(u32::MAX).max(1);
         let (mut error, mut second_best) = (None, None);
         let mut asked = FuturesUnordered::new();
         loop {
             let next = turn.next();
-            asked.extend(next.map(|host| async move { (host, self.connect_to(host).await) }));
+            asked.extend(next.map(|host| self.connect_to(host)));
             match tokio::time::timeout(patience, asked.next()).await {
                 Ok(None) => break,
-                Ok(Some((host, Ok((connected, true))))) => {
-                    self.best.store(host, Relaxed);
-                    return Ok(connected);
-                }
-                Ok(Some((_, Ok((connected, false))))) => {
+                Ok(Some(Ok((connected, true)))) => return Ok((connected, true)),
+                Ok(Some(Ok((connected, false)))) => {
                     second_best = Some(connected);
                     error.get_or_insert(ConnectError::NoneFits);
                 }
                 // A host that says something tells more than one that does not fit.
-                Ok(Some((_, Err(said)))) => error = Some(said),
+                Ok(Some(Err(said))) => error = Some(said),
                 // It may yet answer, beside the next one.
                 Err(_) => {}
             }
         }
         if let (Target::PreferStandby, Some(connected)) = (self.tuning.target, second_best) {
-            return Ok(connected);
+            return Ok((connected, false));
         }
         Err(error.unwrap_or(ConnectError::NoneFits))
     }

@@ -443,11 +443,11 @@ impl<DB: Backend> Pool<DB> {
         tokio::select! {
             biased;
             true = &mut idle => Ok(()),
-            connected = self.0.hosts.connect() => {
-                if connected.is_ok() && answered.is_err() {
+            reached = self.0.hosts.reach() => {
+                if reached.is_ok() && answered.is_err() {
                     self.suspect();
                 }
-                connected.map(drop).map_err(ConnectError::into_failure::<DB>)
+                reached.map_err(ConnectError::into_failure::<DB>)
             }
         }
     }

@@ -19,6 +19,7 @@ impl Sealed for Postgres {
     const LABEL: &'static str = "PostgreSQL";
     const SCHEMES: &'static [&'static str] = &["postgres", "postgresql"];
     const EXAMPLE: &'static str = "postgres://user:password@host:5432/database";
+    const SAYS_ROLE: bool = true;
     const DIALECT: Dialect = Dialect::Postgres;
     const TLS_MODES: &'static str = "disable, allow, prefer, require, verify-ca, verify-full";
     const PARAMETERS: &'static [&'static str] = &[

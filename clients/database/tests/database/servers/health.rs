@@ -60,6 +60,25 @@ async fn a_silent_host_does_not_hide_the_one_that_answers() {
     }
 }
 
+/// MariaDB does not say whether it is the primary: whoever answers first may be its replica.
+#[tokio::test]
+async fn a_slow_primary_of_mariadb_is_not_left_for_its_replica() {
+    let [primary, replica] = [(); 2].map(|()| Proxy::in_front_of(MARIADB.address()));
+    primary.set(|faults| faults.replies.latency = ms(100));
+    let db: MySqlDatabase = DatabaseClient::builder()
+        .name("health-slow-primary")
+        .url(format!("mysql://root@{},{}/mysql", primary.addr(), replica.addr()))
+        .connect_timeout(ms(10_000))
+        .acquire_timeout(ms(10_000))
+        .build()
+        .unwrap();
+    // The probe has a second, and asks both; callers do not follow it.
+    assert_is(&db.health_check().await, HealthStatus::Healthy);
+    assert_eq!((primary.accepted(), replica.accepted()), (1, 1));
+    idle(&db, 2).await;
+    assert_eq!((primary.accepted(), replica.accepted()), (3, 1));
+}
+
 /// It answers, after longer than others are silent: no reason to leave it.
 #[tokio::test]
 async fn a_slow_connection_is_waited_for() {
