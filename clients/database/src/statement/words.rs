@@ -170,7 +170,8 @@ impl<'s> Part<'s> {
                 match words.next() {
                     // The one thing that is temporary and has it commit.
                     Some(word) if is(word, &["temporary"]) => {
-                        is(first, &["create"]) && words.any(|word| is(word, &["sequence"]))
+                        let what = words.next();
+                        is(first, &["create"]) && what.is_some_and(|word| is(word, &["sequence"]))
                     }
                     what => !what.is_some_and(|word| is(word, &["prepare"])),
                 }

@@ -209,6 +209,8 @@ fn what_ends_a_transaction_is_known_in_the_words_of_its_database() {
         ("drop temporary table t", [false, false, false]),
         ("create or replace temporary sequence s", [false, true, false]),
         ("drop temporary sequence s", [false, false, false]),
+        ("create temporary table t (sequence int)", [false, false, false]),
+        ("create temporary table t as select sequence from x", [false, false, false]),
         ("set statement x = 'for', y = 1 for truncate t", [false, true, false]),
         ("set statement x = 1 for insert into t values (1)", [false, false, false]),
         ("set statement x = 1; commit", [true, true, true]),

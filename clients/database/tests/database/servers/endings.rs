@@ -70,6 +70,7 @@ async fn what_mariadb_commits_before_is_known_and_nothing_else_is_refused() {
         ("create temporary sequence seq", true),
         ("create or replace temporary sequence seq", true),
         ("create temporary table seq (n int)", false),
+        ("create temporary table steps (sequence int)", false),
         ("set statement max_statement_time = 9 for truncate emptied", true),
         ("set statement lock_wait_timeout = 9, max_statement_time = 9 for commit", true),
         ("set statement max_statement_time = 9 for insert into emptied values (1)", false),
