@@ -25,7 +25,7 @@ use crate::{
 use cancel::Canceller;
 use futures_util::{
     FutureExt,
-    future::{BoxFuture, Shared, WeakShared},
+    future::{BoxFuture, FusedFuture, Shared, WeakShared},
 };
 use lease::Permit;
 use std::{
@@ -432,9 +432,12 @@ impl<DB: Backend> Pool<DB> {
     pub(crate) async fn probe(&self) -> Result<(), DatabaseFailure> {
         /// A packet that was lost has come by then.
         const PATIENCE: Duration = Duration::from_millis(250);
+        /// When a new connection has failed: the idle one may be slow, and in order.
+        const LONGER: Duration = Duration::from_millis(750);
         if self.0.closed.load(SeqCst) {
             return Err(DatabaseFailure::closed());
         }
+        let started = tokio::time::Instant::now();
         let mut idle = pin!(self.ping_idle().fuse());
         let answered = tokio::time::timeout(PATIENCE, &mut idle).await;
         if answered == Ok(true) {
@@ -446,6 +449,10 @@ impl<DB: Backend> Pool<DB> {
             reached = self.0.hosts.reach() => {
                 if reached.is_ok() && answered.is_err() {
                     self.suspect();
+                } else if !idle.is_terminated()
+                    && tokio::time::timeout_at(started + LONGER, idle).await == Ok(true)
+                {
+                    return Ok(());
                 }
                 reached.map_err(ConnectError::into_failure::<DB>)
             }

@@ -90,6 +90,18 @@ async fn a_slow_connection_is_waited_for() {
     assert_eq!(db.pool_status().idle, 2);
 }
 
+/// Draining, say, or the password is another one by now: the connections that there are go on.
+#[tokio::test]
+async fn a_refused_connection_does_not_speak_for_one_that_is_slow() {
+    let proxy = Proxy::in_front_of(POSTGRES.address());
+    let db: PgDatabase = client("health-refused", Postgres::url_at(proxy.addr()));
+    idle(&db, 2).await;
+    proxy.set(|faults| faults.replies.latency = ms(400));
+    proxy.refuse();
+    assert_is(&db.health_check().await, HealthStatus::Healthy);
+    assert_eq!(db.pool_status().idle, 2);
+}
+
 /// Load, and not a fault: the connections that there are go on.
 #[tokio::test]
 async fn a_full_server_is_degraded_for_whom_it_serves() {
