@@ -48,9 +48,9 @@ impl<DB: Backend> DatabaseClientBuilder<DB> {
     /// `postgres://user@one:5432,two:5432/database?target_session_attrs=read-write`, which with
     /// several hosts is the default; `any`, `read-only`, `primary`, `standby` and `prefer-standby`
     /// are the others. A PostgreSQL server that is asked for one of these and is silent is not waited
-    /// for: the next one is asked beside it. MariaDB and MySQL do not say which they are: there any
-    /// host will do, and one is left when it fails or is silent for the whole
-    /// [`connect_timeout`](Self::connect_timeout).
+    /// for: the next one is asked beside it, and after half a second `prefer-standby` takes any.
+    /// MariaDB and MySQL do not say which they are: there any host will do, and one is left when it
+    /// fails or is silent for the whole [`connect_timeout`](Self::connect_timeout).
     ///
     /// Default: `MAINSTAY_DATABASE_{NAME}_URL` for a client with a name, else `MAINSTAY_DATABASE_URL`,
     /// else `DATABASE_URL`. That a client with a name has no URL of its own, and takes the one of all, is

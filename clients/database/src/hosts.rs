@@ -18,10 +18,11 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering::Relaxed},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-/// After so long all hosts are being asked: the last one has the rest of a probe's second.
+/// After so long all hosts are being asked, and one that is second best will do: what is left of a
+/// probe's second is for the last one.
 const ALL_ASKED: Duration = Duration::from_millis(500);
 
 /// Which servers will do; libpq's `target_session_attrs` in the URL.
@@ -156,13 +157,18 @@ impl<DB: Backend> Hosts<DB> {
         let (best, hosts) = (self.best.load(Relaxed), self.options.len());
         let mut turn = (0..hosts).map(|n| (best + n) % hosts);
         let patience = all_asked / u32::try_from(hosts).unwrap_or(u32::MAX).max(1);
+        let started = Instant::now();
+        let prefers = self.tuning.target == Target::PreferStandby;
         let (mut error, mut second_best) = (None, None);
         let mut asked = FuturesUnordered::new();
         loop {
             let next = turn.next();
             asked.extend(next.map(|host| self.connect_to(host)));
-            match tokio::time::timeout(patience, asked.next()).await {
+            let will_do = prefers && next.is_none() && second_best.is_some();
+            let wait = if will_do { ALL_ASKED.saturating_sub(started.elapsed()) } else { patience };
+            match tokio::time::timeout(wait, asked.next()).await {
                 Ok(None) => break,
+                Err(_) if will_do => break,
                 Ok(Some(Ok((connected, true)))) => return Ok((connected, true)),
                 Ok(Some(Ok((connected, false)))) => {
                     second_best = Some(connected);
@@ -174,10 +180,10 @@ impl<DB: Backend> Hosts<DB> {
                 Err(_) => {}
             }
         }
-        if let (Target::PreferStandby, Some(connected)) = (self.tuning.target, second_best) {
-            return Ok((connected, false));
+        match second_best {
+            Some(connected) if prefers => Ok((connected, false)),
+            _ => Err(error.unwrap_or(ConnectError::NoneFits)),
         }
-        Err(error.unwrap_or(ConnectError::NoneFits))
     }
 
     /// A connection to one host, and whether that one fits.

@@ -60,6 +60,24 @@ async fn a_silent_host_does_not_hide_the_one_that_answers() {
     }
 }
 
+/// Any standby is better than the primary, but not than no connection.
+#[tokio::test]
+async fn a_silent_standby_does_not_hide_the_primary_that_will_do() {
+    let standby = Proxy::in_front_of(POSTGRES.address());
+    standby.set(|faults| faults.accept = Accept::Silent);
+    let primary = Proxy::in_front_of(POSTGRES.address());
+    let url = format!("{}?target_session_attrs=prefer-standby", hosts(&[&standby, &primary]));
+    let db: PgDatabase = DatabaseClient::builder()
+        .name("health-silent-standby")
+        .url(url)
+        .connect_timeout(ms(10_000))
+        .policy(|p| p.max_attempts(1).timeout(ms(5_000)))
+        .build()
+        .unwrap();
+    assert_is(&db.health_check().await, HealthStatus::Healthy);
+    sqlx::query("select 1").execute(&db).await.unwrap();
+}
+
 /// MariaDB does not say whether it is the primary: whoever answers first may be its replica.
 #[tokio::test]
 async fn a_slow_primary_of_mariadb_is_not_left_for_its_replica() {
