@@ -174,6 +174,9 @@ impl<DB: Backend> Hosts<DB> {
                     second_best = Some(connected);
                     error.get_or_insert(ConnectError::NoneFits);
                 }
+                // It comes last where hosts are asked side by side, and says nothing.
+                Ok(Some(Err(ConnectError::Silent(_))))
+                    if matches!(error, Some(ConnectError::Driver(_))) => {}
                 // A host that says something tells more than one that does not fit.
                 Ok(Some(Err(said))) => error = Some(said),
                 // It may yet answer, beside the next one.

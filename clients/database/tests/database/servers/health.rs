@@ -78,6 +78,22 @@ async fn a_silent_standby_does_not_hide_the_primary_that_will_do() {
     sqlx::query("select 1").execute(&db).await.unwrap();
 }
 
+/// A host that is silent says nothing, and so not that the other one was wrong.
+#[tokio::test]
+async fn what_a_host_says_is_told_though_another_one_is_silent() {
+    let [silent, speaks] = [(); 2].map(|()| Proxy::in_front_of(POSTGRES.address()));
+    silent.set(|faults| faults.accept = Accept::Silent);
+    let db: PgDatabase = DatabaseClient::builder()
+        .name("health-says")
+        .url(format!("postgres://postgres@{},{}/nowhere", silent.addr(), speaks.addr()))
+        .connect_timeout(ms(700))
+        .policy(|p| p.max_attempts(1).timeout(ms(5_000)))
+        .build()
+        .unwrap();
+    let error = Error::from(sqlx::query("select 1").execute(&db).await.unwrap_err());
+    assert!(text(&error).contains("3D000"), "{}", text(&error));
+}
+
 /// MariaDB does not say whether it is the primary: whoever answers first may be its replica.
 #[tokio::test]
 async fn a_slow_primary_of_mariadb_is_not_left_for_its_replica() {
