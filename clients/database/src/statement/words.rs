@@ -111,6 +111,10 @@ impl<'s> Part<'s> {
         self.rest.clone()
     }
 
+    fn text(&self) -> &'s [u8] {
+        self.rest.rest.trim_ascii_start()
+    }
+
     fn changes_session(&self) -> bool {
         let (first, temporary) = (self.first, |word: &[u8]| is(word, &["temp", "temporary"]));
         match self.rest.dialect {
@@ -145,7 +149,9 @@ impl<'s> Part<'s> {
         const BLOCKS: &[&str] =
             &["begin", "case", "else", "elseif", "for", "if", "loop", "repeat", "when", "while"];
         const BEFORE_ONE: &[&str] = &["atomic", "begin", "do", "else", "loop", "repeat", "then"];
-        let is_block = self.rest.dialect == Dialect::MySql && is(self.first, BLOCKS);
+        // Perhaps after a label.
+        let begins = || is(self.first, BLOCKS) || self.text().starts_with(b":");
+        let is_block = self.rest.dialect == Dialect::MySql && begins();
         let (mut words, mut before) = (self.words(), self.first);
         let next = move || loop {
             let first = words.next()?;
@@ -154,6 +160,18 @@ impl<'s> Part<'s> {
             }
         };
         is_block.then(|| std::iter::from_fn(next)).into_iter().flatten()
+    }
+
+    /// What may be the statement of a `declare .. handler for`: it comes after names of errors.
+    fn handler(&self) -> impl Iterator<Item = Self> {
+        const OTHERS: &[&str] =
+            &["call", "declare", "delete", "insert", "replace", "select", "update", "with"];
+        let mut words = self.words();
+        words.by_ref().find(|word| is(word, &["handler"]));
+        std::iter::from_fn(move || {
+            let first = words.next().filter(|word| !is(word, OTHERS))?;
+            Some(Part { first, rest: words.clone(), into: false })
+        })
     }
 
     fn ends_at_once(&self) -> bool {
@@ -178,13 +196,16 @@ impl<'s> Part<'s> {
             }
             // What its text says is not known here.
             Dialect::MySql if is(first, &["execute"]) => true,
+            Dialect::MySql if is(first, &["declare"]) => {
+                self.handler().any(|part| part.ends_at_once())
+            }
             // Perhaps after `local`.
             Dialect::MySql if is(first, &["analyze"]) => {
                 self.words().take(2).any(|word| is(word, &["table"]))
             }
             Dialect::MySql if is(first, &["load"]) => self.second_is(&["index"]),
             Dialect::MySql if is(first, &["set"]) => {
-                let variable = self.rest.rest.trim_ascii_start().starts_with(b"@");
+                let variable = self.text().starts_with(b"@");
                 (!variable && self.second_is(&["default", "password"])) || self.has(&["autocommit"])
             }
             Dialect::MySql => is(first, COMMITTED_BEFORE),

@@ -217,6 +217,22 @@ fn what_ends_a_transaction_is_known_in_the_words_of_its_database() {
         ("execute immediate 'truncate t'", [false, true, false]),
         ("begin not atomic truncate t; end", [true, true, true]),
         ("begin not atomic l: loop commit; end loop; end", [true, true, true]),
+        ("begin not atomic select 1; l: begin truncate t; end; end", [true, true, true]),
+        ("begin not atomic select 1; l: begin delete from t; end; end", [true, false, true]),
+        (
+            "begin not atomic declare exit handler for sqlexception rollback; end",
+            [true, true, true],
+        ),
+        ("begin not atomic declare exit handler for not found begin commit; end; end", [true; 3]),
+        ("begin not atomic declare x cursor for select handler; end", [true, false, true]),
+        (
+            "begin not atomic declare a int; declare exit handler for 1062 rollback to x; end",
+            [true, false, true],
+        ),
+        (
+            "begin not atomic declare exit handler for 1062 update t set reset = 1; end",
+            [true, false, true],
+        ),
         ("if a then select 1; elseif b then begin commit; end; end if", [true, true, true]),
         ("while a do insert into t values (1); end while", [true, false, true]),
         ("/*!40000 alter table t disable keys */", [false, true, false]),

@@ -80,6 +80,17 @@ async fn what_mariadb_commits_before_is_known_and_nothing_else_is_refused() {
         ("begin not atomic truncate emptied; end", true),
         ("begin not atomic if 1 then begin select 1; commit; end; end if; end", true),
         ("begin not atomic if 1 then insert into emptied values (1); end if; end", false),
+        ("begin not atomic select 1; l: begin truncate emptied; end; end", true),
+        (
+            "begin not atomic declare exit handler for sqlexception, sqlwarning commit; \
+             signal sqlstate '45000'; end",
+            true,
+        ),
+        (
+            "begin not atomic declare exit handler for sqlstate '45000' \
+             insert into emptied values (1); signal sqlstate '45000'; end",
+            false,
+        ),
         ("if 1 then commit; end if", true),
         ("if 0 then select 1; else truncate emptied; end if", true),
         ("case when 1 then commit; end case", true),
