@@ -27,7 +27,7 @@ use aws_sdk_s3::{
     },
 };
 use futures_util::stream::{self, StreamExt, TryStreamExt};
-use mainstay_policy::{Deadline, Error};
+use mainstay_policy::{CallError, Deadline, Effect, Error, Operation};
 use pending::Pending;
 use resume::Earlier;
 use source::{Block, Source, unreadable};
@@ -227,7 +227,7 @@ impl<'a> Job<'a> {
         let written = match (sent, mark) {
             // A condition that a repeat meets may be its own first attempt's doing: look.
             (Err(error), Some(mark)) if error.attempts() > 1 => {
-                self.landed(mark, sums().as_slice(), error).await?
+                self.landed(&UPLOAD, mark, sums().as_slice(), error).await?
             }
             (sent, _) => sent?,
         };
@@ -329,7 +329,7 @@ impl<'a> Job<'a> {
             Err(error) if is_damaged(&error) => Err(error),
             // A completion that went unacknowledged makes its repeat fail: look.
             Err(error) if error.is_outcome_unknown() || error.attempts() > 1 => {
-                self.landed(&begun.mark, sums.unwrap_or_default(), error).await
+                self.landed(&COMPLETE_UPLOAD, &begun.mark, sums.unwrap_or_default(), error).await
             }
             end => end,
         }
@@ -419,8 +419,14 @@ impl<'a> Job<'a> {
     }
 
     /// What was written, if the object is the one of this upload, by its mark, or else by its checksum; this error
-    /// if not.
-    async fn landed(&self, mark: &str, sums: &[Sum], error: Error) -> Result<Written, Error> {
+    /// of the write if not.
+    async fn landed(
+        &self,
+        write: &Operation,
+        mark: &str,
+        sums: &[Sum],
+        error: Error,
+    ) -> Result<Written, Error> {
         let mode = self.source.crc.map(|_| ChecksumMode::Enabled);
         let customer = self.customer();
         let head = self.client().call(&HEAD, self.target, 0, |sdk, attempt| {
@@ -450,7 +456,13 @@ impl<'a> Job<'a> {
         });
         match head.await {
             Ok(Some(written)) => Ok(written),
-            Err(damaged) if is_damaged(&damaged) => Err(damaged),
+            Err(look) if is_damaged(&look) => {
+                let (attempts, effect) = (error.attempts(), Effect::Unknown);
+                let elapsed = error.elapsed().saturating_add(look.elapsed());
+                let error = S3Failure::other_bytes().about(self.target.bucket, true);
+                let error = CallError::Backend { attempts, elapsed, effect, error };
+                Err(Error::from_call(self.client().policy().name(), write.name(), error))
+            }
             _ => Err(error),
         }
     }

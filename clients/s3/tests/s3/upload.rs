@@ -122,6 +122,9 @@ async fn what_was_completed_with_other_bytes_is_no_success_and_not_undone() {
         let told = error.last().unwrap();
         assert!(told.contains("it may have happened"), "{lost}: {told}");
         assert!(told.contains("is not what its checksum says"), "{lost}: {told}");
+        // Of the completion, whoever found it out.
+        let attempts = if lost { "2 attempts" } else { "1 attempt" };
+        assert!(told.contains("complete_upload") && told.contains(attempts), "{lost}: {told}");
         assert!(error.is_outcome_unknown() && error.attempts() == 1, "{lost}: {error:?}");
         assert_eq!(store.seen(|r| r.starts_with("DELETE")), 0, "{lost}");
     }
