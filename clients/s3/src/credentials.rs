@@ -124,11 +124,12 @@ impl Remembered {
                 }
             }
         };
-        match search.await {
+        match search.clone().await {
             Ok(found) => found.map_err(CredentialsError::provider_error),
             Err(broken_off) => {
-                // The next who asks begins another.
-                self.state().search = None;
+                // The next who asks begins another, which those who waited with us leave alone.
+                let mut state = self.state();
+                state.search = state.search.take().filter(|other| !other.ptr_eq(&search));
                 Err(CredentialsError::unhandled(broken_off))
             }
         }
@@ -331,6 +332,18 @@ mod tests {
         remembered.load().await.unwrap_err();
         provider.then(Answer::Lasting);
         assert_eq!(remembered.load().await.unwrap().access_key_id(), "2");
+    }
+
+    #[tokio::test]
+    async fn who_waited_for_a_search_that_panicked_leaves_the_next_one_alone() {
+        let (provider, remembered) = Counting::of(Answer::Panics);
+        let (mut first, mut last) = (Box::pin(remembered.load()), Box::pin(remembered.load()));
+        assert!((&mut first).now_or_never().is_none() && (&mut last).now_or_never().is_none());
+        first.await.unwrap_err();
+        provider.then(Answer::Hangs);
+        assert!(remembered.load().now_or_never().is_none());
+        last.await.unwrap_err();
+        assert!(remembered.is_searching());
     }
 
     #[tokio::test]

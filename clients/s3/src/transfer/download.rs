@@ -16,6 +16,7 @@ use crate::{
     checksum::{Crc, Sum},
     numbers::Direction,
     transfer::{
+        OutOfTime,
         part::{self, PART, Part},
         progress::Tracker,
         tuning::{Tuning, tuning},
@@ -167,11 +168,17 @@ impl Download {
 
     /// The file beside the target, which the last write of a download that was dropped keeps locked for a moment.
     async fn temporary(&self, anew: bool) -> Result<(Temporary, Option<Earlier>), Error> {
-        let end = Instant::now() + WRITE_WAIT;
+        let left = Deadline::current().map_or(WRITE_WAIT, Deadline::left);
+        let end = Instant::now() + left.min(WRITE_WAIT);
+        let mut waited = false;
         loop {
             let (to, tag) = (self.path.clone(), self.tuning.resume.then(|| self.tag()));
             let created = part::blocking(move || Ok(Temporary::create(&to, tag, anew))).await;
-            if let Some(created) = created.map_err(|error| self.failed(error))?? {
+            let late = created.as_ref().is_err_and(|error| OutOfTime::of(error).is_some());
+            // The look that the deadline ended would have told what those before it did.
+            if !(late && waited)
+                && let Some(created) = created.map_err(|error| self.failed(error))??
+            {
                 return Ok(created);
             }
             if Instant::now() >= end {
@@ -181,7 +188,8 @@ impl Download {
                     self.path.display()
                 )));
             }
-            tokio::time::sleep(LOOK).await;
+            waited = true;
+            tokio::time::sleep_until(end.min(Instant::now() + LOOK)).await;
         }
     }
 
@@ -451,5 +459,20 @@ mod tests {
         assert!(tokio::time::timeout(WRITE_WAIT / 2, &mut resumes).await.is_err());
         drop(dropped);
         resumes.await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_deadline_does_not_hide_what_was_waited_for() {
+        let directory = tempfile::tempdir().unwrap();
+        let s3 = S3Client::builder().endpoint_url("http://short").credentials("key", "secret");
+        let download =
+            s3.build().unwrap().download_file("bucket", "k", directory.path().join("to"));
+        let download = download.resume();
+        let _held = download.temporary(false).await.unwrap();
+        let (began, limit) = (Instant::now(), WRITE_WAIT / 4);
+        let refused = Deadline::within(limit).scope(download.temporary(false)).await;
+        let refused = refused.map(drop).unwrap_err().to_string();
+        assert!(refused.contains("another download to it is on its way"), "{refused}");
+        assert_eq!(began.elapsed(), limit);
     }
 }
