@@ -6,7 +6,7 @@ use serde::Serialize;
 use std::{io, time::Duration};
 use tokio::time::{Instant, timeout_at};
 
-/// Over every client's own limit; this is for what has none, such as a search for credentials.
+/// Over every client's own limit, of 2 s at most: this is for one that does not hold.
 const LIMIT: Duration = Duration::from_secs(8);
 
 /// One dependency that the settings name.
