@@ -34,7 +34,7 @@ use std::{
     sync::{
         Arc, PoisonError,
         atomic::{
-            AtomicU64 as Counter,
+            AtomicBool, AtomicU64 as Counter,
             Ordering::{Acquire, Relaxed, Release},
         },
     },
@@ -121,6 +121,8 @@ struct Inner {
     slow_after: Counter,
     meter: Meter,
     counters: Counters,
+    /// Its dependency is gone for good.
+    retired: AtomicBool,
     #[cfg(feature = "metrics")]
     numbers: Handles,
     /// The second in which `numbers` were asked for.
@@ -201,6 +203,7 @@ impl Breaker {
             slow_after,
             meter: Meter::default(),
             counters: Counters::default(),
+            retired: AtomicBool::new(false),
             #[cfg(feature = "metrics")]
             numbers,
             #[cfg(feature = "metrics")]
@@ -292,14 +295,25 @@ impl Breaker {
         self.0.publish(&machine, self.cause());
     }
 
-    /// Who has it.
-    pub(crate) fn owners(&self) -> usize {
-        Arc::strong_count(&self.0)
-    }
-
     /// Closed, and of no policy any more.
     pub(crate) fn is_idle(&self) -> bool {
-        self.owners() == 1 && self.0.word.load(Relaxed) & (GUARDED | FAILING) == 0
+        self.is_left() && self.0.word.load(Relaxed) & (GUARDED | FAILING) == 0
+    }
+
+    /// Nobody but the registry has it.
+    fn is_left(&self) -> bool {
+        Arc::strong_count(&self.0) == 1
+    }
+
+    /// To be forgotten once nobody has it, or not after all.
+    pub(crate) fn retire(&self, retired: bool) {
+        self.0.retired.store(retired, Relaxed);
+    }
+
+    /// Nobody has it or will ask for it, nor has somebody told it what to do until he says otherwise.
+    pub(crate) fn is_over(&self) -> bool {
+        let told = matches!(self.gate(), Gate::Isolated | Gate::ForcedClosed);
+        self.is_left() && self.0.retired.load(Relaxed) && !told
     }
 
     pub(crate) fn counters(&self) -> &Counters {

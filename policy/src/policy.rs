@@ -317,6 +317,12 @@ impl Policy {
         !limits.observe() && (limits.guarded() || limits.owns_retries())
     }
 
+    /// Whether its breaker may refuse calls: not in observe mode, nor with it switched off.
+    #[must_use]
+    pub fn refuses(&self) -> bool {
+        self.0.limits().refuses()
+    }
+
     /// What a [streamed](Operation::streamed) operation began has ended well. `begun` is the
     /// [generation](Breaker::generation) that the breaker was in then; in a later one this decides
     /// nothing, since the connection is from before.
@@ -351,11 +357,11 @@ impl Policy {
         Counters::add(&self.0.breaker.counters().fallbacks);
     }
 
-    /// The dependency is gone for good, such as a server that left its cluster: its breaker is closed
-    /// and listed no more, unless another policy has it too.
+    /// The dependency is gone for good, such as a server that left its cluster: once nobody has this
+    /// policy or another of its name any more, its breaker is listed no more either. One that somebody
+    /// [isolated](Breaker::isolate) or [forced](Breaker::force_closed) stays.
     pub fn retire(&self) {
-        let own = 1 + usize::from(self.0.bulkhead.is_some());
-        crate::registry::retire(&self.0.breaker, own);
+        crate::registry::retire(&self.0.breaker);
     }
 
     /// How long one step may take from now on: the attempt timeout, or what is left of the deadline

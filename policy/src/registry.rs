@@ -36,6 +36,7 @@ fn dependencies() -> MutexGuard<'static, Dependencies> {
 pub(crate) fn dependency(name: &Arc<str>, config: BreakerConfig) -> (Breaker, Arc<Budget>) {
     let found = dependencies().get(name).cloned();
     if let Some((breaker, budget)) = found {
+        breaker.retire(false);
         breaker.configure(config);
         return (breaker, budget);
     }
@@ -65,15 +66,16 @@ pub(crate) fn dependency(name: &Arc<str>, config: BreakerConfig) -> (Breaker, Ar
     entry
 }
 
-/// Lists a dependency no more, if only these of its owners have it, who will not ask for it again.
-pub(crate) fn retire(breaker: &Breaker, owners: usize) {
-    let mut all = dependencies();
-    let gone = match breaker.owners() == owners + 1 {
-        true => all.remove(breaker.name()),
-        false => None,
-    };
-    drop(all);
-    if let Some((breaker, _)) = gone {
+/// This dependency is listed no more once nobody has it, unless somebody asks for it again.
+pub(crate) fn retire(breaker: &Breaker) {
+    breaker.retire(true);
+    sweep();
+}
+
+/// Forgets the retired ones that nobody has any more.
+fn sweep() {
+    let gone: Vec<_> = dependencies().extract_if(.., |_, (breaker, _)| breaker.is_over()).collect();
+    for (_, (breaker, _)) in gone {
         // For who heard that it opened and waits for its end.
         breaker.reset();
     }
@@ -108,6 +110,7 @@ pub(crate) fn retune(settings: &Settings) -> Result<(), ConfigError> {
 }
 
 pub(crate) fn all() -> Vec<(Breaker, Arc<Budget>)> {
+    sweep();
     dependencies().values().cloned().collect()
 }
 
@@ -125,6 +128,7 @@ pub(crate) fn all() -> Vec<(Breaker, Arc<Budget>)> {
 /// ```
 #[must_use]
 pub fn breaker(name: &str) -> Option<Breaker> {
+    sweep();
     dependencies().get(name).map(|(breaker, _)| breaker.clone())
 }
 

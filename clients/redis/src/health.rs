@@ -60,9 +60,9 @@ impl RedisClient {
     }
 
     /// The first that is so of the client's breaker and, in a cluster, those of the masters. In observe
-    /// mode they are in nobody's way.
+    /// mode, or switched off, they are in nobody's way.
     fn breaker_that(&self, line: &Line, is: impl Fn(&Breaker) -> bool) -> Option<Breaker> {
-        let own = self.policy().acts().then(|| self.policy().breaker().clone())?;
+        let own = self.policy().refuses().then(|| self.policy().breaker().clone())?;
         std::iter::once(own).chain(line.breakers()).find(is)
     }
 

@@ -311,18 +311,31 @@ async fn largest_settings_do_not_panic() {
     assert_eq!(error.attempts(), 1);
 }
 
-#[test]
-fn a_retired_dependency_is_listed_no_more_unless_another_policy_has_it() {
-    let (policy, other) = (Policy::api("t-retired"), Policy::api("t-retired"));
-    policy.breaker().isolate();
+#[tokio::test]
+async fn a_retired_dependency_is_listed_no_more_unless_another_policy_has_it() {
+    let build = || {
+        let builder = Policy::builder(Kind::Api, "t-retired").failure_threshold(1).max_attempts(1);
+        builder.build().unwrap()
+    };
+    let (policy, other) = (build(), build());
+    let _ = policy.call(|| std::future::ready(Err::<(), _>(std::io::Error::other("down")))).await;
+    let state = || crate::breaker("t-retired").map(|breaker| breaker.state());
+    assert_eq!(state(), Some(BreakerState::Open));
     policy.retire();
-    let state = || crate::breaker("api:t-retired").map(|breaker| breaker.state());
-    assert_eq!(state(), Some(BreakerState::Isolated));
-    drop(other);
-    policy.retire();
+    drop(policy);
+    assert_eq!(state(), Some(BreakerState::Open), "the other has it");
+    let again = build();
+    drop((other, again));
+    assert_eq!(state(), Some(BreakerState::Open), "somebody asked for it again");
+    let last = build();
+    last.retire();
+    drop(last);
     assert_eq!(state(), None);
-    assert_eq!(policy.breaker().state(), BreakerState::Closed);
-    assert_eq!(Policy::api("t-retired").breaker().state(), BreakerState::Closed, "a new one");
+    let new = build();
+    new.breaker().isolate();
+    new.retire();
+    drop(new);
+    assert_eq!(state(), Some(BreakerState::Isolated), "until who said so says otherwise");
 }
 
 mod cancel;
@@ -418,6 +431,8 @@ async fn who_is_around_a_stream_that_broke_does_not_repeat_it() {
 fn a_policy_says_whether_it_acts_and_by_when_a_call_ends() {
     let policy = database("t-acts").timeout(2 * S).build().unwrap();
     assert_eq!((policy.deadline(), policy.acts()), (Some(4 * S), true));
+    let unguarded = database("t-acts-unguarded").enable_circuit_breaker(false).build().unwrap();
+    assert_eq!((unguarded.acts(), unguarded.refuses(), policy.refuses()), (true, false, true));
     assert_eq!(policy.with_timeout(3 * S).deadline(), Some(6 * S));
     let off = database("t-acts-off").enable_timeout(false).enable_retry(false);
     let off = off.enable_circuit_breaker(false).build().unwrap();
@@ -431,6 +446,7 @@ fn a_policy_says_whether_it_acts_and_by_when_a_call_ends() {
     assert_eq!((none.timeout(), none.deadline()), (None, None));
     let observing = database("t-acts-observing").mode(Mode::Observe).build().unwrap();
     assert_eq!((observing.deadline(), observing.acts()), (None, false));
+    assert!(!observing.refuses());
     // Nor has a step beside it a limit, but for the deadline around it.
     for observing in [observing.with_timeout(S), observing] {
         assert_eq!((observing.timeout(), observing.time_for_attempt()), (None, None));

@@ -194,7 +194,11 @@ impl Shadow {
             (Some(Shadowed::Text(held)), None) => Some(held),
             (Some(Shadowed::Hash(fields)), Some(field)) => lock(&fields).seen.get(field).cloned(),
             (Some(Shadowed::Text(held)), Some(_)) if !self.fresh(&held, now) => None,
-            (Some(Shadowed::Hash(fields)), None) if lock(&fields).seen.is_empty() => None,
+            (Some(Shadowed::Hash(fields)), None)
+                if !lock(&fields).seen.values().any(|held| self.fresh(held, now)) =>
+            {
+                None
+            }
             (Some(_), _) => return Err(Refusal::WrongType),
         };
         let fresh = held.filter(|held| self.fresh(held, now));

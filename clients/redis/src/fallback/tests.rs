@@ -372,3 +372,17 @@ fn distinct_keys_without_end_stay_within_the_bytes() {
     let last = Slot::key("k39999");
     assert_eq!(read(&fallback, &last, now), Ok(Some(value.into())));
 }
+
+#[test]
+fn a_hash_that_was_seen_too_long_ago_says_nothing() {
+    let config = FallbackConfig::new().max_stale(Duration::from_secs(60));
+    let (fallback, now) = (Fallback::new(&config, true), Instant::now());
+    let (field, key) = (Slot::field("h", "f"), Slot::key("h"));
+    let ticket = ask_read(&fallback, &field);
+    filled(&fallback, &field, ticket, bytes("v"), now).unwrap();
+    let exists = |at| fallback.read(&Exists::new(key.clone()), at);
+    assert!(matches!(exists(now), Ok(Known::Here { what: true, .. })));
+    let later = now + Duration::from_secs(61);
+    assert!(!matches!(exists(later), Ok(Known::Here { what: true, .. })));
+    assert_ne!(read(&fallback, &key, later), Err(Refusal::WrongType));
+}

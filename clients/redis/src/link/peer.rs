@@ -183,11 +183,10 @@ impl Peer {
         }
     }
 
-    fn end_watcher(&self) {
+    /// Whether it was there still.
+    fn end_watcher(&self) -> bool {
         let watcher = self.watcher.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(watcher) = watcher {
-            watcher.abort();
-        }
+        watcher.inspect(AbortHandle::abort).is_some()
     }
 
     pub(super) fn gate(&self) -> Gate {
@@ -216,13 +215,18 @@ impl Peer {
     /// Says QUIT, and connects no more.
     pub(super) async fn close(&self, within: Duration) {
         // It would take this for an outage and connect again.
-        self.end_watcher();
-        match self.core.set(State::Down(Some(closed_by_us()))) {
-            State::Up => {
-                let _ = tokio::time::timeout(within, self.core.client().quit()).await;
-            }
+        let first = self.end_watcher();
+        let tells = match self.core.set(State::Down(Some(closed_by_us()))) {
+            State::Up => true,
+            // Another close is under way, which this one must not cut short.
+            State::Down(_) => !first && self.core.connection().is_some(),
+            State::Connecting => false,
+        };
+        if tells {
+            let _ = tokio::time::timeout(within, self.core.client().quit()).await;
+        } else {
             // There is nobody to say it to.
-            State::Connecting | State::Down(_) => self.end(),
+            self.end();
         }
     }
 

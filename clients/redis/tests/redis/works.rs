@@ -3,8 +3,12 @@
 use crate::{client, text};
 use mainstay_policy::{BreakerState, HealthStatus};
 use mainstay_redis::{RedisFailure, RedisState};
-use mainstay_test_support::Redis;
-use std::time::Duration;
+use mainstay_test_support::{Proxy, Redis};
+use std::{
+    future::{Future, poll_fn},
+    task::Poll,
+    time::{Duration, Instant},
+};
 
 #[tokio::test]
 async fn the_server_holds_what_was_written() {
@@ -59,8 +63,8 @@ async fn a_closed_client_says_goodbye_and_connects_no_more() {
     assert_eq!(clients(), "2");
     cache.close(Duration::from_secs(5)).await;
     // A watcher left behind would have connected again by its next look.
-    let later = std::time::Instant::now() + Duration::from_millis(600);
-    while clients() != "1" || std::time::Instant::now() < later {
+    let later = Instant::now() + Duration::from_millis(600);
+    while clients() != "1" || Instant::now() < later {
         assert!(later.elapsed() < Duration::from_secs(10), "{}", clients());
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
@@ -68,4 +72,34 @@ async fn a_closed_client_says_goodbye_and_connects_no_more() {
     cache.set("k", "2").await.unwrap();
     assert_eq!(text(&cache, "k").await.as_deref(), Some("2"), "the fallback answers");
     assert_eq!(redis.say("GET k"), "$1\r\n1\r\n");
+}
+
+#[tokio::test]
+async fn who_closes_a_second_time_cuts_no_call_short() {
+    let redis = Redis::start();
+    let proxy = Proxy::in_front_of(redis.address());
+    let cache = client("t-close-twice", proxy.addr());
+    cache.set("n", "1").await.unwrap();
+    proxy.set(|faults| faults.replies.hold = true);
+    let started = Instant::now();
+    let call = tokio::spawn({
+        let cache = cache.clone();
+        async move { cache.incr("n").await }
+    });
+    while redis.say("GET n") != "$1\r\n2\r\n" {
+        assert!(started.elapsed() < Duration::from_secs(10));
+        tokio::task::yield_now().await;
+    }
+    let within = Duration::from_secs(10);
+    let mut first = std::pin::pin!(cache.close(within));
+    let mut second = std::pin::pin!(cache.close(within));
+    poll_fn(|cx| {
+        assert!(first.as_mut().poll(cx).is_pending() && second.as_mut().poll(cx).is_pending());
+        Poll::Ready(())
+    })
+    .await;
+    proxy.set(|faults| faults.replies.hold = false);
+    assert_eq!(call.await.unwrap().unwrap(), 2);
+    first.await;
+    second.await;
 }
