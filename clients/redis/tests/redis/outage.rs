@@ -57,7 +57,9 @@ async fn killed_in_mid_work_memory_answers_and_a_restart_closes_the_breaker() {
     enough.store(true, Relaxed);
     let (n, slowest) = worker.await.unwrap();
     assert!(n > 200, "{n}");
-    assert!(slowest < ms(1000), "{slowest:?}");
+    // A command that was being written as the connection broke waits for its own end, which is 1 s where
+    // memory can answer.
+    assert!(slowest < ms(1400), "{slowest:?}");
     assert_eq!(cache.policy().breaker().state(), BreakerState::Closed);
     cache.set("after", "1").await.unwrap();
     assert_eq!(redis.say("GET after"), "$1\r\n1\r\n");
