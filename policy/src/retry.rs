@@ -24,6 +24,9 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+/// By the first a wait may end late, as tokio counts in milliseconds; the other is an attempt's.
+const TICKS: Duration = Duration::from_millis(2);
+
 /// What the caller's judge says of an error, or of a value that is to be repeated.
 pub(crate) struct Judged {
     pub(crate) verdict: Verdict,
@@ -392,8 +395,9 @@ impl<'p> Run<'p> {
             let spread = tuning.backoff.base_delay.min(floor / 8).mul_f64(random);
             delay = delay.max(floor.saturating_add(spread));
         }
-        // A wait that would not fit is not slept.
-        if now.after(delay) >= self.end {
+        // A wait that would not fit is not slept, nor one that leaves no time that a timer can measure: an
+        // attempt would take a connection with it, and end before anything came of it.
+        if now.after(delay).after(TICKS) >= self.end {
             return Next::Stop(Some(Decider::Deadline), None);
         }
         let paid = self.pay(*timed_out, now);

@@ -462,7 +462,7 @@ impl RedisClient {
         })
     }
 
-    /// As the function of that name, of commands that were sent together.
+    /// Whether the server is the problem, of commands that were sent together.
     pub(crate) fn is_outage(
         &self,
         error: &CallError<RedisFailure>,

@@ -51,9 +51,10 @@
 //! - A counter's key should be written by nothing else: while one task's `incr` is under way, another's
 //!   write of that key may be kept here, and the key is then deleted there with what was counted.
 //! - In a cluster each master has a breaker of its own, `redis@host:port` by name; who isolates the
-//!   client's, `redis`, isolates them all, for calls that begin from then on. `mget`, `mset` and `pipeline` of several slots
-//!   are one operation and go by the client's: it opens only when such calls fail, and a master that
-//!   is away makes the keys of that one call come from memory, or fail without a fallback.
+//!   client's, `redis`, isolates them all, for calls that begin from then on. `mget`, `mset` and
+//!   `pipeline` of several slots are one operation and go by the client's: it opens only when such calls
+//!   fail, and a master that is away makes the keys of that one call come from memory, or fail without a
+//!   fallback.
 //! - Of a hash changed through this client memory is whole again once `hgetall` has seen it.
 //! - Credentials that the server refuses are an error, not an outage, also once the breaker is open.
 //! - What is not promised: writes of other clients are seen late by at most `max_stale`; a write of

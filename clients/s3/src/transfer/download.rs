@@ -443,13 +443,16 @@ mod tests {
         assert!(attempt.await.unwrap_err().is_rejected());
     }
 
+    fn resumed(directory: &tempfile::TempDir, host: &str) -> Download {
+        let s3 = S3Client::builder().endpoint_url(format!("http://{host}"));
+        let s3 = s3.credentials("key", "secret").build().unwrap();
+        s3.download_file("bucket", "k", directory.path().join("to")).resume()
+    }
+
     #[tokio::test(start_paused = true)]
     async fn one_that_resumes_waits_for_the_last_write_of_one_that_was_dropped() {
         let directory = tempfile::tempdir().unwrap();
-        let s3 = S3Client::builder().endpoint_url("http://own.lock").credentials("key", "secret");
-        let download =
-            s3.build().unwrap().download_file("bucket", "k", directory.path().join("to"));
-        let download = download.resume();
+        let download = resumed(&directory, "own.lock");
         let dropped = download.temporary(false).await.unwrap();
         let began = Instant::now();
         let refused = download.temporary(false).await.map(drop).unwrap_err().to_string();
@@ -464,10 +467,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_deadline_does_not_hide_what_was_waited_for() {
         let directory = tempfile::tempdir().unwrap();
-        let s3 = S3Client::builder().endpoint_url("http://short").credentials("key", "secret");
-        let download =
-            s3.build().unwrap().download_file("bucket", "k", directory.path().join("to"));
-        let download = download.resume();
+        let download = resumed(&directory, "short");
         let _held = download.temporary(false).await.unwrap();
         let (began, limit) = (Instant::now(), WRITE_WAIT / 4);
         let refused = Deadline::within(limit).scope(download.temporary(false)).await;

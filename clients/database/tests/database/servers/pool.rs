@@ -338,9 +338,7 @@ async fn a_begin_that_waits_for_a_writer_costs_no_connection() {
 #[tokio::test]
 async fn a_caller_in_a_hurry_costs_the_pool_one_connection() {
     let proxy = Proxy::in_front_of(POSTGRES.address());
-    // One attempt: a second in the last millisecond would cost one more.
-    let builder = PgDatabase::builder().name("hurry").url(Postgres::url_at(proxy.addr()));
-    let db = builder.policy(|p| p.max_attempts(1)).build().unwrap();
+    let db: PgDatabase = client("hurry", Postgres::url_at(proxy.addr()));
     drop(futures_util::future::try_join_all((0..3).map(|_| db.acquire())).await.unwrap());
     until_at_rest(&db).await;
     proxy.set(|faults| faults.replies.hold = true);
