@@ -109,25 +109,29 @@ impl RequestBody {
         !matches!(self.0, Source::Once(..))
     }
 
-    /// The body for one attempt; `failed` is set when the stream, not the server, fails.
+    /// The body for one attempt, which tells `watch` what becomes of it.
     pub(crate) fn for_attempt(
         &self,
-        failed: Option<&Arc<AtomicBool>>,
+        watch: Option<&Arc<Watch>>,
     ) -> Result<Option<reqwest::Body>, HttpFailure> {
-        let (slot, left) = match &self.0 {
-            Source::Bytes(bytes) if bytes.is_empty() => return Ok(None),
-            Source::Bytes(bytes) => return Ok(Some(bytes.clone().into())),
-            Source::Factory(make, length) => {
+        let (slot, left) = match (&self.0, watch) {
+            (Source::Bytes(bytes), _) if bytes.is_empty() => return Ok(None),
+            (Source::Bytes(bytes), None) => return Ok(Some(bytes.clone().into())),
+            (Source::Bytes(bytes), Some(watch)) => {
+                let watched = Watched { bytes: bytes.clone(), watch: Arc::clone(watch) };
+                return Ok(Some(reqwest::Body::wrap(watched)));
+            }
+            (Source::Factory(make, length), _) => {
                 // One of no bytes was read before.
                 let pieces = if *length == Some(0) { Box::pin(Nothing) } else { make() };
                 (Arc::new(Mutex::new(Some(pieces))), *length)
             }
-            Source::Once(slot, _) if lock(slot).is_none() => return Err(HttpFailure::spent()),
-            Source::Once(slot, length) => (Arc::clone(slot), *length),
+            (Source::Once(slot, _), _) if lock(slot).is_none() => return Err(HttpFailure::spent()),
+            (Source::Once(slot, length), _) => (Arc::clone(slot), *length),
         };
-        let failed = failed.cloned().unwrap_or_default();
+        let watch = watch.cloned().unwrap_or_default();
         let (pieces, last) = (Mutex::new(None), Bytes::new());
-        let upload = Upload { slot, pieces, left, last, ended: false, failed };
+        let upload = Upload { slot, pieces, left, last, ended: false, watch };
         Ok(Some(reqwest::Body::wrap(upload)))
     }
 
@@ -211,6 +215,43 @@ impl Stream for Nothing {
     }
 }
 
+/// What becomes of the body of an attempt.
+#[derive(Default)]
+pub(crate) struct Watch {
+    /// The stream, not the server, has failed.
+    pub(crate) failed: AtomicBool,
+    /// The driver has asked for some of it, and so has sent the head.
+    pub(crate) begun: AtomicBool,
+}
+
+/// Bytes on their way out.
+struct Watched {
+    bytes: Bytes,
+    watch: Arc<Watch>,
+}
+
+impl Body for Watched {
+    type Data = Bytes;
+    type Error = io::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
+        self.watch.begun.store(true, Relaxed);
+        let bytes = std::mem::take(&mut self.bytes);
+        Poll::Ready((!bytes.is_empty()).then(|| Ok(Frame::data(bytes))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.bytes.is_empty()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.bytes.len() as u64)
+    }
+}
+
 /// A stream on its way out.
 struct Upload {
     slot: Slot,
@@ -221,12 +262,12 @@ struct Upload {
     /// over HTTP/1.1 the driver reads on no further.
     last: Bytes,
     ended: bool,
-    failed: Arc<AtomicBool>,
+    watch: Arc<Watch>,
 }
 
 impl Upload {
     fn fail(&self, error: io::Error) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
-        self.failed.store(true, Relaxed);
+        self.watch.failed.store(true, Relaxed);
         Poll::Ready(Some(Err(error)))
     }
 }
@@ -243,6 +284,7 @@ impl Body for Upload {
         if this.ended {
             return Poll::Ready(None);
         }
+        this.watch.begun.store(true, Relaxed);
         let pieces = this.pieces.get_mut().unwrap_or_else(PoisonError::into_inner);
         if pieces.is_none() {
             *pieces = lock(&this.slot).take();

@@ -141,6 +141,14 @@ impl HttpFailure {
         self
     }
 
+    /// The driver had sent the head: where the peer goes away, it was this peer that gave the request up.
+    pub(crate) fn of_a_begun_body(mut self) -> Self {
+        if matches!(&self.what, What::Transport(error) if is_given_up(error)) {
+            self.verdict = Verdict::never_sent().with_outcome(Outcome::Neutral);
+        }
+        self
+    }
+
     /// A redirect led there: it says nothing of the server whose breaker this is.
     pub(crate) const fn of_another_server(mut self) -> Self {
         self.verdict = self.verdict.with_outcome(Outcome::Neutral);
@@ -196,18 +204,28 @@ fn verdict_of(error: &reqwest::Error) -> Verdict {
     }
     if let Some(h2) = find::<h2::Error>(error).filter(|h2| h2.is_remote()) {
         let (refused, calm) = (h2::Reason::REFUSED_STREAM, h2::Reason::ENHANCE_YOUR_CALM);
-        let unprocessed = h2.is_reset() && h2.reason() == Some(refused)
-            // Streams that the peer did begin end with an error of their own.
-            || h2.is_go_away() && h2.reason() == Some(h2::Reason::NO_ERROR);
-        if unprocessed {
+        if h2.is_reset() && h2.reason() == Some(refused) {
             // It said so itself, in good health.
             return Verdict::never_sent().with_outcome(Outcome::Neutral);
         }
-        if h2.reason() == Some(calm) {
+        // A stream beyond the last that the peer has begun ends so, but also one that was sent as the GOAWAY
+        // came in and that the peer does answer: hyper (1.12, `ClientTask::poll`) asks once more whether it may
+        // send, takes the connection's end for the stream's, and answers in its place.
+        if is_going_away(h2) || h2.reason() == Some(calm) {
             return Verdict::unknown().with_outcome(Outcome::Neutral);
         }
     }
     Verdict::unknown()
+}
+
+/// The peer takes no more streams, in good health.
+fn is_going_away(h2: &h2::Error) -> bool {
+    h2.is_remote() && h2.is_go_away() && h2.reason() == Some(h2::Reason::NO_ERROR)
+}
+
+/// Streams that the peer did begin end with an error of their own.
+fn is_given_up(error: &reqwest::Error) -> bool {
+    find::<h2::Error>(error).is_some_and(is_going_away)
 }
 
 const fn is_about_certificates(error: &rustls::Error) -> bool {

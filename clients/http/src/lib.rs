@@ -9,7 +9,8 @@
 //!
 //! | what happened | GET, HEAD, OPTIONS, PUT, DELETE, or with a key | POST, PATCH |
 //! |---|---|---|
-//! | nothing was sent: no connection, a name not found, HTTP/2's REFUSED_STREAM or GOAWAY | yes | yes |
+//! | nothing was sent: no connection, a name not found, HTTP/2's REFUSED_STREAM | yes | yes |
+//! | HTTP/2's GOAWAY, in good health, instead of an answer | yes | if the body had been begun: else the request may have crossed the GOAWAY |
 //! | 429; 425, once | yes | yes |
 //! | connection lost, timeout, 408, 500, 502, 503, 504 | yes | no: it may have happened |
 //! | a body that is cut off or stalls | yes | no |

@@ -1,7 +1,7 @@
 //! The one door to the policy: what one attempt of a request is, redirects included.
 
 use crate::{
-    body::RequestBody,
+    body::{RequestBody, Watch},
     classify::HttpFailure,
     client::HttpClient,
     driver::Driver,
@@ -335,7 +335,10 @@ impl Call {
         if self.body.is_empty_stream() {
             Box::pin(self.body.read_empty_stream()).await?;
         }
-        let watch = self.body.is_stream().then(Arc::<AtomicBool>::default);
+        // Only what may not be sent twice needs to know how far its bytes came; a double shows them as they are.
+        let sent_once = self.idempotency == Idempotency::Unsafe;
+        let watched = self.body.is_stream() || sent_once && matches!(driver, Driver::Reqwest(_));
+        let watch = watched.then(Arc::<Watch>::default);
         let request = self.request(self.first_hop(), attempt, watch.as_ref())?;
         // In blocks, since what is borrowed in one keeps its room in the future until its end.
         let redirected = {
@@ -349,11 +352,12 @@ impl Call {
         redirected.await.map_err(|failure| self.of_body(failure, watch.as_ref()))
     }
 
-    /// What a failure means, given that the body may be a stream.
-    fn of_body(&self, failure: HttpFailure, watch: Option<&Arc<AtomicBool>>) -> HttpFailure {
+    /// What a failure means, given how far the body came.
+    fn of_body(&self, failure: HttpFailure, watch: Option<&Arc<Watch>>) -> HttpFailure {
         match watch {
-            Some(failed) if failed.load(Relaxed) => failure.of_an_upload(),
+            Some(watch) if watch.failed.load(Relaxed) => failure.of_an_upload(),
             _ if self.body.is_spent() => failure.of_a_spent_body(),
+            Some(watch) if watch.begun.load(Relaxed) => failure.of_a_begun_body(),
             _ => failure,
         }
     }
@@ -369,7 +373,7 @@ impl Call {
         driver: &Driver,
         mut answer: reqwest::Response,
         attempt: Option<Attempt>,
-        watch: Option<&Arc<AtomicBool>>,
+        watch: Option<&Arc<Watch>>,
     ) -> Result<reqwest::Response, HttpFailure> {
         let elsewhere = self.client.0.options.redirects_elsewhere;
         let mut from = self.first_hop();
@@ -403,7 +407,7 @@ impl Call {
         &self,
         hop: Hop,
         attempt: Option<Attempt>,
-        watch: Option<&Arc<AtomicBool>>,
+        watch: Option<&Arc<Watch>>,
     ) -> Result<reqwest::Request, HttpFailure> {
         let inner = &self.client.0;
         let Hop { url, method, defaults, secrets, body } = hop;
