@@ -188,13 +188,15 @@ pub struct Operation {
     own: bool,
     streamed: bool,
     timed: bool,
+    told: bool,
 }
 
 impl Operation {
     /// An operation with a name for errors and events.
     #[must_use]
     pub const fn new(name: &'static str, idempotency: Idempotency) -> Self {
-        Self { name, idempotency, reads: false, own: false, streamed: false, timed: false }
+        let (reads, own, streamed, timed, told) = (false, false, false, false, false);
+        Self { name, idempotency, reads, own, streamed, timed, told }
     }
 
     /// An operation that changes nothing: it may be repeated, and while it takes long a second copy of
@@ -246,6 +248,19 @@ impl Operation {
     #[inline]
     pub(crate) const fn is_timed_by_driver(&self) -> bool {
         self.timed
+    }
+
+    /// Its client looks afterwards at what came of an unknown outcome, and only then
+    /// [tells](crate::Policy::tell_unknown) the policy around it.
+    #[doc(hidden)]
+    #[must_use]
+    pub const fn told_by_client(mut self) -> Self {
+        self.told = true;
+        self
+    }
+
+    pub(crate) const fn is_told_by_client(&self) -> bool {
+        self.told
     }
 
     /// The name in errors and events.

@@ -463,7 +463,8 @@ impl<'p> Run<'p> {
     /// Closes the books of a call that did not succeed.
     fn close(mut self, effect: Effect, code: Option<String>, now: Instant) -> (u32, Duration) {
         let operation = self.operation;
-        Scope::mark(self.limits.owns_retries(), effect == Effect::Unknown);
+        let unknown = effect == Effect::Unknown && !operation.is_told_by_client();
+        Scope::mark(self.limits.owns_retries(), unknown);
         self.permit.finish(self.outcome, now, &|trip| cause(operation, trip, effect, code.clone()));
         let elapsed = now.since(self.started);
         #[cfg(feature = "metrics")]

@@ -24,10 +24,11 @@ pub(crate) const DELETE_MANY: Operation = safe("delete_many");
 pub(crate) const TAGS: Operation = Operation::read("tags");
 pub(crate) const SET_TAGS: Operation = safe("set_tags");
 pub(crate) const PRESIGN: Operation = safe("presign");
-pub(crate) const UPLOAD: Operation = safe("upload_file");
-pub(crate) const CREATE_UPLOAD: Operation = safe("create_upload");
-pub(crate) const UPLOAD_PART: Operation = safe("upload_part");
-pub(crate) const COMPLETE_UPLOAD: Operation = safe("complete_upload");
+// What of an upload is unknown is told when all of it has ended: a completion is looked into first.
+pub(crate) const UPLOAD: Operation = safe("upload_file").told_by_client();
+pub(crate) const CREATE_UPLOAD: Operation = safe("create_upload").told_by_client();
+pub(crate) const UPLOAD_PART: Operation = safe("upload_part").told_by_client();
+pub(crate) const COMPLETE_UPLOAD: Operation = safe("complete_upload").told_by_client();
 pub(crate) const ABORT_UPLOAD: Operation = safe("abort_upload");
 pub(crate) const LIST_UPLOADS: Operation = Operation::read("list_uploads");
 pub(crate) const LIST_PARTS: Operation = Operation::read("list_parts");

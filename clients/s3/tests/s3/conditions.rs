@@ -32,18 +32,20 @@ fn first_put(store: &S3, answer: impl Fn() -> Answer + Send + 'static) {
 
 /// The answer to the first request that makes an object is lost, and nobody may look for it.
 fn lost_and_hidden(store: &S3) {
-    lost(store, Answer::Status(403, ""));
+    lost(store, 1, Answer::Status(403, ""));
 }
 
-/// The same, where this is what comes of a look.
-fn lost(store: &S3, look: Answer) {
+/// The same of so many, where this is what comes of a look.
+fn lost(store: &S3, times: u32, look: Answer) {
     let writes = AtomicU32::new(0);
     store.front(move |line| {
         let puts = line.starts_with("PUT") && !line.contains("partNumber=");
         let completes = line.starts_with("POST") && line.contains("uploadId=");
         match line {
             _ if line.starts_with("HEAD") => look,
-            _ if (puts || completes) && writes.fetch_add(1, SeqCst) == 0 => Answer::ApplyThenClose,
+            _ if (puts || completes) && writes.fetch_add(1, SeqCst) < times => {
+                Answer::ApplyThenClose
+            }
             _ => Answer::Pass,
         }
     });
@@ -155,11 +157,12 @@ async fn a_policy_around_it_is_told_of_what_may_have_been_written() {
     assert!(!error.is_outcome_unknown(), "{error:?}");
     let (dir, large) = (TempDir::new().unwrap(), bytes(3 * PART as usize));
     let file = &dir.path().join("file");
-    for (look, unknown) in [(Answer::Status(403, ""), true), (Answer::Pass, false)] {
+    let (seen, hidden) = (Answer::Pass, Answer::Status(403, ""));
+    for (times, look, unknown) in [(1, hidden, true), (1, seen, false), (u32::MAX, seen, false)] {
         for length in [9, large.len()] {
             fs::write(file, &large[..length]).unwrap();
-            lost(&store, look);
-            let key = &format!("{length} {unknown}");
+            lost(&store, times, look);
+            let key = &format!("{length} {times} {unknown}");
             let upload = || s3.upload_file(file, BUCKET, key).part_size(PART).if_absent();
             let steps = || async {
                 upload().await.map_err(|_| "not mine")?;

@@ -216,6 +216,25 @@ async fn what_was_repeated_inside_is_repeated_outside_only_by_the_callers_word()
     }
 }
 
+/// A client that looks afterwards says itself what it has not found out; that it has repeated is told at once.
+#[tokio::test(start_paused = true)]
+async fn what_a_client_looks_into_is_unknown_when_it_says_so() {
+    let inner = database("t-told-later-inner").build().unwrap();
+    let outer = database("t-told-later-outer").build().unwrap();
+    let write = WRITE.told_by_client();
+    for found in [true, false] {
+        let end = outer.call(|| async {
+            against(&inner, &write, Verdict::unknown()).await;
+            if !found {
+                inner.tell_unknown();
+            }
+            Err::<(), _>("no")
+        });
+        let error = end.await.unwrap_err();
+        assert_eq!((error.attempts(), error.is_outcome_unknown()), (1, !found));
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn what_opened_a_breaker_has_the_backends_code() {
     #[derive(Debug)]
