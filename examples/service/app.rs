@@ -90,7 +90,7 @@ struct Order {
 async fn create(State(app): State<App>, Json(order): Json<Order>) -> Result<Response, Error> {
     // Sent once: if its answer is lost, the caller is told that nobody knows.
     let insert = sqlx::query_scalar("insert into orders (item) values ($1) returning id");
-    let id = insert.bind(&order.item).fetch_one(&app.db).await.map_err(Error::from)?;
+    let id = insert.bind(&order.item).fetch_one(&app.db).await?;
     Ok((StatusCode::CREATED, Json(Order { id, ..order })).into_response())
 }
 
@@ -100,7 +100,7 @@ async fn read(State(app): State<App>, Path(id): Path<i64>) -> Result<Response, E
         return Ok(Json(Order { id, item }).into_response());
     }
     let select = sqlx::query_scalar("select item from orders where id = $1").bind(id);
-    let item: Option<String> = select.fetch_optional(app.db.read()).await.map_err(Error::from)?;
+    let item: Option<String> = select.fetch_optional(app.db.read()).await?;
     let Some(item) = item else { return Ok(StatusCode::NOT_FOUND.into_response()) };
     app.cache.set(&key, &item).ttl(Duration::from_secs(60)).await?;
     Ok(Json(Order { id, item }).into_response())

@@ -17,7 +17,7 @@ mod app;
 
 use app::App;
 use mainstay::{
-    Error, get_database_client, get_http_client, get_redis_client, get_s3_client, report, settings,
+    Error, get_database_client, get_http_client, get_redis_client, get_s3_client, report,
 };
 use std::{env, error::Error as StdError, process::ExitCode, time::Duration};
 use tokio::{
@@ -45,12 +45,13 @@ async fn main() -> ExitCode {
 }
 
 async fn serve() -> Result<(), Box<dyn StdError>> {
-    let bucket = settings()?.connection("s3", "bucket").ok_or("MAINSTAY_S3_BUCKET is not set")?;
+    let store = get_s3_client()?;
+    let bucket = store.bucket().ok_or("MAINSTAY_S3_BUCKET is not set")?.to_owned();
     let app = App {
         db: get_database_client()?,
         cache: get_redis_client()?,
         rates: get_http_client()?,
-        store: get_s3_client()?,
+        store,
         bucket,
     };
     let readiness = app.readiness();

@@ -47,17 +47,18 @@ async fn main() -> Result<(), Box<dyn Error>> {
     metrics::set_global_recorder(recorder).map_err(|_| "there is a recorder already")?;
     mainstay::describe_metrics();
 
-    // A call whose first attempt fails: one span, two children, a retry that is counted.
+    // A call whose first attempt is refused: one span, two children, a retry that is counted. A payment
+    // is repeated only where it certainly was not made.
     let policy = Policy::builder(Kind::Api, "payments").base_delay(Duration::from_millis(5));
     let policy = policy.build()?;
     let attempts = AtomicU32::new(0);
     let pay = || async {
         match attempts.fetch_add(1, Relaxed) {
-            0 => Err(io::Error::other("down")),
+            0 => Err(io::Error::from(io::ErrorKind::ConnectionRefused)),
             _ => Ok("paid"),
         }
     };
-    println!("{}", policy.call(pay).await?);
+    println!("{}", policy.operation("pay").idempotent(false).call(pay).await?);
 
     tracers.force_flush()?;
     meters.force_flush()?;
