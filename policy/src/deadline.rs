@@ -15,6 +15,9 @@ use std::{
 
 /// A moment by which all calls in its scope end.
 ///
+/// It holds in the task that awaits the scope, and not in one that is spawned inside: a task begins without
+/// a deadline. Take [`Deadline::current`] along, and give the task a scope of its own.
+///
 /// # Examples
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
@@ -53,7 +56,25 @@ impl Deadline {
 
     /// Runs `work` with this deadline, or with the one around it if that is earlier. Calls through
     /// a policy end by it; other code may ask for [`Deadline::current`]. The work itself is not
-    /// cut off.
+    /// cut off. `tokio::spawn` inside `work` begins a task without it, to which it is carried by hand:
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use mainstay_policy::Deadline;
+    /// use std::time::Duration;
+    ///
+    /// let handler = async {
+    ///     let alone = tokio::spawn(async { Deadline::current().is_some() });
+    ///     let in_time = async { Deadline::current().is_some() };
+    ///     let carried = Deadline::current().map(|deadline| tokio::spawn(deadline.scope(in_time)));
+    ///     (alone, carried)
+    /// };
+    /// let (alone, carried) = Deadline::within(Duration::from_secs(2)).scope(handler).await;
+    /// assert!(!alone.await?);
+    /// assert!(carried.ok_or("no deadline")?.await?);
+    /// # Ok(()) }
+    /// ```
     pub fn scope<F: IntoFuture>(self, work: F) -> impl Future<Output = F::Output> {
         Scoped { deadline: self, work: work.into_future() }
     }

@@ -250,7 +250,8 @@ macro_rules! kinds {
             $(
                 $(#[$doc])*
                 ///
-                /// Its breaker and budget are named `{kind}:{name}`. Settings of file and
+                /// Its breaker and budget are named `{kind}:{name}`: it is
+                /// [`Policy::builder`] of that kind and that whole name. Settings of file and
                 /// environment are applied; when they cannot be used, which
                 /// [`settings`](crate::settings) reports as an error, this warns and goes on
                 /// without them, as [`PolicyBuilder::build_or_defaults`] says.
@@ -280,7 +281,8 @@ kinds! {
 
 impl Policy {
     /// A builder with the defaults of `kind` and the settings of file and environment. Policies of
-    /// one name share breaker and budget.
+    /// one name share breaker and budget. `name` is the whole name: `Policy::api("payments")` is
+    /// `Policy::builder(Kind::Api, "api:payments")`.
     pub fn builder(kind: Kind, name: impl Into<Arc<str>>) -> PolicyBuilder {
         PolicyBuilder::new(kind, name.into())
     }

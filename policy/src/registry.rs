@@ -114,7 +114,8 @@ pub(crate) fn all() -> Vec<(Breaker, Arc<Budget>)> {
     dependencies().values().cloned().collect()
 }
 
-/// The breaker of a dependency by its name, such as `database`; `None` if no policy has that name.
+/// The breaker of a dependency by its whole name, such as `database` or `api:payments`; `None` if no
+/// policy has that name.
 ///
 /// # Examples
 /// ```
