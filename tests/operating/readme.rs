@@ -1,5 +1,6 @@
 //! What README shows compiles: its blocks of Rust stand here line by line, in names of this file.
-//! Nobody runs it; the quickstart and the service do the same against servers.
+//! Nobody runs them; the quickstart and the service do the same against servers. What a copied line may
+//! do twice is run here.
 
 use axum::{Router, middleware};
 use mainstay::{
@@ -7,7 +8,7 @@ use mainstay::{
     api_resilient, sqlx, web,
 };
 use serde::{Deserialize, Serialize};
-use std::{io, time::Duration};
+use std::{cell::Cell, io, time::Duration};
 use tokio::{fs::File, io::AsyncWriteExt};
 
 type AnyError = Box<dyn std::error::Error>;
@@ -43,6 +44,10 @@ async fn transfer(_: &mut Session<sqlx::Postgres>, _: i64, _: i64) -> Result<(),
     Ok(())
 }
 
+async fn credit_limit(_: &str) -> Result<u64, BankError> {
+    Ok(1_000)
+}
+
 async fn charge(card: &str) -> Result<String, BankError> {
     Ok(card.to_owned())
 }
@@ -65,6 +70,7 @@ async fn how_it_is_used(from: i64, to: i64, card: String, mut file: File) -> Res
     session.commit().await?;                                                // or rolled back on drop
     db.transaction(async |tx| transfer(tx, from, to).await).await?;         // run again on a conflict
     let n: i64 = sqlx::query_scalar("select count(*) from users").fetch_one(db.read()).await?; // a write is refused
+    let reporting: PgDatabase = mainstay::get_database_client_named("reporting")?; // MAINSTAY_DATABASE_REPORTING_URL
 
     let api = mainstay::get_http_client_for("https://api.example.com/v1")?;
     let users: Vec<User> = api.get("users").query(&[("page", 2)]).await?.json()?; // repeated when it fails
@@ -84,8 +90,9 @@ async fn how_it_is_used(from: i64, to: i64, card: String, mut file: File) -> Res
     s3.download_file("bucket", "2026/report.csv", "copy.csv").await?;       // whole, or untouched
     s3.upload_file("backup.tar", "bucket", "backup.tar").resume().on_progress(|p| println!("{} of {}", p.done, p.total)).await?;
 
-    let policy = Policy::builder(Kind::Api, "payments").max_attempts(3).build()?;
-    let receipt = policy.call(|| async { charge(&card).await }).await?;
+    let policy = Policy::builder(Kind::Api, "api:payments").max_attempts(3).build()?; // or Policy::api("payments")
+    let limit = policy.call(|| credit_limit(&card)).await?;                 // a read: repeated when it fails
+    let receipt = policy.operation("charge").idempotent(false).call(|| charge(&card)).await?; // again only if it certainly did not happen
 
     #[api_resilient(operation_name = "rates", max_attempts = 3)]             // the same around a function
     async fn rates(day: Date) -> Result<Rates, CallError<BankError>> { bank().rates(day).await }
@@ -105,6 +112,28 @@ async fn how_it_is_watched(app: Router, db: PgDatabase, cache: RedisClient) {
         .merge(web::Routes::new(readiness.clone()).pool(&db).router());
     readiness.drain();                                                      // asked to end: no more work comes
     mainstay::shutdown(Duration::from_secs(3)).await;                       // after the last request
+}
+
+/// The bank has the money, and its answer is lost.
+#[tokio::test]
+async fn a_charge_whose_answer_is_lost_is_not_sent_again() {
+    let (card, charges) = ("4711".to_owned(), Cell::new(0));
+    let charge = async |card: &str| {
+        charges.set(charges.get() + 1);
+        match charges.get() {
+            1 => Err(io::Error::from(io::ErrorKind::ConnectionReset)),
+            _ => Ok(card.to_owned()),
+        }
+    };
+    let policy = Policy::builder(Kind::Api, "readme").base_delay(Duration::ZERO).build().unwrap();
+    #[rustfmt::skip]
+    let as_in_readme = async || {
+        let receipt = policy.operation("charge").idempotent(false).call(|| charge(&card)).await?; // again only if it certainly did not happen
+        Ok::<_, CallError<io::Error>>(receipt)
+    };
+    let error = as_in_readme().await.unwrap_err();
+    assert_eq!((charges.get(), error.attempts()), (1, 1));
+    assert!(error.is_outcome_unknown(), "{error}");
 }
 
 #[test]
