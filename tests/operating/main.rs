@@ -28,3 +28,5 @@ mod readme;
 mod secrets;
 #[cfg(feature = "test-servers")]
 mod settings;
+#[cfg(all(feature = "test-servers", feature = "chaos"))]
+mod threads;
