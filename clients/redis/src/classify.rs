@@ -77,11 +77,18 @@ impl RedisFailure {
         self
     }
 
+    /// The server answered that it will not do this, where others have done it.
+    pub(crate) fn refused_in_part(self) -> Self {
+        let mut failure = self.in_part();
+        // Only what ends a call may be a success.
+        failure.0.verdict.outcome = Outcome::Neutral;
+        failure
+    }
+
     /// Whether the server is the problem, so that the fallback may answer instead.
     #[must_use]
     pub fn is_outage(&self) -> bool {
-        let closed = matches!(self.0.what, What::Closed(_));
-        closed || self.0.verdict.outcome == Outcome::Failure && !self.is_auth()
+        self.is_closed() || self.0.verdict.outcome == Outcome::Failure && !self.is_auth()
     }
 
     /// The server refused the user name or password, or wants one.
@@ -142,9 +149,15 @@ impl RedisFailure {
         }
     }
 
-    /// The server answered that it will not do this.
+    /// The server answered that it will not do this. One that refuses the credentials has not looked
+    /// at it.
     pub(crate) fn is_final(&self) -> bool {
-        self.0.verdict.effect == Effect::Permanent && !self.is_outage()
+        self.0.verdict == Verdict::permanent()
+    }
+
+    /// Our own link was down, so that nothing was sent.
+    pub(crate) fn is_closed(&self) -> bool {
+        matches!(self.0.what, What::Closed(_))
     }
 
     /// What the server itself said, its code first.
@@ -370,7 +383,16 @@ const WRONG_TYPE: &str = "the key holds another type of value (WRONGTYPE); use a
 fn misused(text: &str) -> Option<(&'static str, Option<&str>, &'static str)> {
     const SPELLING: &str = "check its spelling, and that this version of the server has it";
     const FORM: &str = "compare what was sent with the command's form in Redis's documentation";
+    const DATABASE: &str = "change the database number in the Redis URL, or raise databases in the \
+                            server's configuration";
+    const CLUSTER: &str = "a cluster has no other: write redis-cluster in place of redis in the Redis \
+                           URL, without a database number";
+    const CLIENTS: &str = "raise maxclients in the server's configuration, or close connections that \
+                           nobody needs";
     let known = [
+        ("ERR DB index is out of range", DATABASE),
+        ("ERR SELECT is not allowed in cluster mode", CLUSTER),
+        ("ERR max number of clients reached", CLIENTS),
         ("ERR unknown command", SPELLING),
         ("ERR wrong number of arguments for", FORM),
         ("ERR unknown subcommand", SPELLING),
@@ -458,6 +480,9 @@ mod tests {
         let auth = || Driver::new(ErrorKind::Auth, "WRONGPASS invalid");
         assert!(!RedisFailure::driver(auth()).is_outage());
         assert!(!RedisFailure::closed(Some(auth()), IfAway::FallBack).is_outage());
+        // Nor is it an answer to what was asked, whose turn never came.
+        assert!(!RedisFailure::closed(Some(auth()), IfAway::FallBack).is_final());
+        assert!(whole(vec![Err(RedisFailure::driver(auth()))]).is_err());
         assert!(RedisFailure::closed(None, IfAway::FallBack).is_outage());
         assert!(RedisFailure::connecting(IfAway::FallBack).is_outage());
         assert!(RedisFailure::silent().is_outage());
@@ -478,6 +503,8 @@ mod tests {
             ("ERR unknown command", Some("ERR unknown command\";")),
             ("ERR unknown subcommand 's3cret'. Try OBJECT HELP.", Some("subcommand\";")),
             ("ERR syntax error", Some("\"ERR syntax error\"; compare")),
+            ("ERR DB index is out of range", Some("out of range\"; change the database number")),
+            ("ERR max number of clients reached", Some("reached\"; raise maxclients")),
             ("ERR Error running script: s3cret", None),
             ("CROSSSLOT Keys in s3cret", None),
         ] {

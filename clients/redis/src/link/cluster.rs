@@ -138,7 +138,9 @@ impl Cluster {
             let nodes = self.table().nodes;
             let sent = nodes.iter().map(|node| node.peer.send(command, false, away, timeout));
             let answers = whole(join_all(sent).await)?;
-            return answers.into_iter().reduce(Result::and).unwrap_or(Ok(Value::Nil));
+            let some_did = answers.iter().any(Result::is_ok);
+            let answer = answers.into_iter().reduce(Result::and).unwrap_or(Ok(Value::Nil));
+            return answer.map_err(|error| if some_did { error.refused_in_part() } else { error });
         }
         let began = Instant::now();
         let left = || timeout.map(|timeout| timeout.saturating_sub(began.elapsed()));

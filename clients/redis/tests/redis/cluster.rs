@@ -57,6 +57,28 @@ async fn every_node_is_told_the_credentials() {
 }
 
 #[tokio::test]
+async fn what_one_master_refuses_and_the_others_have_done_is_unknown() {
+    let cluster = RedisCluster::start(3, false);
+    let client = strict("t-cluster-in-part", &cluster.url());
+    let keys = [0, 1].map(|master| cluster.key_of(master, 0));
+    for key in &keys {
+        client.set(key, "1").await.unwrap();
+    }
+    let forbid = |node: usize| cluster.nodes[node].say("ACL SETUSER default -flushall");
+    assert_eq!(forbid(0), "+OK\r\n");
+    let error = client.run("FLUSHALL").await.unwrap_err();
+    assert_eq!((code(&error).as_str(), error.effect()), ("NOPERM", Effect::Unknown), "{error:?}");
+    assert_eq!(text(&client, &keys[0]).await.as_deref(), Some("1"));
+    assert_eq!(text(&client, &keys[1]).await, None, "flushed");
+    for node in [1, 2] {
+        assert_eq!(forbid(node), "+OK\r\n");
+    }
+    let error = client.run("FLUSHALL").await.unwrap_err();
+    assert_eq!((code(&error).as_str(), error.effect()), ("NOPERM", Effect::Permanent), "{error:?}");
+    assert_eq!(client.policy().breaker().state(), BreakerState::Closed);
+}
+
+#[tokio::test]
 async fn who_isolates_the_client_isolates_every_master() {
     let cluster = RedisCluster::start(3, false);
     let client = strict("t-cluster-isolated", &cluster.url());

@@ -3,7 +3,8 @@
 use crate::{Warnings, ms, strict, until, until_true};
 use mainstay_policy::{BreakerState, Effect, Error, HealthStatus};
 use mainstay_redis::{FallbackConfig, RedisClient, RedisFailure, RedisState};
-use mainstay_test_support::{Proxy, Redis};
+use mainstay_test_support::{Proxy, Redis, RedisCluster};
+use std::io::Read;
 
 /// Without a breaker, so that each answer is seen.
 fn plain(name: &str, redis: &Redis) -> RedisClient {
@@ -166,6 +167,8 @@ async fn what_a_user_may_not_do_is_answered_and_no_outage() {
     }
     assert_eq!(client.policy().breaker().state(), BreakerState::Closed);
     assert_eq!(client.state(), RedisState::Connected);
+    let health = client.health_check().await;
+    assert_eq!(health.status, HealthStatus::Healthy, "{}", health.detail);
 }
 
 #[tokio::test]
@@ -284,5 +287,36 @@ async fn a_command_that_the_server_cannot_use_is_told_in_its_words_and_without_a
         let text = error.downcast_ref::<RedisFailure>().unwrap().to_string();
         assert!(text.contains(words), "{text}");
         assert!(!format!("{text} {error:?}").contains("s3cret"), "{text} {error:?}");
+    }
+}
+
+#[tokio::test]
+async fn what_keeps_a_connection_from_being_made_is_told_with_what_to_change() {
+    let (redis, cluster) = (Redis::start(), RedisCluster::start(2, false));
+    let full = Redis::start_with(&["--maxclients", "1"]);
+    let mut held = None;
+    until_true("connected", ms(5000), async || {
+        let (mut connection, mut answer) = (full.tell("PING"), [0; 5]);
+        let _ = connection.read_exact(&mut answer);
+        held = Some(connection);
+        &answer == b"+PONG"
+    })
+    .await;
+    for (n, url, words) in [
+        (0, format!("{}/99", redis.url()), "the database number in the Redis URL"),
+        (1, format!("{}/1", cluster.nodes[0].url()), "without a database number"),
+        (2, full.url(), "raise maxclients"),
+    ] {
+        let client = strict(&format!("t-unusable-{n}"), &url);
+        let told = async || {
+            let error = client.get::<String>("k").await.unwrap_err();
+            let text = mainstay_policy::report(&error).to_string();
+            assert!(!text.contains("the rest of its words"), "{text}");
+            text.contains(words)
+        };
+        until_true(words, ms(5000), told).await;
+        let health = client.health_check().await;
+        assert_eq!(health.status, HealthStatus::Unhealthy);
+        assert!(health.detail.contains(words), "{}", health.detail);
     }
 }

@@ -1,6 +1,6 @@
 //! What is sent, how often, and what a refused password is.
 
-use crate::{ms, until, until_true};
+use crate::{ms, strict, until, until_true};
 use mainstay_policy::{BreakerState, HealthStatus};
 use mainstay_redis::{FallbackConfig, RedisClient, RedisFailure, RedisState};
 use mainstay_test_support::Redis;
@@ -66,4 +66,28 @@ async fn refused_credentials_are_an_error_not_an_outage() {
         .unwrap();
     cache.set("k", "1").await.unwrap();
     assert_eq!(cache.health_check().await.status, HealthStatus::Healthy);
+}
+
+/// An answer for each of several commands is no success when it is that.
+#[tokio::test]
+async fn refused_credentials_open_the_breaker_whatever_is_asked() {
+    let redis = Redis::start_with(&["--requirepass", "right"]);
+    let url = format!("redis://:wrong@{}", redis.address());
+    for what in ["run", "pipeline", "mget", "mset", "set_if_absent", "get_set", "get_del"] {
+        let client = strict(&format!("t-refused-{what}"), &url);
+        for _ in 0..3 {
+            let error = match what {
+                "run" => client.run("GET").key("k").await.unwrap_err(),
+                "pipeline" => client.pipeline([client.run("GET").key("k")]).await.unwrap_err(),
+                "mget" => client.mget::<String>(["k"]).await.unwrap_err(),
+                "mset" => client.mset([("k", "1")]).await.unwrap_err(),
+                "set_if_absent" => client.set_if_absent("k", "1").await.unwrap_err(),
+                "get_set" => client.get_set::<String>("k", "1").await.unwrap_err(),
+                _ => client.get_del::<String>("k").await.unwrap_err(),
+            };
+            assert!(error.downcast_ref::<RedisFailure>().unwrap().is_auth(), "{what}: {error:?}");
+            assert_eq!(error.attempts(), 1, "{what}");
+        }
+        assert_eq!(client.policy().breaker().state(), BreakerState::Open, "{what}");
+    }
 }
