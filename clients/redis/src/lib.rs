@@ -35,7 +35,7 @@
 //! | `expire`, `persist` | Redis | of a value that memory knows, for no longer than `max_stale` if it was only seen; else, and of hashes, `unavailable` | as `set` |
 //! | `incr`, `decr`, `hincr_by` | Redis; never repeated after an unknown outcome, which is an error | `unavailable`, or counted here with [`count_offline`](FallbackConfig::count_offline) | waits, then Redis, from 0; with `count_offline` counted here |
 //! | `set_if_absent`, `set_if_present`, `keep_ttl`, `get_set`, `get_del` | Redis; not repeated after an unknown outcome, but for `keep_ttl` | `unavailable`, always | waits, then Redis |
-//! | `scan`, `run`, `pipeline` | Redis; memory forgets what they may have changed | the error of the call | waits for the keys it names, or for all with FLUSHALL, FLUSHDB, SWAPDB and DEBUG, then Redis |
+//! | `scan`, `run`, `pipeline` | Redis; memory forgets what they may have changed | the error of the call | waits for the keys it names, or for all with FLUSHALL, FLUSHDB, SWAPDB, DEBUG and scripts that name none, then Redis |
 //! | `get_or_load` | Redis, else the loader | memory, else the loader; kept here | as `get` and `set` |
 //!
 //! - `unavailable` is an error with [`RedisFailure::is_unavailable`], or the one that kept the call
@@ -59,8 +59,9 @@
 //! - Credentials that the server refuses are an error, not an outage, also once the breaker is open.
 //! - What is not promised: writes of other clients are seen late by at most `max_stale`; a write of
 //!   one key by two tasks of this client at once ends in either order; without a fallback, bytes of a
-//!   connection that was lost may still arrive after a later write; a server that loses what it has
-//!   acknowledged, in a restart from a snapshot or a failover to a replica that lags, answers with
+//!   connection that was lost may still arrive after a later write; of a client in two runtimes, each of
+//!   which has a connection, a write that one of these holds up may arrive after the other has deleted
+//!   its key, and is there then; a server that loses what it has acknowledged, in a restart from a snapshot or a failover to a replica that lags, answers with
 //!   what it has.
 //!
 //! # Without a URL

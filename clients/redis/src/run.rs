@@ -182,6 +182,8 @@ const NOT_HERE: &[&str] = &[
 ];
 /// They change keys that they do not name.
 const ALL_KEYS: &[&str] = &["FLUSHALL", "FLUSHDB", "SWAPDB", "DEBUG"];
+/// They may, where they name none; how many they name is their second argument.
+const SCRIPTS: &[&str] = &["EVAL", "EVALSHA", "FCALL"];
 /// Of these keys each master of a cluster has its own.
 const EVERYWHERE: &[&str] = &["FLUSHALL", "FLUSHDB"];
 
@@ -191,8 +193,13 @@ impl RedisClient {
     ///
     /// It goes through the policy and to the server only; while that is away it is an error. What
     /// may be repeated is known for Redis's own commands, and with
-    /// [`idempotent`](Run::idempotent) for yours. What it may change is forgotten by the fallback. In a
-    /// cluster FLUSHALL and FLUSHDB go to every master, other commands without a key to any.
+    /// [`idempotent`](Run::idempotent) for yours. In a cluster FLUSHALL and FLUSHDB go to every master,
+    /// other commands without a key to any.
+    ///
+    /// The fallback forgets what it may change: of all keys for FLUSHALL, FLUSHDB, SWAPDB, DEBUG and for
+    /// scripts and functions that name no key, else of the keys among its arguments, and of no others.
+    /// So name all keys that a script changes, as Redis wants it too; one that only reads is better sent
+    /// as EVAL_RO, EVALSHA_RO or FCALL_RO.
     ///
     /// # Errors
     /// On `.await`: what the server refuses, what the policy decides, and commands that would block
@@ -265,7 +272,7 @@ impl RedisClient {
             if run.reads() {
                 keys.extend(run.keys.iter().map(|n| run.args[*n].clone()));
             } else {
-                effect = effect.max(match ALL_KEYS.contains(&run.name.as_str()) {
+                effect = effect.max(match run.changes_any() {
                     true => OnKeys::MayChangeAll,
                     false => OnKeys::MayChange,
                 });
@@ -328,6 +335,13 @@ impl Run {
 
     fn reads(&self) -> bool {
         READS.contains(&self.name.as_str())
+    }
+
+    /// It may change keys that are not among its arguments.
+    fn changes_any(&self) -> bool {
+        let name = self.name.as_str();
+        let names_none = || self.args.get(1).is_none_or(|count| count == "0");
+        ALL_KEYS.contains(&name) || SCRIPTS.contains(&name) && names_none()
     }
 
     fn is_safe(&self) -> bool {

@@ -1,10 +1,10 @@
 //! The commands against a server, each by what the server then holds.
 
-use crate::client;
-use futures_util::TryStreamExt;
+use crate::{client, degraded::Place};
+use futures_util::{FutureExt, TryStreamExt};
 use mainstay_redis::{Json, RedisClient, RedisFailure, Source, Ttl, Value};
 use mainstay_test_support::Redis;
-use std::{collections::HashMap, time::Duration};
+use std::{collections::HashMap, future::IntoFuture, time::Duration};
 
 const fn secs(n: u64) -> Duration {
     Duration::from_secs(n)
@@ -176,6 +176,62 @@ async fn memory_forgets_what_other_commands_may_have_changed() {
         assert_eq!(cache.get_answer::<String>(key).await.unwrap().source, source, "{key}");
     }
     redis.resume();
+}
+
+/// It may happen yet.
+#[tokio::test]
+async fn memory_forgets_what_a_command_may_change_whose_caller_left() {
+    let place = Place::new();
+    let cache = client("t-forget-dropped", place.proxy.addr());
+    cache.set("k", "old").await.unwrap();
+    assert!(cache.run("SET").key("k").arg("new").into_future().now_or_never().is_none());
+    place.take_away(&cache).await;
+    assert_eq!(cache.get_answer::<String>("k").await.unwrap().source, Source::Nobody);
+}
+
+/// Keys that a command does not name may be any.
+#[tokio::test]
+async fn memory_forgets_all_that_commands_without_keys_may_have_changed() {
+    let place = Place::new();
+    let cache = client("t-forget-all", place.proxy.addr());
+    let script = "return redis.call('SET', 'k', 'new')";
+    let hash = cache.run("SCRIPT").arg("LOAD").arg(script).await.unwrap().to::<String>();
+    let hash = hash.unwrap().unwrap();
+    let library = format!("#!lua name=l\nredis.register_function('f', function() {script} end)");
+    cache.run("FUNCTION").arg("LOAD").arg(library).await.unwrap();
+    for (command, arguments) in [
+        ("FLUSHALL", &[][..]),
+        ("FLUSHDB", &[]),
+        ("SWAPDB", &["0", "1"]),
+        ("DEBUG", &["SLEEP", "0"]),
+        ("EVAL", &[script, "0"]),
+        ("EVALSHA", &[&hash, "0"]),
+        ("FCALL", &["f", "0"]),
+    ] {
+        cache.set("k", "old").await.unwrap();
+        cache.hset("h", "f", "old").await.unwrap();
+        let run = arguments.iter().fold(cache.run(command), |run, argument| run.arg(*argument));
+        run.await.unwrap();
+        place.take_away(&cache).await;
+        let told = cache.get_answer::<String>("k").await.unwrap();
+        assert_eq!((told.value, told.source), (None, Source::Nobody), "{command}");
+        let told = cache.hget_answer::<String>("h", "f").await.unwrap();
+        assert_eq!((told.value, told.source), (None, Source::Nobody), "{command}");
+        place.give_back(&cache).await;
+    }
+    for run in [
+        cache.run("EVAL").arg("return 1").arg(1).key("other"),
+        cache.run("EVAL_RO").arg("return 1").arg(0),
+    ] {
+        cache.set("k", "old").await.unwrap();
+        run.await.unwrap();
+        place.take_away(&cache).await;
+        assert_eq!(cache.get_answer::<String>("k").await.unwrap().source, Source::Fallback);
+        place.give_back(&cache).await;
+    }
+    cache.pipeline([cache.run("SET").key("k").arg("new"), cache.run("PING")]).await.unwrap();
+    place.take_away(&cache).await;
+    assert_eq!(cache.get_answer::<String>("k").await.unwrap().source, Source::Nobody);
 }
 
 #[tokio::test]
