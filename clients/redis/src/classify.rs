@@ -63,7 +63,7 @@ impl RedisFailure {
     /// The fallback cannot answer for the server.
     pub(crate) fn refused(refusal: Refusal) -> Self {
         let verdict = match refusal {
-            Refusal::Full | Refusal::Unavailable => {
+            Refusal::Full | Refusal::TooHeavy | Refusal::Unavailable => {
                 Verdict::transient().with_outcome(Outcome::Neutral)
             }
             Refusal::WrongType | Refusal::NotANumber => Verdict::permanent(),
@@ -97,10 +97,11 @@ impl RedisFailure {
         matches!(&self.0.what, What::Driver(e) if *e.kind() == ErrorKind::Auth)
     }
 
-    /// The fallback holds as many unsynchronised writes as it may; this one was not taken.
+    /// The fallback holds as many unsynchronised writes as it may, or without a server has no room for
+    /// a value of this size; this one was not taken.
     #[must_use]
     pub fn is_fallback_full(&self) -> bool {
-        matches!(self.0.what, What::Refused(Refusal::Full))
+        matches!(self.0.what, What::Refused(Refusal::Full | Refusal::TooHeavy))
     }
 
     /// Only the server can do it, and it is away or has not been told yet of what was written here.
@@ -284,6 +285,10 @@ impl fmt::Display for RedisFailure {
                         "the server is away and the fallback is full; raise FallbackConfig's \
                          max_dirty limits, or write less while degraded"
                     }
+                    Refusal::TooHeavy => {
+                        "the value, or its hash with it, is larger than this process's memory of \
+                         values may be; raise FallbackConfig's max_bytes, or store it in parts"
+                    }
                     Refusal::Unavailable => {
                         "only the server can do this, and it is away, not configured, or has not \
                          been told yet of what was written without it; try again later"
@@ -378,7 +383,7 @@ const NOT_A_NUMBER: &str =
     "the value is no whole number of 64 bits, or the sum would be none; use a key of its own";
 const WRONG_TYPE: &str = "the key holds another type of value (WRONGTYPE); use a key of its own";
 
-/// What the server says of a command that it cannot use, up to where arguments may follow, the
+/// What the server says of a command or a URL that it cannot use, up to where arguments may follow, the
 /// command's name, and what to do about it.
 fn misused(text: &str) -> Option<(&'static str, Option<&str>, &'static str)> {
     const SPELLING: &str = "check its spelling, and that this version of the server has it";

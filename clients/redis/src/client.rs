@@ -484,7 +484,7 @@ impl RedisClient {
     pub(crate) fn refused(&self, operation: &Operation, refusal: Refusal) -> Error {
         let error = RedisFailure::refused(refusal);
         let effect = match refusal {
-            Refusal::Full | Refusal::Unavailable => Effect::NeverSent,
+            Refusal::Full | Refusal::TooHeavy | Refusal::Unavailable => Effect::NeverSent,
             Refusal::WrongType | Refusal::NotANumber => Effect::Permanent,
         };
         let (attempts, elapsed) = (0, Duration::ZERO);

@@ -40,6 +40,8 @@ const STRIPES: usize = 64;
 pub(crate) enum Refusal {
     /// No room for another write.
     Full,
+    /// Heavier than all there is room for.
+    TooHeavy,
     WrongType,
     /// The value is not a whole number, or would be too large a one.
     NotANumber,
@@ -374,7 +376,8 @@ impl Fallback {
         if !self.server {
             drop(dirty);
             match held {
-                Some(held) => self.shadow.store(slot, held)?,
+                Some(held) if self.shadow.fits(slot, &held) => self.shadow.store(slot, held)?,
+                Some(_) => return Err(Refusal::TooHeavy),
                 None => self.shadow.forget(slot),
             }
             return Ok(answer);

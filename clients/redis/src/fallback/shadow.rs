@@ -231,12 +231,31 @@ impl Shadow {
         }
     }
 
-    /// Keeps a value; refused if it is heavier than all there is room for.
+    /// Whether there is room for a value, if not for much else.
+    pub(crate) fn fits(&self, slot: &Slot, held: &Held) -> bool {
+        let value = match (&slot.field, self.get(&slot.key)) {
+            (None, _) => allocated(held.value.len()),
+            (Some(field), Some(Shadowed::Hash(fields))) => {
+                let fields = lock(&fields);
+                let old = fields.seen.get(field).map_or(0, |old| field_weight(field, old));
+                HASH_OVERHEAD + fields.bytes - old + field_weight(field, held)
+            }
+            (Some(field), _) => HASH_OVERHEAD + field_weight(field, held),
+        };
+        allocated(slot.key.len()) + value + OVERHEAD <= self.max_bytes
+    }
+
+    /// Keeps a value; refused if it is heavier than all there is room for, and then the older one is
+    /// gone all the same.
     pub(crate) fn store(&self, slot: &Slot, held: Held) -> Result<(), Refusal> {
         let held = held.alone();
         let shadowed = match &slot.field {
             None => Shadowed::Text(held),
             Some(field) => {
+                if !self.fits(slot, &held) {
+                    self.forget(slot);
+                    return Err(Refusal::TooHeavy);
+                }
                 let fields = match self.get(&slot.key) {
                     Some(Shadowed::Hash(fields)) => fields,
                     _ => Arc::default(),
@@ -253,7 +272,7 @@ impl Shadow {
         let mut entries = self.entries();
         if weight > self.max_bytes {
             entries.remove(key);
-            return Err(Refusal::Full);
+            return Err(Refusal::TooHeavy);
         }
         entries.put(key, Entry { shadowed: Some(shadowed), weight });
         while entries.bytes > self.max_bytes || entries.by_key.len() > self.max_entries {
@@ -533,6 +552,13 @@ mod tests {
         assert_eq!(shadow.size().0, 100);
         assert_eq!(read(&shadow, &Slot::key("k999"), now), Some(value("v")));
         let heavy = Held { value: vec![0; 200_000].into(), at: now, life: Life::Forever };
-        assert_eq!(shadow.store(&Slot::key("h"), heavy), Err(Refusal::Full));
+        assert_eq!(shadow.store(&Slot::key("h"), heavy.clone()), Err(Refusal::TooHeavy));
+        // A field takes no others along, only what it was before.
+        let (f, g) = (Slot::field("h", "f"), Slot::field("h", "g"));
+        for field in [&f, &g] {
+            shadow.store(field, held("v", now, Life::Forever)).unwrap();
+        }
+        assert_eq!(shadow.store(&f, heavy), Err(Refusal::TooHeavy));
+        assert_eq!((read(&shadow, &f, now), read(&shadow, &g, now)), (None, Some(value("v"))));
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::{Warnings, ms, text};
 use mainstay_policy::HealthStatus;
-use mainstay_redis::{RedisClient, RedisFailure, RedisState, Source};
+use mainstay_redis::{FallbackConfig, RedisClient, RedisFailure, RedisState, Source};
 use std::time::Duration;
 
 #[tokio::test]
@@ -40,6 +40,34 @@ async fn of_a_hash_memory_has_all_there_is() {
     assert_eq!((all.len(), all["city"].as_str()), (1, "Berlin"));
     assert!(cache.hdel("user", "city").await.unwrap());
     assert!(cache.hgetall::<String>("user").await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn what_is_too_heavy_is_refused_and_takes_nothing_along() {
+    let cache = RedisClient::builder()
+        .name("t-local-heavy")
+        .without_server()
+        .fallback(FallbackConfig::new().max_bytes(10_000))
+        .build()
+        .unwrap();
+    let heavy = "x".repeat(20_000);
+    cache.set("k", "1").await.unwrap();
+    cache.hset("h", "f", "1").await.unwrap();
+    cache.hset("h", "g", "1").await.unwrap();
+    for error in [
+        cache.set("k", &heavy).await.unwrap_err(),
+        cache.hset("h", "f", &heavy).await.unwrap_err(),
+        cache.hset("h", "new", &heavy).await.unwrap_err(),
+        cache.mset([("k", &heavy)]).await.unwrap_err(),
+    ] {
+        let failure = error.downcast_ref::<RedisFailure>().unwrap();
+        assert!(failure.is_fallback_full(), "{error:?}");
+        let text = failure.to_string();
+        assert!(text.contains("max_bytes") && !text.contains("away"), "{text}");
+    }
+    assert_eq!(text(&cache, "k").await.as_deref(), Some("1"));
+    assert_eq!(cache.hget::<String>("h", "f").await.unwrap().as_deref(), Some("1"));
+    assert_eq!(cache.hgetall::<String>("h").await.unwrap().len(), 2);
 }
 
 #[test]
