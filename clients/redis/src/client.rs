@@ -6,9 +6,10 @@ use crate::{
     classify::{RedisFailure, whole},
     command::{Change, Command, IfAway, Slot},
     config::{FallbackConfig, Limits, RedisClientBuilder, Target},
-    fallback::{BeginRead, BeginWrite, Fallback, Held, Known, Life, OnKeys, Refusal},
+    fallback::{BeginRead, BeginWrite, Fallback, Known, OnKeys, Refusal},
     link::{Line, Link},
     numbers::{Numbers, Tier},
+    patience::Patience,
     query::Query,
     value::Value,
 };
@@ -19,6 +20,7 @@ use mainstay_policy::{Attempt, CallError, Decider, Effect, Error, Operation, Per
 use std::{
     fmt,
     future::Future,
+    iter::once,
     ops::Deref,
     slice::from_ref,
     sync::{
@@ -27,13 +29,7 @@ use std::{
     },
     time::{Duration, Instant},
 };
-use tokio::{
-    runtime::{Handle, Id},
-    sync::watch,
-};
-
-/// How long a call waits for the recovery of its key.
-const DRAIN_WAIT: Duration = Duration::from_secs(1);
+use tokio::runtime::{Handle, Id};
 
 pub(crate) type Outcome<T> = Result<T, CallError<RedisFailure>>;
 
@@ -228,7 +224,7 @@ impl RedisClient {
             match fallback.begin_read(query, now) {
                 BeginRead::Ask(ticket) => break (now, ticket),
                 BeginRead::Local(known) => return local(known),
-                BeginRead::Mixed if Box::pin(patience.wait()).await => {}
+                BeginRead::Mixed if Box::pin(patience.wait(from_ref(query.key()))).await => {}
                 BeginRead::Mixed => return local(fallback.read(query, now)),
             }
         };
@@ -301,50 +297,57 @@ impl RedisClient {
                 BeginWrite::Ask(ticket, before) => break (now, ticket, before),
                 BeginWrite::Local if takes => return local(),
                 BeginWrite::Draining if takes && patience.waited => return local(),
-                _ if Box::pin(patience.wait()).await => {}
+                _ if Box::pin(patience.wait(from_ref(&slot.key))).await => {}
                 _ => return local(),
             }
         };
         let away = if takes { IfAway::FallBack } else { IfAway::Fail };
-        let way = self.way(&command)?;
+        let way = match self.way(&command) {
+            Ok(way) => way,
+            Err(error) => {
+                fallback.put_back(once((slot, ticket, before)));
+                return Err(error);
+            }
+        };
         let reply = way.ask(self, &operation, &command, away, outdates).await;
         self.outdate(outdates);
         match reply {
             Ok(reply) => {
                 let answer = count(reply);
-                match (change, before) {
-                    (Change::Expire(ttl), Ok(Known::Here { what, .. })) if answer > 0 => {
-                        let held = Held { life: Life::of(*ttl, sent), ..what };
-                        fallback.landed_life(slot, held, ticket);
+                match change {
+                    Change::Expire(ttl) if answer > 0 => {
+                        fallback.landed_life(slot, &before, *ttl, ticket, sent);
                     }
                     _ => fallback.landed(slot, change, ticket, sent),
                 }
                 self.wrote();
                 Ok(answer)
             }
-            // Also when nobody knows whether it happened: the key is dirty then, and deleted at the
-            // server before it is read there again. Only a counter cannot be taken back like that.
-            Err(error)
-                if takes
-                    && is_outage(&error, &way.line, from_ref(&command))
-                    && !(matches!(change, Change::Add(_)) && error.is_outcome_unknown()) =>
-            {
-                let before = Some((ticket, before));
-                match fallback.write_after(slot, change, before, Instant::now()) {
-                    Ok(answer) => {
+            Err(error) => {
+                let kept = if takes && is_kept_here(&error, &way.line, &command) {
+                    let before = Some((ticket, &before));
+                    Some(fallback.write_after(slot, change, before, Instant::now()))
+                } else {
+                    None
+                };
+                // Not where it was kept: that is newer.
+                if was_never_sent(&error) {
+                    fallback.put_back(once((slot, ticket, before)));
+                }
+                match kept {
+                    Some(Ok(answer)) => {
                         self.kept(counted);
                         Ok(answer)
                     }
                     // That it was not kept here does not mean that it did not happen there.
-                    Err(refusal)
-                        if refusal == Refusal::Unavailable || error.is_outcome_unknown() =>
+                    Some(Err(refusal))
+                        if refusal != Refusal::Unavailable && !error.is_outcome_unknown() =>
                     {
-                        Err(self.failed(&operation, error))
+                        Err(self.refused(&operation, refusal))
                     }
-                    Err(refusal) => Err(self.refused(&operation, refusal)),
+                    _ => Err(self.failed(&operation, error)),
                 }
             }
-            Err(error) => Err(self.failed(&operation, error)),
         }
     }
 
@@ -537,38 +540,6 @@ impl Way<'_> {
     }
 }
 
-/// How long a call waits for the server to be told of a key, while the server is there.
-pub(crate) struct Patience<'a> {
-    client: &'a RedisClient,
-    fallback: &'a Fallback,
-    /// How far the recovery has come, and until when it is waited for.
-    since: Option<(watch::Receiver<bool>, Instant)>,
-    waited: bool,
-}
-
-impl<'a> Patience<'a> {
-    pub(crate) const fn new(client: &'a RedisClient, fallback: &'a Fallback) -> Self {
-        Self { client, fallback, since: None, waited: false }
-    }
-
-    /// Until it is worth another look; `false` once there is no more to hope for.
-    pub(crate) async fn wait(&mut self) -> bool {
-        if self.client.is_hopeless() {
-            return false;
-        }
-        let Some((drains, until)) = &mut self.since else {
-            // Only now, as most calls never wait; the look that comes next misses nothing.
-            let limit = self.client.policy().time_for_attempt();
-            let until = Instant::now() + limit.unwrap_or(DRAIN_WAIT).min(DRAIN_WAIT);
-            self.since = Some((self.fallback.drains(), until));
-            return true;
-        };
-        self.waited = true;
-        let left = until.saturating_duration_since(Instant::now());
-        matches!(tokio::time::timeout(left, drains.changed()).await, Ok(Ok(())))
-    }
-}
-
 /// The end of a call that the server refused.
 pub(crate) fn answered(error: RedisFailure, began: Instant) -> CallError<RedisFailure> {
     let elapsed = began.elapsed();
@@ -584,6 +555,30 @@ fn count(reply: Value) -> i64 {
             1
         }
         _ => 1,
+    }
+}
+
+/// Whether a write that ended so is kept here. Also when nobody knows whether it happened: the key is
+/// dirty then, and deleted at the server before it is read there again. Only a counter cannot be taken
+/// back like that.
+fn is_kept_here(error: &CallError<RedisFailure>, line: &Line, command: &Command<'_>) -> bool {
+    is_outage(error, line, from_ref(command))
+        && !is_own_limit(error)
+        && !(matches!(command, Command::Add(..)) && error.is_outcome_unknown())
+}
+
+/// Refused by a limit of the caller's own policy: the server is well, and what is kept here would be
+/// deleted there.
+pub(crate) fn is_own_limit(error: &CallError<RedisFailure>) -> bool {
+    error.is_rejected() && matches!(error.decider(), Some(Decider::RateLimit | Decider::Bulkhead))
+}
+
+/// Nothing of it can have reached the server.
+pub(crate) fn was_never_sent(error: &CallError<RedisFailure>) -> bool {
+    match error {
+        // In an attempt before this one it may have been.
+        CallError::Backend { attempts: 1, error, .. } if error.is_closed() => true,
+        error => error.effect() == Effect::NeverSent,
     }
 }
 

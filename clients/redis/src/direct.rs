@@ -2,14 +2,44 @@
 
 use crate::{
     classify::RedisFailure,
-    client::{Patience, RedisClient, answered},
+    client::{RedisClient, answered},
     command::{Change, Command, IfAway, Slot},
-    fallback::{OnKeys, Refusal},
+    fallback::{Fallback, OnKeys, Refusal, Ticket},
+    patience::Patience,
     value::Value,
 };
 use bytes::Bytes;
-use mainstay_policy::{Error, Operation};
+use mainstay_policy::{Effect, Error, Operation};
 use std::time::Instant;
+
+/// A command on its way. Dropped with its caller it may have happened.
+struct OnItsWay<'a> {
+    fallback: &'a Fallback,
+    keys: &'a [Bytes],
+    effect: OnKeys,
+    ticket: Ticket,
+    sent: Instant,
+    is_over: bool,
+}
+
+impl OnItsWay<'_> {
+    fn never_sent(mut self) {
+        self.is_over = true;
+    }
+
+    fn stored(mut self, slot: &Slot, change: &Change) {
+        self.is_over = true;
+        self.fallback.landed(slot, change, self.ticket, self.sent);
+    }
+}
+
+impl Drop for OnItsWay<'_> {
+    fn drop(&mut self) {
+        if !self.is_over {
+            self.fallback.end_direct(self.keys, self.effect);
+        }
+    }
+}
 
 impl RedisClient {
     /// Commands sent together: one answer for each, or one error when they were not all answered.
@@ -39,25 +69,29 @@ impl RedisClient {
             None => None,
             Some(fallback) => {
                 let mut patience = Patience::new(self, fallback);
+                // Without keys: all of them.
+                let named = if effect == OnKeys::MayChangeAll { &[] } else { keys };
                 let ticket = loop {
                     match fallback.begin_direct(keys, effect) {
                         Some(ticket) => break ticket,
-                        None if patience.wait().await => {}
+                        None if patience.wait(named).await => {}
                         None => return Err(self.refused(operation, Refusal::Unavailable)),
                     }
                 };
-                Some((fallback, ticket, Instant::now()))
+                let (sent, is_over) = (Instant::now(), false);
+                Some(OnItsWay { fallback, keys, effect, ticket, sent, is_over })
             }
         };
         let result = self.ask_all(operation, keys, effect, commands, IfAway::Fail).await;
-        if let Some((fallback, ticket, sent)) = began {
-            let stored = match &result {
-                Ok(Ok(replies)) => matches!(&replies[..], [Ok(reply)] if *reply != Value::Nil),
-                _ => false,
-            };
-            match stores {
-                Some((slot, change)) if stored => fallback.landed(slot, change, ticket, sent),
-                _ => drop(fallback.end_direct(keys, effect)),
+        if let Some(began) = began {
+            match (&result, stores) {
+                (Ok(Ok(replies)), Some((slot, change))) if matches!(&replies[..], [Ok(reply)] if *reply != Value::Nil) =>
+                {
+                    began.stored(slot, change);
+                }
+                (Ok(Err(error)), _) if error.effect() == Effect::NeverSent => began.never_sent(),
+                (Err(_), _) => began.never_sent(),
+                _ => drop(began),
             }
         }
         result?.map_err(|error| self.failed(operation, error))

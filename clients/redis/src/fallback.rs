@@ -10,6 +10,8 @@
 //! asked for.
 
 mod dirty;
+mod drain;
+mod fields;
 mod known;
 mod shadow;
 
@@ -20,18 +22,19 @@ use crate::{
 };
 use bytes::Bytes;
 pub(crate) use dirty::{Dirty, Task};
+pub(crate) use drain::Batch;
 pub(crate) use known::{Held, Known, Life, Pairs, Standing};
 use lru::DefaultHasher;
-pub(crate) use shadow::Shadow;
+pub(crate) use shadow::{Before, Shadow};
 use std::{
     hash::BuildHasher,
     sync::{
         Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
-use tokio::sync::{MutexGuard as Turn, watch};
+use tokio::sync::watch;
 
 const STRIPES: usize = 64;
 
@@ -73,9 +76,6 @@ pub(crate) enum BeginWrite {
     /// With what was known of the slot, which is no longer true once the write has happened.
     Ask(Ticket, Before),
 }
-
-/// What memory knew of a slot before a write was sent.
-pub(crate) type Before = Result<Known<Held>, Refusal>;
 
 /// What orders the calls on its keys.
 #[derive(Default)]
@@ -129,10 +129,9 @@ pub(crate) struct Fallback {
     /// Keys in `dirty`; changed under a key's stripe lock, so that key's next call sees it.
     dirty_keys: AtomicUsize,
     any_dirty: watch::Sender<bool>,
-    draining: watch::Sender<bool>,
+    draining: watch::Sender<Batch>,
     /// The code by which the server refuses to forget what it is told to.
     refused: Mutex<Option<String>>,
-    recovery: tokio::sync::Mutex<()>,
 }
 
 impl Fallback {
@@ -148,15 +147,19 @@ impl Fallback {
             dirty: Mutex::new(Dirty::new(config.max_dirty_entries, config.max_dirty_bytes)),
             dirty_keys: AtomicUsize::new(0),
             any_dirty: watch::Sender::new(false),
-            draining: watch::Sender::new(false),
+            draining: watch::Sender::new(None),
             refused: Mutex::new(None),
-            recovery: tokio::sync::Mutex::new(()),
         }
     }
 
     /// Keys that the server has not forgotten yet.
     pub(crate) fn dirty_keys(&self) -> usize {
         self.dirty_keys.load(Ordering::Acquire)
+    }
+
+    /// Whether the server has not forgotten this one yet.
+    pub(crate) fn is_dirty(&self, key: &Bytes) -> bool {
+        self.dirty().touches(key)
     }
 
     /// Entries and bytes of values seen, about.
@@ -262,7 +265,8 @@ impl Fallback {
         let stripe = self.stripe_of(&slot.key);
         let locked = self.stripes[stripe].lock();
         if self.dirty_keys() > 0 && self.dirty().owns(slot) {
-            return if *self.draining.borrow() { BeginWrite::Draining } else { BeginWrite::Local };
+            let drains = drain::is_under_way(*self.draining.borrow(), now);
+            return if drains { BeginWrite::Draining } else { BeginWrite::Local };
         }
         let generation = locked.next();
         let before = self.shadow.take(slot, now);
@@ -286,19 +290,49 @@ impl Fallback {
         }
     }
 
-    /// The same of a lifetime for what was known before, unless something was seen since.
-    pub(crate) fn landed_life(&self, slot: &Slot, held: Held, ticket: Ticket) {
+    /// The same of a lifetime that is counted from then, for what was known before, unless something
+    /// was seen since.
+    pub(crate) fn landed_life(
+        &self,
+        slot: &Slot,
+        before: &Before,
+        ttl: Option<Duration>,
+        ticket: Ticket,
+        sent: Instant,
+    ) {
+        let known = self.shadow.known_before(before, sent);
         let stripe = self.stripes[ticket.stripe].lock();
         let alone = stripe.generation() == ticket.generation;
         stripe.next();
-        if alone && self.shadow.is_taken(&slot.key) {
-            let _ = self.shadow.store(slot, held);
-        } else {
-            self.shadow.forget(slot);
+        match known {
+            Ok(Known::Here { what, .. }) if alone && self.shadow.is_taken(&slot.key) => {
+                let _ = self.shadow.store(slot, Held { life: Life::of(ttl, sent), ..what });
+            }
+            _ => self.shadow.forget(slot),
+        }
+    }
+
+    /// Writes of one call, in their order, were refused before they were sent: what was known stands,
+    /// but where this client has begun or ended another since.
+    pub(crate) fn put_back<'a>(
+        &self,
+        taken: impl DoubleEndedIterator<Item = (&'a Slot, Ticket, Before)>,
+    ) {
+        // Those of one stripe have tickets one after the other.
+        let mut later = [0; STRIPES];
+        for (slot, ticket, before) in taken.rev() {
+            let stripe = self.stripes[ticket.stripe].lock();
+            let later = &mut later[ticket.stripe];
+            if stripe.generation() == ticket.generation + *later {
+                self.shadow.put_back(slot, before);
+                *later += 1;
+            }
         }
     }
 
     /// Before a command is sent that only the server can do; `None` while one of its keys is dirty.
+    /// The ticket is that of the last key. What was seen is forgotten in the end, as it stays true if
+    /// the command is never sent.
     pub(crate) fn begin_direct(&self, keys: &[Bytes], effect: OnKeys) -> Option<Ticket> {
         if self.dirty_keys() > 0 {
             let dirty = self.dirty();
@@ -306,19 +340,32 @@ impl Fallback {
                 return None;
             }
         }
-        Some(self.end_direct(keys, effect))
-    }
-
-    /// After it, however it ended. The ticket is that of the last key.
-    pub(crate) fn end_direct(&self, keys: &[Bytes], effect: OnKeys) -> Ticket {
         let mut ticket = Ticket { generation: 0, stripe: 0 };
         match effect {
             OnKeys::Reads => {}
             OnKeys::MayChange => {
                 for key in keys {
                     let stripe = self.stripe_of(key);
-                    let locked = self.stripes[stripe].lock();
-                    ticket = Ticket { generation: locked.next(), stripe };
+                    ticket = Ticket { generation: self.stripes[stripe].lock().next(), stripe };
+                }
+            }
+            OnKeys::MayChangeAll => {
+                for stripe in &self.stripes {
+                    stripe.lock().next();
+                }
+            }
+        }
+        Some(ticket)
+    }
+
+    /// After it, unless it was never sent.
+    pub(crate) fn end_direct(&self, keys: &[Bytes], effect: OnKeys) {
+        match effect {
+            OnKeys::Reads => {}
+            OnKeys::MayChange => {
+                for key in keys {
+                    let stripe = self.stripe(key);
+                    stripe.next();
                     self.shadow.forget(&Slot { key: key.clone(), field: None });
                 }
             }
@@ -330,7 +377,6 @@ impl Fallback {
                 self.shadow.clear();
             }
         }
-        ticket
     }
 
     /// The server is away: the write stays here, or is refused. Gives what the server would: a
@@ -345,7 +391,7 @@ impl Fallback {
         &self,
         slot: &Slot,
         change: &Change,
-        before: Option<(Ticket, Before)>,
+        before: Option<(Ticket, &Before)>,
         now: Instant,
     ) -> Result<i64, Refusal> {
         if !self.takes(change) {
@@ -361,7 +407,7 @@ impl Fallback {
                 (Ok(Known::Unknown), Some((ticket, before)))
                     if ticket.generation == stripe.generation() =>
                 {
-                    before
+                    self.shadow.known_before(before, now)
                 }
                 (known, _) => known,
             },
@@ -403,21 +449,6 @@ impl Fallback {
         let _ = any.wait_for(|any| *any).await;
     }
 
-    /// Hears of each beginning and end of a batch of the recovery.
-    pub(crate) fn drains(&self) -> watch::Receiver<bool> {
-        self.draining.subscribe()
-    }
-
-    /// One recovery at a time, whatever the number of runtimes.
-    pub(crate) async fn recovery_turn(&self) -> Turn<'_, ()> {
-        self.recovery.lock().await
-    }
-
-    #[cfg(test)]
-    pub(crate) fn drain(&self, size: usize) -> Drain<'_> {
-        self.drain_where(size, |_| true)
-    }
-
     /// By which code the server refuses to forget, so that keys stay here.
     pub(crate) fn refused(&self) -> Option<String> {
         self.refused.lock().unwrap_or_else(PoisonError::into_inner).clone()
@@ -429,15 +460,6 @@ impl Fallback {
         let is_new = *refused != code;
         *refused = code;
         is_new
-    }
-
-    /// Some of what the servers must forget that can be told so; writes of dirty keys wait while it
-    /// is held.
-    pub(crate) fn drain_where(&self, size: usize, reached: impl Fn(&Bytes) -> bool) -> Drain<'_> {
-        self.draining.send_replace(true);
-        // After the flag: from here on nothing is added to these keys.
-        let tasks = self.dirty().batch_where(size, reached);
-        Drain { fallback: self, tasks }
     }
 }
 
@@ -499,41 +521,6 @@ fn applied(
 fn whole_number(text: &[u8]) -> Result<i64, Refusal> {
     let number = std::str::from_utf8(text).ok().and_then(|text| text.parse::<i64>().ok());
     number.filter(|n| n.to_string().as_bytes() == text).ok_or(Refusal::NotANumber)
-}
-
-/// A batch being deleted at the server.
-pub(crate) struct Drain<'a> {
-    fallback: &'a Fallback,
-    pub(crate) tasks: Vec<Task>,
-}
-
-impl Drain<'_> {
-    /// Which of them the server has forgotten; says whether anything is dirty still.
-    pub(crate) fn acknowledge(self, done: &[bool]) -> bool {
-        let fallback = self.fallback;
-        for (task, done) in self.tasks.iter().zip(done) {
-            let _stripe = fallback.stripe(&task.key);
-            let mut dirty = fallback.dirty();
-            if *done {
-                dirty.acknowledge(task);
-            } else {
-                dirty.pass_over(task);
-            }
-            fallback.dirty_keys.store(dirty.len(), Ordering::Release);
-        }
-        let mut left = false;
-        fallback.any_dirty.send_if_modified(|any| {
-            left = fallback.dirty_keys() > 0;
-            std::mem::replace(any, left) != left
-        });
-        left
-    }
-}
-
-impl Drop for Drain<'_> {
-    fn drop(&mut self) {
-        self.fallback.draining.send_replace(false);
-    }
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ use crate::{
     link::{Gate, Line},
     value::Value,
 };
+use bytes::Bytes;
 use mainstay_policy::{Breaker, BreakerState, Health, HealthStatus};
 use std::time::{Duration, Instant};
 
@@ -48,15 +49,21 @@ impl RedisClient {
         }
     }
 
-    /// Nobody can tell the server of a key now. A half-open breaker is another matter: the recovery
-    /// may be its probe.
-    pub(crate) fn is_hopeless(&self) -> bool {
+    /// Nobody can tell the server of this key now, or without one of some. A half-open breaker is another
+    /// matter: the recovery may be its probe.
+    pub(crate) fn is_hopeless(&self, key: Option<&Bytes>) -> bool {
         let refuses = |breaker: &Breaker| {
             matches!(breaker.state(), BreakerState::Open | BreakerState::Isolated)
         };
-        self.line().is_none_or(|line| {
-            !matches!(line.gate(), Gate::Open) || self.breaker_that(&line, refuses).is_some()
-        })
+        let Some(line) = self.line() else { return true };
+        let Some(key) = key else {
+            return !matches!(line.gate(), Gate::Open)
+                || self.breaker_that(&line, refuses).is_some();
+        };
+        // Any command will do that names it.
+        let own = line.policy(&Command::Expire(key, None), self.policy());
+        let policy = own.as_ref().unwrap_or(self.policy());
+        !line.serves(key) || policy.refuses() && refuses(policy.breaker())
     }
 
     /// The first that is so of the client's breaker and, in a cluster, those of the masters. In observe

@@ -40,6 +40,9 @@
 //!
 //! - `unavailable` is an error with [`RedisFailure::is_unavailable`], or the one that kept the call
 //!   from the server: an open breaker, a closed link.
+//! - A write that your own rate limit or bulkhead refuses is an error, not an outage: the server is there,
+//!   and would later delete what was kept here. A read is answered from memory all the same.
+//! - A write that was refused before it was sent leaves memory as it was.
 //! - When the server is back, every key and field written meanwhile is **deleted** there before it is
 //!   read there again; nothing is written back, which could overwrite what others wrote.
 //!   The user in the URL must be allowed DEL and HDEL: without them such keys stay as while away, which
@@ -60,9 +63,9 @@
 //! - What is not promised: writes of other clients are seen late by at most `max_stale`; a write of
 //!   one key by two tasks of this client at once ends in either order; without a fallback, bytes of a
 //!   connection that was lost may still arrive after a later write; of a client in two runtimes, each of
-//!   which has a connection, a write that one of these holds up may arrive after the other has deleted
-//!   its key, and is there then; a server that loses what it has acknowledged, in a restart from a snapshot or a failover to a replica that lags, answers with
-//!   what it has.
+//!   which has a connection, a write that one of these holds up may arrive when the other has deleted
+//!   its key, over what was written since; a server that loses what it has acknowledged, in a restart
+//!   from a snapshot or a failover to a replica that lags, answers with what it has.
 //!
 //! # Without a URL
 //! The client is a bounded cache of this process: as if the server were always away, except that
@@ -90,6 +93,7 @@ mod link;
 mod load;
 mod many;
 mod numbers;
+mod patience;
 mod query;
 mod recovery;
 mod run;

@@ -171,6 +171,14 @@ impl Line {
         }
     }
 
+    /// Whether calls of this key reach a server.
+    pub(crate) fn serves(&self, key: &[u8]) -> bool {
+        match &self.servers {
+            Servers::Cluster(cluster) => cluster.reaches(key),
+            Servers::One(_) | Servers::Sentinel(_) => matches!(self.gate(), Gate::Open),
+        }
+    }
+
     /// Waits for the first connection, for no other.
     pub(crate) async fn until_tried(&self, limit: Duration) {
         match &self.servers {

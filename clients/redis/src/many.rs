@@ -2,18 +2,22 @@
 
 use crate::{
     answer::{Answer, Source},
-    client::{RedisClient, answered},
+    client::{RedisClient, answered, is_own_limit, was_never_sent},
     command::{Change, Command, IfAway, Raw, Route, Slot},
-    fallback::{BeginRead, BeginWrite, Known, OnKeys, Refusal},
+    fallback::{Before, BeginRead, BeginWrite, Known, OnKeys, Refusal, Ticket},
+    patience::Patience,
     query::Get,
     value::{FromValue, ToValue, Value},
 };
 use bytes::Bytes;
 use mainstay_policy::{Error, Idempotency, Operation};
-use std::{borrow::Cow, collections::BTreeMap, time::Instant};
+use std::{borrow::Cow, collections::BTreeMap, slice::from_ref, time::Instant};
 
 const MGET: Operation = Operation::read("mget");
 const MSET: Operation = Operation::new("mset", Idempotency::Safe);
+
+/// A write that is to be sent, by its number, and what memory knew of its key.
+type Asked = (usize, Option<(Ticket, Before)>);
 
 impl RedisClient {
     /// The values at these keys, in their order. As [`RedisClient::get`], except that a key which
@@ -145,33 +149,30 @@ impl RedisClient {
 
     /// Says whether memory has taken any of them.
     async fn write_many(&self, writes: &[(Slot, Change)]) -> Result<bool, Error> {
-        let keep = |n: usize| {
-            let (slot, change) = &writes[n];
-            self.0.loads.outdate(&slot.key);
-            let kept = self.fallback().map(|f| f.write(slot, change, Instant::now()));
-            kept.unwrap_or(Err(Refusal::Unavailable)).map(|_| self.kept_here())
-        };
-        let refused = |refusal| self.refused(&MSET, refusal);
         let (mut asked, sent) = (Vec::new(), Instant::now());
-        for (n, (slot, _)) in writes.iter().enumerate() {
-            match self
-                .fallback()
-                .filter(|_| self.is_configured())
-                .map(|f| f.begin_write(slot, sent))
-            {
-                Some(BeginWrite::Ask(ticket, _)) => asked.push((n, Some(ticket))),
-                // What is dirty stays so; a recovery under way comes back for it.
-                Some(_) => keep(n).map_err(refused)?,
-                None if self.is_configured() => asked.push((n, None)),
-                None => keep(n).map_err(refused)?,
+        let put_back = |asked: Vec<Asked>| {
+            let taken = asked.into_iter().filter_map(|(n, taken)| {
+                let (ticket, before) = taken?;
+                Some((&writes[n].0, ticket, before))
+            });
+            if let Some(fallback) = self.fallback() {
+                fallback.put_back(taken);
             }
+        };
+        let begun = self.begin_many(writes, &mut asked).await;
+        if asked.is_empty() {
+            return begun.map(|()| true);
         }
         let kept = asked.len() < writes.len();
-        if asked.is_empty() {
-            return Ok(kept);
-        }
         let takes = self.fallback().is_some_and(|f| f.takes(&Change::Remove));
-        let places = self.places(asked.iter().map(|(n, _)| &writes[*n].0))?;
+        let places = begun.and_then(|()| self.places(asked.iter().map(|(n, _)| &writes[*n].0)));
+        let places = match places {
+            Ok(places) => places,
+            Err(error) => {
+                put_back(asked);
+                return Err(error);
+            }
+        };
         let command = |of: &Vec<usize>| {
             let parts = of.iter().flat_map(|i| match &writes[asked[*i].0] {
                 (slot, Change::Put { value, .. }) => [&slot.key, value],
@@ -188,28 +189,77 @@ impl RedisClient {
                 for reply in replies {
                     reply.map_err(|failure| self.failed(&MSET, answered(failure, sent)))?;
                 }
-                for (n, ticket) in asked {
+                for (n, taken) in asked {
                     self.wrote();
-                    if let Some((fallback, ticket)) = self.fallback().zip(ticket) {
+                    if let Some((fallback, (ticket, _))) = self.fallback().zip(taken) {
                         fallback.landed(&writes[n].0, &writes[n].1, ticket, sent);
                     }
                 }
                 Ok(kept)
             }
-            Err(error) if takes && self.is_outage(&error, &commands) => {
-                for (n, _) in asked {
-                    match keep(n) {
+            Err(error) => {
+                let numbers: Vec<_> = asked.iter().map(|(n, _)| *n).collect();
+                // Before any is kept here, which is newer.
+                if was_never_sent(&error) {
+                    put_back(asked);
+                }
+                if !takes || is_own_limit(&error) || !self.is_outage(&error, &commands) {
+                    return Err(self.failed(&MSET, error));
+                }
+                for n in numbers {
+                    match self.keep_one(&writes[n]) {
                         // That it was not kept here does not mean that it did not happen there.
                         Err(_) if error.is_outcome_unknown() => {
                             return Err(self.failed(&MSET, error));
                         }
-                        kept => kept.map_err(refused)?,
+                        kept => kept.map_err(|refusal| self.refused(&MSET, refusal))?,
                     }
                 }
                 Ok(true)
             }
-            Err(error) => Err(self.failed(&MSET, error)),
         }
+    }
+
+    /// Finds those that are to be sent; the others stay here.
+    async fn begin_many(
+        &self,
+        writes: &[(Slot, Change)],
+        asked: &mut Vec<Asked>,
+    ) -> Result<(), Error> {
+        let refused = |refusal| self.refused(&MSET, refusal);
+        if !self.is_configured() {
+            return writes.iter().try_for_each(|write| self.keep_one(write)).map_err(refused);
+        }
+        let Some(fallback) = self.fallback() else {
+            asked.extend((0..writes.len()).map(|n| (n, None)));
+            return Ok(());
+        };
+        let mut patience = Patience::new(self, fallback);
+        for (n, write) in writes.iter().enumerate() {
+            patience.waited = false;
+            let key = from_ref(&write.0.key);
+            loop {
+                match fallback.begin_write(&write.0, Instant::now()) {
+                    BeginWrite::Ask(ticket, before) => {
+                        asked.push((n, Some((ticket, before))));
+                        break;
+                    }
+                    BeginWrite::Draining if !patience.waited && patience.wait(key).await => {}
+                    // What is dirty stays so; the recovery comes back for it.
+                    _ => {
+                        self.keep_one(write).map_err(refused)?;
+                        break;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn keep_one(&self, (slot, change): &(Slot, Change)) -> Result<(), Refusal> {
+        self.0.loads.outdate(&slot.key);
+        let kept = self.fallback().map(|f| f.write(slot, change, Instant::now()));
+        kept.unwrap_or(Err(Refusal::Unavailable)).map(|_| self.kept_here())
     }
 
     /// Which of these one command may name together, by their number.

@@ -30,7 +30,6 @@ pub(crate) async fn run(fallback: Arc<Fallback>, policy: Policy, line: Arc<Line>
         }
         line.until_up().await;
         tokio::time::sleep(SETTLE).await;
-        let _turn = fallback.recovery_turn().await;
         while let Some(wait) = step(&fallback, &policy, &line, &numbers).await {
             if !wait.is_zero() {
                 tokio::time::sleep(wait).await;
@@ -49,7 +48,7 @@ async fn step(
     numbers: &Numbers,
 ) -> Option<Duration> {
     // A master that is still away must not hold up what the others can forget.
-    let drain = fallback.drain_where(BATCH, |key| line.reaches(key));
+    let drain = fallback.drain_where(BATCH, |key| line.reaches(key)).await;
     if drain.tasks.is_empty() {
         return None;
     }

@@ -4,7 +4,7 @@
 //! The promise: a read never gives a value that another successful write of this client had wholly
 //! replaced before the read began, nor one whose lifetime had passed by then.
 
-use super::*;
+use super::{drain::Drain, *};
 use crate::query::Get;
 use proptest::{collection::vec, prelude::*};
 use std::{
@@ -32,8 +32,9 @@ enum Step {
     Heal,
     /// The recovery deletes a batch.
     Drain,
-    /// It hears of that, or never does.
+    /// It hears of that, or never does; of one that takes long after another has begun.
     Drained {
+        n: usize,
         lost: bool,
     },
     /// Another client writes.
@@ -43,6 +44,8 @@ enum Step {
     Begin(Kind, Place),
     /// One of those that have begun reaches the wire.
     Send(usize),
+    /// Or does not, and its caller is told so.
+    Refuse(usize),
     Serve,
     /// One of those that were answered or lost is told.
     Finish(usize),
@@ -61,11 +64,13 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (0..5_usize).prop_map(Step::Cut),
         2 => Just(Step::Heal),
         2 => Just(Step::Drain),
-        2 => prop::bool::weighted(0.25).prop_map(|lost| Step::Drained { lost }),
+        2 => (any::<usize>(), prop::bool::weighted(0.25))
+            .prop_map(|(n, lost)| Step::Drained { n, lost }),
         1 => place.clone().prop_map(Step::Other),
         1 => (1..15_u64).prop_map(Step::Pass),
         5 => (kind, place).prop_map(|(kind, place)| Step::Begin(kind, place)),
         6 => any::<usize>().prop_map(Step::Send),
+        2 => any::<usize>().prop_map(Step::Refuse),
         7 => Just(Step::Serve),
         6 => any::<usize>().prop_map(Step::Finish),
     ]
@@ -88,6 +93,8 @@ struct Call {
     place: Place,
     kind: Kind,
     ticket: Option<Ticket>,
+    /// What memory knew when it began.
+    before: Option<Before>,
     begin: usize,
     sent: Instant,
     /// The value it writes: its own number.
@@ -109,7 +116,7 @@ struct Written {
 struct Model {
     /// Leaked, so that a batch of its recovery can be kept beside it.
     fallback: &'static Fallback,
-    drain: Option<Drain<'static>>,
+    drains: Vec<Drain<'static>>,
     clock: usize,
     now: Instant,
     up: bool,
@@ -124,7 +131,7 @@ impl Default for Model {
     fn default() -> Self {
         Self {
             fallback: Box::leak(Box::new(Fallback::new(&FallbackConfig::new(), true))),
-            drain: None,
+            drains: Vec::new(),
             clock: 0,
             now: Instant::now(),
             up: true,
@@ -157,9 +164,10 @@ impl Model {
         match step {
             Step::Cut(applied) => self.cut(applied),
             Step::Heal => self.up = true,
-            Step::Drain if self.up && self.drain.is_none() => self.drain(),
-            Step::Drained { lost } => {
-                if let (Some(drain), false) = (self.drain.take(), lost) {
+            Step::Drain if self.up && self.drains.len() < 2 => self.drain(),
+            Step::Drained { n, lost } if !self.drains.is_empty() => {
+                let drain = self.drains.remove(n % self.drains.len());
+                if !lost {
                     drain.acknowledge(&[true; 2]);
                 }
             }
@@ -184,7 +192,19 @@ impl Model {
                 let call = self.told.remove(n % self.told.len());
                 self.finish(call);
             }
-            Step::Drain | Step::Send(_) | Step::Finish(_) => {}
+            Step::Refuse(n) if !self.begun.is_empty() => {
+                let call = self.begun.remove(n % self.begun.len());
+                let slot = Self::slot(call.place);
+                // What only the server can do has taken nothing.
+                if let (Some(ticket), Some(before)) = (call.ticket, call.before) {
+                    self.fallback.put_back(std::iter::once((&slot, ticket, before)));
+                }
+            }
+            Step::Drain
+            | Step::Drained { .. }
+            | Step::Send(_)
+            | Step::Refuse(_)
+            | Step::Finish(_) => {}
         }
     }
 
@@ -208,14 +228,24 @@ impl Model {
                 BeginRead::Mixed => {}
                 BeginRead::Ask(ticket) => {
                     let ticket = Some(ticket);
-                    let call = Call { place, kind, ticket, begin, sent, value, answer: None };
-                    self.begun.push(call);
+                    let (before, answer) = (None, None);
+                    self.begun.push(Call {
+                        place,
+                        kind,
+                        ticket,
+                        before,
+                        begin,
+                        sent,
+                        value,
+                        answer,
+                    });
                 }
             }
             return;
         }
         self.writes.push(Written { place, begin, end: None, own: true, over: None });
-        let mut call = Call { place, kind, ticket: None, begin, sent, value, answer: None };
+        let (ticket, before, answer) = (None, None, None);
+        let mut call = Call { place, kind, ticket, before, begin, sent, value, answer };
         if matches!(kind, Kind::Direct) {
             call.ticket = self.fallback.begin_direct(&[slot.key], OnKeys::MayChange);
             if call.ticket.is_some() {
@@ -224,8 +254,8 @@ impl Model {
             return;
         }
         match self.fallback.begin_write(&slot, self.now) {
-            BeginWrite::Ask(ticket, _) => {
-                call.ticket = Some(ticket);
+            BeginWrite::Ask(ticket, before) => {
+                (call.ticket, call.before) = (Some(ticket), Some(before));
                 self.begun.push(call);
             }
             BeginWrite::Local | BeginWrite::Draining => self.keep(&call),
@@ -251,7 +281,7 @@ impl Model {
 
     fn cut(&mut self, applied: usize) {
         self.up = false;
-        self.drain = None;
+        self.drains.clear();
         for (n, call) in std::mem::take(&mut self.sent).into_iter().enumerate() {
             if n < applied {
                 self.apply(&call);
@@ -273,7 +303,7 @@ impl Model {
                 slot.key != task.key || !(task.fields.is_empty() || field_goes)
             });
         }
-        self.drain = Some(drain);
+        self.drains.push(drain);
     }
 
     fn keep(&mut self, call: &Call) {

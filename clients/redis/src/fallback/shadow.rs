@@ -5,13 +5,13 @@
 
 use super::{
     Refusal,
+    fields::{Fields, HASH_OVERHEAD, Whole, allocated, field_weight},
     known::{Held, Known, Life, Pairs},
 };
 use crate::command::Slot;
 use bytes::Bytes;
 use lru::LruCache;
 use std::{
-    collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
@@ -19,45 +19,10 @@ use std::{
 /// What an entry takes beside its key and value: a node in the order of use, the count of a value's
 /// owners, and its share of a table that may have grown to twice what it needs.
 const OVERHEAD: u64 = 112 + 32 + 80;
-/// The same of a field: a share of a table whose slots hold key and value, and two counts of owners.
-const FIELD_OVERHEAD: u64 = 224 + 2 * 32;
-/// The same of a hash, beside its fields.
-const HASH_OVERHEAD: u64 = 112;
 
 /// A text that is compared while others wait for the lock, since that is quicker than to be counted
 /// among its owners.
 const SHORT: usize = 4096;
-
-/// What the allocator takes for so many bytes.
-fn allocated(bytes: usize) -> u64 {
-    match bytes as u64 {
-        0 => 0,
-        bytes => (bytes + 8).next_multiple_of(16).max(32),
-    }
-}
-
-#[derive(Default)]
-struct Fields {
-    seen: HashMap<Bytes, Held>,
-    bytes: u64,
-    /// When all of them were seen, unless this client has changed one since.
-    complete: Option<Instant>,
-}
-
-impl Fields {
-    fn put(&mut self, field: &Bytes, held: Held) {
-        self.bytes += field_weight(field, &held);
-        if let Some(old) = self.seen.insert(field.clone(), held) {
-            self.bytes -= field_weight(field, &old);
-        }
-    }
-
-    fn remove(&mut self, field: &Bytes) -> Option<Held> {
-        let old = self.seen.remove(field)?;
-        self.bytes -= field_weight(field, &old);
-        Some(old)
-    }
-}
 
 #[derive(Clone)]
 enum Shadowed {
@@ -110,6 +75,16 @@ impl Entries {
             self.bytes -= old.weight;
         }
     }
+}
+
+/// What was taken out before a write was sent.
+pub(crate) enum Before {
+    Nothing,
+    /// It may be too old to be told.
+    Value(Held),
+    Hash(Arc<Mutex<Fields>>),
+    /// A text where a field is to be written; it is there still.
+    Text,
 }
 
 pub(crate) struct Shadow {
@@ -215,7 +190,7 @@ impl Shadow {
         };
         let held = lock(&fields);
         let complete = match self.max_stale {
-            Some(_) => held.complete.filter(|at| self.recent(*at, now)),
+            Some(_) => held.whole.since().filter(|at| self.recent(*at, now)),
             // Without a server there is no more of it than this.
             None => held.seen.values().map(|held| held.at).max(),
         };
@@ -325,7 +300,7 @@ impl Shadow {
         if pairs.is_empty() {
             return self.seen_absent(&slot);
         }
-        let mut fields = Fields { complete: Some(at), ..Fields::default() };
+        let mut fields = Fields { whole: Whole::Since(at), ..Fields::default() };
         for (field, value) in pairs {
             let held = Held { value: value.clone(), at, life: Life::Unknown };
             fields.put(&Bytes::copy_from_slice(field), held.alone());
@@ -342,17 +317,15 @@ impl Shadow {
 
     /// Takes out what is known of this slot. A text stays where a field is to be written: the server
     /// refuses that, or the text is another client's loss.
-    pub(crate) fn take(&self, slot: &Slot, now: Instant) -> Result<Known<Held>, Refusal> {
+    pub(crate) fn take(&self, slot: &Slot, now: Instant) -> Before {
         let taken = match &slot.field {
             None => match self.entries().take(&slot.key) {
                 Some(Shadowed::Text(held)) => Some(held),
-                Some(Shadowed::Hash(_)) => return Err(Refusal::WrongType),
+                Some(Shadowed::Hash(fields)) => return Before::Hash(fields),
                 None => None,
             },
             Some(field) => match self.get(&slot.key) {
-                Some(Shadowed::Text(held)) if self.fresh(&held, now) => {
-                    return Err(Refusal::WrongType);
-                }
+                Some(Shadowed::Text(held)) if self.fresh(&held, now) => return Before::Text,
                 Some(Shadowed::Text(_)) => {
                     self.remove(&slot.key);
                     None
@@ -360,12 +333,9 @@ impl Shadow {
                 Some(Shadowed::Hash(fields)) => {
                     let mut held = lock(&fields);
                     let taken = held.remove(field);
-                    held.complete = None;
-                    let empty = held.seen.is_empty();
+                    held.whole = held.whole.touched();
                     drop(held);
-                    if empty {
-                        self.remove(&slot.key);
-                    } else if taken.is_some() {
+                    if taken.is_some() {
                         let _ = self.insert(&slot.key, Shadowed::Hash(fields));
                     }
                     taken
@@ -373,8 +343,53 @@ impl Shadow {
                 None => None,
             },
         };
-        let fresh = taken.filter(|held| self.fresh(held, now));
-        Ok(fresh.map_or(Known::Unknown, |held| Known::Here { at: held.at, what: held }))
+        taken.map_or(Before::Nothing, Before::Value)
+    }
+
+    /// What was taken says this of its slot.
+    pub(crate) fn known_before(
+        &self,
+        before: &Before,
+        now: Instant,
+    ) -> Result<Known<Held>, Refusal> {
+        Ok(match before {
+            Before::Value(held) if self.fresh(held, now) => {
+                Known::Here { at: held.at, what: held.clone() }
+            }
+            Before::Hash(_) | Before::Text => return Err(Refusal::WrongType),
+            Before::Value(_) | Before::Nothing => Known::Unknown,
+        })
+    }
+
+    /// Puts back what was taken by the write that began last at this key, where nothing was seen since.
+    pub(crate) fn put_back(&self, slot: &Slot, before: Before) {
+        match (&slot.field, before) {
+            (None, Before::Value(held)) if self.is_taken(&slot.key) => {
+                let _ = self.insert(&slot.key, Shadowed::Text(held));
+            }
+            (None, Before::Hash(fields)) if self.is_taken(&slot.key) => {
+                let _ = self.insert(&slot.key, Shadowed::Hash(fields));
+            }
+            (Some(field), before) => {
+                let Some(Shadowed::Hash(fields)) = self.get(&slot.key) else { return };
+                let mut held = lock(&fields);
+                // Seen whole since, it says more.
+                if held.whole.since().is_some() {
+                    return;
+                }
+                if let Whole::Before(at) = held.whole {
+                    held.whole = Whole::Since(at);
+                }
+                if let Before::Value(value) = before
+                    && !held.seen.contains_key(field)
+                {
+                    held.put(field, value);
+                }
+                drop(held);
+                let _ = self.insert(&slot.key, Shadowed::Hash(fields));
+            }
+            _ => {}
+        }
     }
 
     /// Nothing was seen of a key, and not that it is gone, since what was known of it was taken.
@@ -384,7 +399,18 @@ impl Shadow {
 
     /// Drops what is known of this slot.
     pub(crate) fn forget(&self, slot: &Slot) {
-        if slot.field.is_none() || self.take(slot, Instant::now()) == Err(Refusal::WrongType) {
+        let is_over = slot.field.is_none()
+            || matches!(self.take(slot, Instant::now()), Before::Text)
+            || match self.get(&slot.key) {
+                Some(Shadowed::Hash(fields)) => {
+                    let mut fields = lock(&fields);
+                    // Nobody puts this back.
+                    fields.whole = Whole::Unknown;
+                    fields.seen.is_empty()
+                }
+                _ => false,
+            };
+        if is_over {
             self.remove(&slot.key);
         }
     }
@@ -426,10 +452,6 @@ impl Shadow {
 
 fn age(at: Instant, now: Instant) -> Duration {
     now.saturating_duration_since(at)
-}
-
-fn field_weight(field: &Bytes, held: &Held) -> u64 {
-    allocated(field.len()) + allocated(held.value.len()) + FIELD_OVERHEAD
 }
 
 fn weight(key: &Bytes, value: &Shadowed) -> u64 {

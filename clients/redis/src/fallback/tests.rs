@@ -29,11 +29,34 @@ fn ask_read(fallback: &Fallback, slot: &Slot) -> Ticket {
     }
 }
 
-fn ask_write(fallback: &Fallback, slot: &Slot) -> Ticket {
+/// Of a write that begins.
+fn taken(fallback: &Fallback, slot: &Slot) -> (Ticket, Before) {
     match fallback.begin_write(slot, Instant::now()) {
-        BeginWrite::Ask(ticket, _) => ticket,
+        BeginWrite::Ask(ticket, before) => (ticket, before),
         _ => panic!("kept here"),
     }
+}
+
+fn ask_write(fallback: &Fallback, slot: &Slot) -> Ticket {
+    taken(fallback, slot).0
+}
+
+fn put_back(fallback: &Fallback, slot: &Slot, (ticket, before): (Ticket, Before)) {
+    fallback.put_back(std::iter::once((slot, ticket, before)));
+}
+
+fn all(fallback: &Fallback, key: &Bytes, now: Instant) -> Result<Pairs, Refusal> {
+    let known = fallback.read(&All::new(key.clone()), now);
+    value(known).map(|mut pairs: Pairs| {
+        pairs.sort();
+        pairs
+    })
+}
+
+fn seen_all(fallback: &Fallback, key: &Bytes, pairs: &Pairs, now: Instant) {
+    let all = All::new(key.clone());
+    let BeginRead::Ask(ticket) = fallback.begin_read(&all, now) else { panic!("answered here") };
+    assert!(fallback.filled(&all, ticket, pairs, now).is_none());
 }
 
 fn read(fallback: &Fallback, slot: &Slot, now: Instant) -> Result<Option<Bytes>, Refusal> {
@@ -184,9 +207,11 @@ fn what_only_the_server_does_leaves_nothing_behind_here() {
     assert!(fallback.begin_direct(&keys, OnKeys::Reads).is_some());
     assert_eq!(read(&fallback, &k, now), Ok(bytes("1")));
     assert!(fallback.begin_direct(&keys, OnKeys::MayChange).is_some());
-    assert_eq!(read(&fallback, &k, now), Ok(None));
     let asked = ask_read(&fallback, &k);
+    // It may never be sent.
+    assert_eq!(read(&fallback, &k, now), Ok(bytes("1")));
     fallback.end_direct(&keys, OnKeys::MayChange);
+    assert_eq!(read(&fallback, &k, now), Ok(None));
     filled(&fallback, &k, asked, bytes("1"), now).unwrap();
     assert_eq!(read(&fallback, &k, now), Ok(None));
     fallback.write(&k, &put("2"), now).unwrap();
@@ -211,12 +236,9 @@ fn a_lifetime_on_its_way_brings_nothing_back_that_was_replaced_or_gone_meanwhile
             filled(&fallback, &k, asked, answer, now).unwrap();
         };
         seen(bytes("old"));
-        let BeginWrite::Ask(ticket, Ok(Known::Here { what, .. })) = fallback.begin_write(&k, now)
-        else {
-            panic!("it was seen");
-        };
+        let (ticket, before) = taken(&fallback, &k);
         meanwhile.iter().cloned().for_each(seen);
-        fallback.landed_life(&k, what, ticket);
+        fallback.landed_life(&k, &before, None, ticket, now);
         assert_eq!(read(&fallback, &k, now), Ok(known), "{meanwhile:?}");
     }
 }
@@ -343,6 +365,173 @@ fn read_only_takes_no_write() {
     assert_eq!(read(&fallback, &k, now), Ok(bytes("1")));
     ask_write(&fallback, &k);
     assert_eq!(read(&fallback, &k, now), Ok(None), "a write that failed leaves no older value");
+}
+
+#[test]
+fn a_write_that_was_never_sent_leaves_what_was_known() {
+    let (fallback, k, now) = (fallback(true), Slot::key("k"), Instant::now());
+    let asked = ask_read(&fallback, &k);
+    filled(&fallback, &k, asked, bytes("old"), now).unwrap();
+    let write = taken(&fallback, &k);
+    put_back(&fallback, &k, write);
+    assert_eq!(read(&fallback, &k, now), Ok(bytes("old")));
+    // Unless something was seen since.
+    for seen in [bytes("another client's"), None] {
+        let write = taken(&fallback, &k);
+        let asked = ask_read(&fallback, &k);
+        filled(&fallback, &k, asked, seen.clone(), now).unwrap();
+        put_back(&fallback, &k, write);
+        assert_eq!(read(&fallback, &k, now), Ok(seen));
+    }
+}
+
+#[test]
+fn a_write_that_was_never_sent_brings_nothing_back_that_another_replaces() {
+    let (k, now) = (Slot::key("k"), Instant::now());
+    let seen = || {
+        let fallback = fallback(true);
+        let asked = ask_read(&fallback, &k);
+        filled(&fallback, &k, asked, bytes("old"), now).unwrap();
+        fallback
+    };
+    // One that began later and is under way, has landed or was kept here.
+    let under_way = seen();
+    let write = taken(&under_way, &k);
+    ask_write(&under_way, &k);
+    put_back(&under_way, &k, write);
+    assert_eq!(read(&under_way, &k, now), Ok(None));
+    let landed = seen();
+    let write = taken(&landed, &k);
+    let later = ask_write(&landed, &k);
+    landed.landed(&k, &put("new"), later, now);
+    put_back(&landed, &k, write);
+    assert_eq!(read(&landed, &k, now), Ok(bytes("new")));
+    let kept = seen();
+    let write = taken(&kept, &k);
+    kept.write(&k, &put("new"), now).unwrap();
+    kept.drain(9).acknowledge(&[true]);
+    put_back(&kept, &k, write);
+    assert_eq!(read(&kept, &k, now), Ok(None));
+    // One that began before, whose end then decides.
+    let before = seen();
+    let first = ask_write(&before, &k);
+    let asked = ask_read(&before, &k);
+    filled(&before, &k, asked, bytes("old"), now).unwrap();
+    let write = taken(&before, &k);
+    put_back(&before, &k, write);
+    before.landed(&k, &put("new"), first, now);
+    assert_eq!(read(&before, &k, now), Ok(None));
+    // What only the server can do, under way before and ended since.
+    for ended in [false, true] {
+        let direct = seen();
+        direct.begin_direct(std::slice::from_ref(&k.key), OnKeys::MayChange).unwrap();
+        let write = taken(&direct, &k);
+        if ended {
+            direct.end_direct(std::slice::from_ref(&k.key), OnKeys::MayChange);
+            put_back(&direct, &k, write);
+        } else {
+            put_back(&direct, &k, write);
+            direct.end_direct(std::slice::from_ref(&k.key), OnKeys::MayChange);
+        }
+        assert_eq!(read(&direct, &k, now), Ok(None), "ended {ended}");
+    }
+}
+
+#[test]
+fn a_hash_is_whole_again_when_a_write_of_it_was_never_sent() {
+    let (fallback, key, now) = (fallback(true), Bytes::from("h"), Instant::now());
+    let (f, new, whole) = (Slot::field("h", "f"), Slot::field("h", "new"), Slot::key("h"));
+    let pair = |f: &'static str, v: &'static str| (Bytes::from(f), Bytes::from(v));
+    for seen in [vec![pair("f", "1"), pair("g", "2")], vec![pair("f", "1")]] {
+        seen_all(&fallback, &key, &seen, now);
+        for slot in [&f, &new, &whole, &f] {
+            let write = taken(&fallback, slot);
+            assert_ne!(all(&fallback, &key, now).as_ref(), Ok(&seen));
+            put_back(&fallback, slot, write);
+            assert_eq!(all(&fallback, &key, now).as_ref(), Ok(&seen));
+        }
+    }
+    // Not when another write of it has landed since it was.
+    let landed = ask_write(&fallback, &new);
+    fallback.landed(&new, &put("3"), landed, now);
+    let write = taken(&fallback, &f);
+    put_back(&fallback, &f, write);
+    assert_eq!(all(&fallback, &key, now), Err(Refusal::Unavailable));
+    assert_eq!(read(&fallback, &f, now), Ok(bytes("1")));
+    // Nor is what was seen of all since.
+    let write = taken(&fallback, &f);
+    let seen = vec![pair("g", "3")];
+    seen_all(&fallback, &key, &seen, now);
+    put_back(&fallback, &f, write);
+    assert_eq!(all(&fallback, &key, now), Ok(seen));
+    let write = taken(&fallback, &f);
+    seen_all(&fallback, &key, &Pairs::new(), now);
+    put_back(&fallback, &f, write);
+    assert_eq!(all(&fallback, &key, now), Ok(Pairs::new()));
+}
+
+/// They have places of 64, so that some share one.
+#[test]
+fn of_many_writes_of_one_call_all_are_put_back() {
+    let (fallback, now) = (fallback(true), Instant::now());
+    let slots: Vec<_> = (0..300).map(|n| Slot::key(format!("k{n}"))).collect();
+    for slot in &slots {
+        let asked = ask_read(&fallback, slot);
+        filled(&fallback, slot, asked, bytes("old"), now).unwrap();
+    }
+    let begin = || slots.iter().map(|slot| (slot, taken(&fallback, slot))).collect::<Vec<_>>();
+    let back = |all: Vec<(&Slot, (Ticket, Before))>| {
+        fallback.put_back(all.into_iter().map(|(slot, (ticket, before))| (slot, ticket, before)));
+        slots.iter().filter(|slot| read(&fallback, slot, now) == Ok(bytes("old"))).count()
+    };
+    assert_eq!(back(begin()), 300);
+    let begun = begin();
+    // Of those that share its place none was the last to begin.
+    ask_write(&fallback, &slots[0]);
+    assert!((250..300).contains(&back(begun)));
+    assert_eq!(read(&fallback, &slots[0], now), Ok(None));
+}
+
+#[test]
+fn what_changes_all_keys_leaves_nothing_that_was_seen_before_its_end() {
+    let (fallback, k, now) = (fallback(true), Slot::key("k"), Instant::now());
+    let before = ask_read(&fallback, &k);
+    assert!(fallback.begin_direct(&[], OnKeys::MayChangeAll).is_some());
+    filled(&fallback, &k, before, bytes("old"), now).unwrap();
+    assert_eq!(read(&fallback, &k, now), Ok(None), "asked before it began");
+    let meanwhile = [ask_read(&fallback, &k), ask_read(&fallback, &k)];
+    filled(&fallback, &k, meanwhile[0], bytes("old"), now).unwrap();
+    fallback.end_direct(&[], OnKeys::MayChangeAll);
+    assert_eq!(read(&fallback, &k, now), Ok(None));
+    filled(&fallback, &k, meanwhile[1], bytes("old"), now).unwrap();
+    assert_eq!(read(&fallback, &k, now), Ok(None), "asked before it ended");
+    fallback.write(&k, &put("1"), now).unwrap();
+    assert!(fallback.begin_direct(&[], OnKeys::MayChangeAll).is_none(), "a key is dirty");
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_batch_of_the_recovery_at_a_time_unless_it_takes_too_long() {
+    let (fallback, k, now) = (fallback(true), Slot::key("k"), Instant::now());
+    fallback.write(&k, &put("1"), now).unwrap();
+    let first = fallback.drain_where(9, |_| true).await;
+    {
+        let mut second = std::pin::pin!(fallback.drain_where(9, |_| true));
+        assert!(futures_util::poll!(second.as_mut()).is_pending());
+        drop(first);
+        let second = second.await;
+        assert_eq!(second.tasks.len(), 1);
+    }
+    assert!(matches!(fallback.begin_write(&k, now), BeginWrite::Local), "none is under way");
+    // One whose runtime is not polled; another's does its work.
+    let stuck = fallback.drain(9);
+    let later = now + Duration::from_secs(60);
+    assert!(matches!(fallback.begin_write(&k, now), BeginWrite::Draining));
+    assert!(matches!(fallback.begin_write(&k, later), BeginWrite::Local), "it takes too long");
+    let other = fallback.drain(9);
+    drop(stuck);
+    assert!(matches!(fallback.begin_write(&k, now), BeginWrite::Draining), "that is the other's");
+    assert!(!other.acknowledge(&[true]));
+    assert_eq!(fallback.dirty_keys(), 0);
 }
 
 /// Ten million keys in a release build are `examples/fallback_cost.rs`; this is the same for a

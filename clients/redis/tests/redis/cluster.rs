@@ -4,7 +4,10 @@ use crate::{ms, pipeline_in_order, strict, text, until_true};
 use mainstay_policy::{BreakerState, Decider, Effect, HealthStatus};
 use mainstay_redis::{RedisClient, RedisFailure, RedisState, Source, Value};
 use mainstay_test_support::RedisCluster;
-use std::time::{Duration, Instant};
+use std::{
+    future::IntoFuture,
+    time::{Duration, Instant},
+};
 
 /// How many keys say MOVED when this node is asked, by its own count.
 fn redirections(cluster: &RedisCluster, node: usize) -> u32 {
@@ -319,6 +322,44 @@ async fn masters_that_are_back_forget_while_another_is_still_away() {
     };
     until_true("written", ms(5000), written).await;
     assert_eq!(text(&cache, &format!("{{{away}}}7")).await.as_deref(), Some("new"));
+}
+
+#[tokio::test]
+async fn a_key_of_a_master_that_is_there_is_waited_for_while_another_is_away() {
+    let mut cluster = RedisCluster::start(3, false);
+    let cache = RedisClient::builder()
+        .name("t-partly-waits")
+        .url(cluster.url())
+        .policy(|p| p.timeout(ms(1500)).max_attempts(1).recovery_timeout(ms(200)))
+        .build()
+        .unwrap();
+    let [key, other, third] = [0, 1, 2].map(|n| cluster.key_of(1, n));
+    cache.set(&key, "41").await.unwrap();
+    cluster.nodes[1].hang();
+    cache.set(&key, "42").await.unwrap();
+    cache.set(&third, "42").await.unwrap();
+    assert_eq!(cache.dirty_keys(), 2);
+    // Back, and not ready to forget.
+    cluster.nodes[1].resume();
+    assert_eq!(cluster.nodes[1].say("ACL SETUSER default -del"), "+OK\r\n");
+    cluster.nodes[0].kill();
+    until_true("partly away", ms(10_000), async || {
+        let health = cache.health_check().await;
+        health.detail.contains("1 of 3 masters away")
+    })
+    .await;
+    until_true("back", ms(10_000), async || {
+        cache.get_answer::<String>(&other).await.unwrap().source == Source::Redis
+    })
+    .await;
+    assert_eq!(cache.dirty_keys(), 2, "or there is nothing to wait for");
+    // A value may look like a key, and be one of the master that is away.
+    let set = cache.run("SET").key(&third).arg(cluster.key_of(0, 0));
+    let (sum, set, allowed) = tokio::join!(cache.incr(&key), set.into_future(), async {
+        cluster.nodes[1].say("ACL SETUSER default +del")
+    });
+    assert_eq!((sum.unwrap(), allowed.as_str()), (1, "+OK\r\n"));
+    assert_eq!(set.unwrap(), Value::Bytes("OK".into()));
 }
 
 #[tokio::test]

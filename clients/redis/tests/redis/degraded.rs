@@ -196,6 +196,73 @@ async fn hashes() {
 }
 
 #[tokio::test]
+async fn a_write_that_was_refused_before_it_was_sent_leaves_memory_as_it_was() {
+    let place = Place::new();
+    let cache = client("t-never-sent", place.proxy.addr());
+    assert_eq!(place.redis.say("HSET whole a 1 b 2"), ":2\r\n");
+    assert_eq!(place.redis.say("HSET one a 1"), ":1\r\n");
+    for key in ["whole", "one"] {
+        cache.hgetall::<String>(key).await.unwrap();
+    }
+    for key in ["counter", "forever", "k"] {
+        cache.set(key, "5").await.unwrap();
+    }
+    place.take_away(&cache).await;
+    // The first of them find the link closed, the others the breaker open.
+    for _ in 0..2 {
+        for error in [
+            cache.hincr_by("whole", "a", 1).await.unwrap_err(),
+            cache.hincr_by("whole", "c", 1).await.unwrap_err(),
+            cache.hincr_by("one", "a", 1).await.unwrap_err(),
+            cache.expire("whole", Duration::from_secs(9)).await.unwrap_err(),
+            cache.incr("counter").await.unwrap_err(),
+            cache.set_if_absent("k", "6").await.unwrap_err(),
+            cache.set_if_present("k", "6").await.unwrap_err(),
+            cache.set("k", "6").keep_ttl().await.unwrap_err(),
+            cache.get_set::<String>("k", "6").await.unwrap_err(),
+            cache.get_del::<String>("k").await.unwrap_err(),
+            cache.run("SET").key("k").arg("6").await.unwrap_err(),
+            cache.pipeline([cache.run("DEL").key("k")]).await.unwrap_err(),
+            cache.run("FLUSHALL").await.unwrap_err(),
+        ] {
+            assert!(is_unavailable(&error), "{error:?}");
+        }
+        assert!(!cache.persist("forever").await.unwrap());
+    }
+    assert_eq!(cache.dirty_keys(), 0);
+    for (key, fields) in [("whole", 2), ("one", 1)] {
+        let all = cache.hgetall_answer::<String>(key).await.unwrap();
+        assert_eq!((all.value.len(), all.source), (fields, Source::Fallback), "{key}");
+        assert_eq!(all.value["a"], "1", "{key}");
+    }
+    for key in ["counter", "forever", "k"] {
+        assert_eq!(get(&cache, key).await, (Some("5".into()), Source::Fallback), "{key}");
+    }
+}
+
+#[tokio::test]
+async fn several_writes_that_were_never_sent_leave_memory_as_it_was() {
+    let place = Place::new();
+    let cache = RedisClient::builder()
+        .name("t-never-sent-many")
+        .url(format!("redis://{}", place.proxy.addr()))
+        .policy(|p| p.timeout(ms(500)).max_attempts(1).recovery_timeout(ms(200)))
+        .fallback(FallbackConfig::new().max_dirty_entries(10))
+        .build()
+        .unwrap();
+    let keys: Vec<String> = (0..100).map(|n| format!("k{n}")).collect();
+    cache.mset(keys.iter().map(|key| (key, "old"))).await.unwrap();
+    cache.mget::<String>(&keys).await.unwrap();
+    place.take_away(&cache).await;
+    let full = cache.mset(keys.iter().map(|key| (key, "new"))).await.unwrap_err();
+    assert!(full.downcast_ref::<RedisFailure>().unwrap().is_fallback_full(), "{full:?}");
+    // Those that fit are kept, and the others are what they were.
+    let values = cache.mget::<String>(&keys).await.unwrap();
+    let count = |text: &str| values.iter().flatten().filter(|value| *value == text).count();
+    assert_eq!((count("new"), count("old")), (10, 90));
+}
+
+#[tokio::test]
 async fn what_only_the_server_may_do_is_refused() {
     let place = Place::new();
     let cache = client("t-refused-cells", place.proxy.addr());
@@ -304,7 +371,9 @@ async fn read_only_answers_reads_and_refuses_writes() {
         assert!(is_unavailable(&error), "{error:?}");
     }
     assert_eq!(reader.dirty_keys(), 0);
-    assert_eq!(get(&reader, "k").await.1, Source::Nobody, "a write that failed may have happened");
+    // None of them was sent, so that what was known is true still.
+    assert_eq!(get(&reader, "k").await, (Some("1".into()), Source::Fallback));
+    assert_eq!(reader.hgetall::<i32>("h").await.unwrap().get("f"), Some(&1));
     place.give_back(&reader).await;
     let nothing = RedisClient::builder()
         .without_server()

@@ -1,6 +1,6 @@
 //! A client and the runtimes that come and go around it.
 
-use crate::{client, ms, strict, text};
+use crate::{client, degraded::Place, ms, strict, text, until, until_true};
 use mainstay_redis::{RedisFailure, RedisState};
 use mainstay_test_support::{Redis, RedisCluster};
 use std::time::Instant;
@@ -29,6 +29,35 @@ fn one_client_works_in_two_runtimes_one_after_the_other_and_at_once() {
     two.block_on(async { assert_eq!(text(&cache, "k").await.as_deref(), Some("one")) });
     drop(two);
     one.block_on(async { assert_eq!(text(&cache, "k").await.as_deref(), Some("one")) });
+}
+
+/// As of a job that has a runtime of its own and calls it now and then.
+#[test]
+fn a_runtime_that_nobody_polls_holds_up_no_other_s_recovery() {
+    let place = Place::new();
+    let cache = client("t-not-polled", place.proxy.addr());
+    let current = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let (kept, other) = (current(), current());
+    kept.block_on(async {
+        cache.set("k", "old").await.unwrap();
+        place.take_away(&cache).await;
+        cache.set("k", "new").await.unwrap();
+        place.proxy.set(|faults| faults.replies.latency = ms(300));
+        place.proxy.listen();
+        let deleted = async || place.redis.say("EXISTS k") == ":0\r\n";
+        until_true("deleted", ms(10_000), deleted).await;
+        assert_eq!(cache.dirty_keys(), 1, "the answer is on its way still");
+    });
+    other.block_on(async {
+        until(&cache, RedisState::Connected).await;
+        cache.set("k", "newer").await.unwrap();
+        assert_eq!(text(&cache, "k").await.as_deref(), Some("newer"));
+    });
+    kept.block_on(async {
+        until(&cache, RedisState::Connected).await;
+        assert_eq!(text(&cache, "k").await.as_deref(), Some("newer"));
+    });
+    assert_eq!(place.redis.say("GET k"), "$5\r\nnewer\r\n");
 }
 
 #[tokio::test]

@@ -2,7 +2,7 @@
 //! is well.
 
 use crate::{degraded::Place, ms, text, until_true};
-use mainstay_policy::{BreakGrowth, BreakerState, HealthStatus, Mode};
+use mainstay_policy::{BreakGrowth, BreakerState, Decider, HealthStatus, Mode, PolicyBuilder};
 use mainstay_redis::{FallbackConfig, RedisClient, RedisState, Source};
 use std::time::Duration;
 
@@ -125,4 +125,49 @@ async fn in_observe_mode_a_breaker_is_in_nobody_s_way() {
         (health.status, health.breaker),
         (HealthStatus::Healthy, Some(BreakerState::Isolated))
     );
+}
+
+#[tokio::test]
+async fn a_write_over_a_limit_of_our_own_is_an_error_and_a_read_is_answered_here() {
+    let place = Place::new();
+    let build = |name: &str, limit: fn(PolicyBuilder) -> PolicyBuilder| {
+        RedisClient::builder()
+            .name(name)
+            .url(format!("redis://{}", place.proxy.addr()))
+            .policy(move |p| limit(p.timeout(ms(500)).max_attempts(1)))
+            .build()
+            .unwrap()
+    };
+    let cache = build("t-rate", |p| p.rate_limit(1));
+    let mut written = 0;
+    let refused = loop {
+        match cache.set("k", written + 1).await {
+            Ok(()) => written += 1,
+            Err(error) => break error,
+        }
+        assert!(written < 100 && cache.dirty_keys() == 0, "nothing is refused");
+    };
+    assert_eq!(refused.decider(), Some(Decider::RateLimit), "{refused:?}");
+    assert_eq!(cache.get::<i32>("k").await.unwrap(), Some(written));
+    let refused = loop {
+        if let Err(error) = cache.mset([("k", written)]).await {
+            break error;
+        }
+        assert_eq!(cache.dirty_keys(), 0);
+    };
+    assert_eq!(refused.decider(), Some(Decider::RateLimit), "{refused:?}");
+
+    let cache = build("t-bulkhead", |p| p.max_concurrent(1));
+    cache.set("k", "1").await.unwrap();
+    place.proxy.set(|faults| faults.replies.hold = true);
+    let (_, write, read) = tokio::join!(
+        cache.get::<String>("other"),
+        async { cache.set("k", "2").await },
+        cache.get_answer::<String>("k"),
+    );
+    let refused = write.unwrap_err();
+    assert_eq!(refused.decider(), Some(Decider::Bulkhead), "{refused:?}");
+    let read = read.unwrap();
+    assert_eq!((read.value.as_deref(), read.source), (Some("1"), Source::Fallback));
+    assert_eq!(cache.dirty_keys(), 0);
 }
