@@ -43,7 +43,9 @@ impl Backoff {
     pub(crate) fn delay(&self, attempt: u32, before: Duration, random: f64) -> Duration {
         let exponent = f64::from(attempt.saturating_sub(1));
         let base = self.base_delay.as_secs_f64();
-        let wait = base * self.exponential_base.powf(exponent);
+        let grown = self.exponential_base.powf(exponent);
+        // Nothing stays nothing: times the infinite it would be no number.
+        let wait = if self.base_delay.is_zero() { 0.0 } else { base * grown };
         let cap = self.max_delay.as_secs_f64();
         let wait = if wait.is_finite() { wait.min(cap) } else { cap };
         let wait = match self.jitter {
@@ -126,6 +128,14 @@ mod tests {
                 Jitter::Decorrelated => prop_assert!(wait >= s.base_delay.min(s.max_delay)),
                 Jitter::None => prop_assert_eq!(wait, plain),
             }
+        }
+    }
+
+    #[test]
+    fn no_wait_stays_none_however_many_attempts_there_are() {
+        let s = Backoff { base_delay: ZERO, ..schedule(Jitter::None) };
+        for attempt in [1, 2, 1_025, 1_026, u32::MAX] {
+            assert_eq!(s.delay(attempt, ZERO, 0.9), ZERO, "{attempt}");
         }
     }
 

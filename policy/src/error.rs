@@ -264,15 +264,28 @@ impl Error {
         }
     }
 
-    /// The first error of type `T` below this one.
+    /// The first error of type `T` below this one, in what an [`io::Error`](std::io::Error) wraps too.
     #[must_use]
     pub fn downcast_ref<T: StdError + 'static>(&self) -> Option<&T> {
-        let mut next = self.source();
+        self.source().and_then(Self::find_in)
+    }
+
+    /// The first error of type `T` from this one down; at an `io::Error` what it wraps is next, which its
+    /// `source()` skips. For clients.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn find_in<'a, T: StdError + 'static>(
+        error: &'a (dyn StdError + 'static),
+    ) -> Option<&'a T> {
+        let mut next = Some(error);
         while let Some(error) = next {
             if let Some(found) = error.downcast_ref() {
                 return Some(found);
             }
-            next = error.source();
+            next = match error.downcast_ref().and_then(std::io::Error::get_ref) {
+                Some(wrapped) => Some(wrapped),
+                None => error.source(),
+            };
         }
         None
     }

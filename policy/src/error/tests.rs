@@ -81,6 +81,26 @@ fn a_refusal_and_a_foreign_error_convert_too() {
     assert!(error.downcast_ref::<io::Error>().is_some());
 }
 
+/// Whose own `source()` skips it.
+#[test]
+fn what_an_io_error_wraps_is_found_below_it() {
+    #[derive(Debug, PartialEq)]
+    struct Marker(u32);
+    impl fmt::Display for Marker {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("marked")
+        }
+    }
+    impl StdError for Marker {}
+
+    let (attempts, elapsed, effect) = (1, S, Effect::Permanent);
+    let error = io::Error::other(io::Error::other(Marker(7)));
+    let error = Error::from(CallError::Backend { attempts, elapsed, effect, error });
+    assert_eq!(error.downcast_ref(), Some(&Marker(7)));
+    assert!(error.downcast_ref::<io::Error>().is_some());
+    assert!(error.downcast_ref::<Error>().is_none(), "below it, and not itself");
+}
+
 /// A user's own error, which may quote whatever a driver told it.
 #[test]
 fn a_report_prints_the_words_of_clients_and_of_nobody_else() {
