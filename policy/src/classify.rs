@@ -140,22 +140,23 @@ pub enum Idempotency {
     Unsafe,
 }
 
-/// The verdict of an error whose type this crate knows: its own, and [`std::io::Error`], bare or in a
-/// box.
+/// The verdict of an error whose type this crate knows: its own, [`std::io::Error`], and sqlx's where it
+/// says what happened, bare or in a box.
 pub(crate) fn verdict_of<E: 'static>(error: &E) -> Option<Verdict> {
     let error: &dyn Any = error;
-    if let Some(own) = error.downcast_ref::<Error>() {
+    if let Some(own) = look_for::<Error>(error) {
         return Some(own.verdict());
     }
-    if let Some(io) = error.downcast_ref::<io::Error>() {
-        return Some(verdict_of_io(io));
+    #[cfg(feature = "sqlx")]
+    if let Some(driver) = look_for(error) {
+        return crate::error::sqlx::verdict(driver);
     }
-    let boxed = error.downcast_ref::<Box<dyn StdError + Send + Sync>>()?;
-    match (boxed.downcast_ref::<Error>(), boxed.downcast_ref::<io::Error>()) {
-        (Some(own), _) => Some(own.verdict()),
-        (None, Some(io)) => Some(verdict_of_io(io)),
-        (None, None) => None,
-    }
+    look_for(error).map(verdict_of_io)
+}
+
+fn look_for<T: StdError + 'static>(error: &dyn Any) -> Option<&T> {
+    let boxed = || error.downcast_ref::<Box<dyn StdError + Send + Sync>>()?.downcast_ref();
+    error.downcast_ref().or_else(boxed)
 }
 
 fn verdict_of_io(error: &io::Error) -> Verdict {

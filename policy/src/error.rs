@@ -9,7 +9,7 @@ mod call;
 mod cause;
 mod io;
 #[cfg(feature = "sqlx")]
-mod sqlx;
+pub(crate) mod sqlx;
 
 pub use call::{CallError, Decider};
 pub use cause::{Cause, OpenedBy};

@@ -463,11 +463,12 @@ impl Policy {
     }
 
     /// Runs a user's own operation, which may be repeated: an error counts as transient, unless it
-    /// is one of ours or an [`std::io::Error`], which say more, or a call in it has already been
+    /// is one of ours or an [`std::io::Error`], which say more (as does, with feature `sqlx`, one of sqlx's
+    /// of a missing row, of a constraint, or of what our client decided), or a call in it has already been
     /// repeated by its own policy.
     ///
-    /// Outside a tokio runtime there is no timer: attempts are neither bounded nor spaced. A runtime
-    /// built without its time driver makes tokio panic.
+    /// Outside a tokio runtime there is no timer: attempts are neither bounded nor spaced, and do not wait
+    /// for a turn at a limit. A runtime built without its time driver makes tokio panic.
     ///
     /// # Errors
     /// [`CallError`] with the operation's own last error.

@@ -57,7 +57,8 @@
 //! file and environment, then the arguments. When settings cannot be used it warns and goes on
 //! without them, as `Policy::database` does. Its breaker and budget are named
 //! `{kind}:{operation_name}`, or as `dependency` says; functions with one name share them. Without an
-//! `operation_name` that is the function's path, such as `shop::Users::get`.
+//! `operation_name` that is the function's path, such as `shop::Users::get`. Around a client of the same
+//! `dependency` a failure counts once, but `total_calls` has both calls, and both earn for the budget.
 //!
 //! # Arguments
 //!
@@ -85,8 +86,9 @@
 //! | `enable_circuit_breaker = false` | no breaker | `true` |
 //!
 //! Without `retry_if` and `classify` every error may pass and is a failure, except what this crate knows
-//! better: its own errors, and `std::io::Error`. Arguments that contradict each other, or the kind's defaults where the other one
-//! is not given, do not compile.
+//! better: its own errors, `std::io::Error`, and sqlx's of a missing row or a constraint. Around our clients
+//! let the body's error be `mainstay::Error`: it says of all that they met what it means. Arguments that
+//! contradict each other, or the kind's defaults where the other one is not given, do not compile.
 //!
 //! # For those who depend on `mainstay-policy` alone
 //!

@@ -1,7 +1,8 @@
 //! `?` on a query. Here and not in the database client, because of the orphan rule.
 
-use super::{Effect, Error, ErrorKind};
-use sqlx_core::Error as Driver;
+use super::{Effect, Error, ErrorKind, io::own};
+use crate::classify::Verdict;
+use sqlx_core::{Error as Driver, error::ErrorKind as Answer};
 
 /// What a policy decided comes out of its wrapping whole; what the database answered keeps sqlx's
 /// error as its source.
@@ -21,6 +22,24 @@ impl From<Driver> for Error {
         own.0.effect = Effect::Permanent;
         own.0.source = Some(Box::new(error));
         own
+    }
+}
+
+/// What a driver's error means to a policy around the call that ended with it, where it says so whatever
+/// the server is: what a policy inside decided, and answers that are no fault of the database.
+pub(crate) fn verdict(error: &Driver) -> Option<Verdict> {
+    match error {
+        Driver::Io(io) => own(io).map(Error::verdict),
+        Driver::Database(answer) => {
+            (!matches!(answer.kind(), Answer::Other)).then(Verdict::permanent)
+        }
+        Driver::RowNotFound
+        | Driver::ColumnDecode { .. }
+        | Driver::Decode(_)
+        | Driver::ColumnNotFound(_)
+        | Driver::ColumnIndexOutOfBounds { .. }
+        | Driver::TypeNotFound { .. } => Some(Verdict::permanent()),
+        _ => None,
     }
 }
 

@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::missing_panics_doc)]
 
 #[cfg(feature = "sqlite")]
+mod around;
+#[cfg(feature = "sqlite")]
 mod bad_input;
 #[cfg(feature = "sqlite")]
 mod macros;
