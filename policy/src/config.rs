@@ -26,7 +26,10 @@ use std::{
     collections::BTreeMap,
     env, fmt,
     path::Path,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 use value::{Count, Setting, as_text};
@@ -111,9 +114,17 @@ impl fmt::Debug for Settings {
 struct Current {
     prefix: String,
     settings: Option<Arc<Settings>>,
+    /// Which reading gave them.
+    reading: u64,
 }
 
 static CURRENT: Mutex<Option<Current>> = Mutex::new(None);
+/// Of two that go on at once the later one has seen what the other may have missed, whichever ends first.
+static READINGS: AtomicU64 = AtomicU64::new(0);
+
+fn begin_reading() -> u64 {
+    READINGS.fetch_add(1, Ordering::Relaxed) + 1
+}
 
 fn current() -> MutexGuard<'static, Option<Current>> {
     CURRENT.lock().unwrap_or_else(PoisonError::into_inner)
@@ -144,7 +155,7 @@ pub fn set_settings_prefix(prefix: &str) -> Result<(), ConfigError> {
              set_settings_prefix first thing in main"
         )]));
     }
-    *current = Some(Current { prefix: prefix.to_owned(), settings: None });
+    *current = Some(Current { prefix: prefix.to_owned(), settings: None, reading: 0 });
     Ok(())
 }
 
@@ -157,9 +168,9 @@ pub fn settings() -> Result<Arc<Settings>, ConfigError> {
     if let Some(settings) = current.as_ref().and_then(|current| current.settings.clone()) {
         return Ok(settings);
     }
-    let prefix = prefix(&current);
+    let (prefix, reading) = (prefix(&current), begin_reading());
     let settings = Arc::new(Settings::load(&prefix)?);
-    *current = Some(Current { prefix, settings: Some(Arc::clone(&settings)) });
+    *current = Some(Current { prefix, settings: Some(Arc::clone(&settings)), reading });
     drop(current);
     for warning in &settings.warnings {
         tracing::warn!("{warning}");
@@ -176,14 +187,37 @@ pub fn settings() -> Result<Arc<Settings>, ConfigError> {
 /// Every bad value, and every policy whose settings now contradict each other; then nothing has
 /// changed.
 pub fn reload() -> Result<(), ConfigError> {
+    let reading = begin_reading();
     let prefix = prefix(&current());
     let settings = Arc::new(Settings::load(&prefix)?);
-    registry::retune(&settings)?;
+    registry::check(&settings)?;
     for warning in &settings.warnings {
         tracing::warn!("{warning}");
     }
-    *current() = Some(Current { prefix, settings: Some(settings) });
+    {
+        let mut current = current();
+        if current.as_ref().is_none_or(|current| current.reading < reading) {
+            *current = Some(Current { prefix, settings: Some(settings), reading });
+        }
+    }
+    // A policy that is being built sees them from here on, or is reached by this.
+    follow(None, registry::retune);
     Ok(())
+}
+
+/// Applies the settings that hold, unless they are those that were applied, until no others do meanwhile.
+pub(crate) fn follow(mut applied: Option<Arc<Settings>>, apply: impl Fn(&Settings)) {
+    while let Some(settings) = known()
+        && applied.as_ref().is_none_or(|applied| !Arc::ptr_eq(applied, &settings))
+    {
+        apply(&settings);
+        applied = Some(settings);
+    }
+}
+
+/// The settings, if they have been read.
+pub(crate) fn known() -> Option<Arc<Settings>> {
+    current().as_ref()?.settings.clone()
 }
 
 /// The settings file, and whether its name is set.

@@ -115,24 +115,32 @@ impl Inner {
         self.tuning.get()
     }
 
-    pub(crate) fn retune(&self, tuning: Tuning) {
+    fn retune(&self, tuning: Tuning) {
         self.breaker.configure(tuning.breaker.clone());
         self.limits.store(&tuning, self.bulkhead.is_some() || self.rate_limit.is_some());
         self.tuning.store(tuning);
     }
 
-    /// What it would be told by these settings.
-    pub(crate) fn tuning_by(&self, settings: &Settings) -> Result<Tuning, ConfigError> {
-        let (kind, name) = (self.kind, self.breaker.name());
-        let set = settings.overrides(kind);
-        match resolve(kind, name, &self.code.over(&set), settings.enabled()) {
-            Err(error) if !self.with_settings => {
-                tracing::warn!(%error, "settings cannot be used; going on with the defaults");
-                let switches = (settings.enabled(), set.mode);
-                Ok(builder::without_settings(kind, name, &self.code, switches).1)
-            }
-            tuning => tuning,
-        }
+    /// What it is to be told by these settings.
+    fn tuning_by(&self, settings: &Settings) -> Result<Tuning, ConfigError> {
+        let code = self.code.over(&settings.overrides(self.kind));
+        resolve(self.kind, self.breaker.name(), &code, settings.enabled())
+    }
+
+    /// Whether these settings can be used for it, if its others could.
+    pub(crate) fn check(&self, settings: &Settings) -> Result<(), ConfigError> {
+        let fits = self.tuning_by(settings);
+        if self.with_settings { fits.map(drop) } else { Ok(()) }
+    }
+
+    /// Applies settings; goes on without them where they cannot be used.
+    pub(crate) fn retune_by(&self, settings: &Settings) {
+        let tuning = self.tuning_by(settings).unwrap_or_else(|error| {
+            tracing::warn!(%error, "settings cannot be used; going on with the defaults");
+            let switches = (settings.enabled(), settings.overrides(self.kind).mode);
+            builder::without_settings(self.kind, self.breaker.name(), &self.code, switches).1
+        });
+        self.retune(tuning);
     }
 
     /// In `0.0..1.0`.

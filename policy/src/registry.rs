@@ -90,23 +90,27 @@ pub(crate) fn keep(policy: &Arc<Inner>) {
     all.push(Arc::downgrade(policy));
 }
 
-/// Applies settings to every policy, or to none and says why.
-pub(crate) fn retune(settings: &Settings) -> Result<(), ConfigError> {
+fn policies() -> Vec<Arc<Inner>> {
     let all = POLICIES.lock().unwrap_or_else(PoisonError::into_inner).clone();
-    let (mut changes, mut problems) = (Vec::new(), Vec::new());
-    for inner in all.iter().filter_map(Weak::upgrade) {
-        match inner.tuning_by(settings) {
-            Ok(tuning) => changes.push((inner, tuning)),
-            Err(error) => problems.extend_from_slice(error.problems()),
+    all.iter().filter_map(Weak::upgrade).collect()
+}
+
+/// Whether every policy can be told these settings; else why not.
+pub(crate) fn check(settings: &Settings) -> Result<(), ConfigError> {
+    let mut problems = Vec::new();
+    for policy in policies() {
+        if let Err(error) = policy.check(settings) {
+            problems.extend_from_slice(error.problems());
         }
     }
-    if !problems.is_empty() {
-        return Err(ConfigError::new(problems));
+    if problems.is_empty() { Ok(()) } else { Err(ConfigError::new(problems)) }
+}
+
+/// Applies settings to every policy.
+pub(crate) fn retune(settings: &Settings) {
+    for policy in policies() {
+        policy.retune_by(settings);
     }
-    for (inner, tuning) in changes {
-        inner.retune(tuning);
-    }
-    Ok(())
 }
 
 pub(crate) fn all() -> Vec<(Breaker, Arc<Budget>)> {

@@ -80,6 +80,34 @@ fn a_reload_reaches_what_the_breaker_itself_was_told() {
     });
 }
 
+/// Whoever of them is first: in the end each policy is as the file says.
+#[test]
+fn a_policy_that_is_built_while_settings_are_read_again_has_the_newest() {
+    alone(|jail| {
+        for round in 0..60 {
+            let (before, after) = (S + S * round, 2 * S + S * round);
+            let toml = |timeout: Duration| format!("[database]\ntimeout = {}", timeout.as_secs());
+            jail.create_file("mainstay.toml", &toml(before))?;
+            reload().unwrap();
+            jail.create_file("mainstay.toml", &toml(after))?;
+            let built = std::thread::scope(|threads| {
+                let reloads =
+                    [threads.spawn(|| reload().unwrap()), threads.spawn(|| reload().unwrap())];
+                let builds =
+                    (0..40).map(|n| Policy::database(&format!("race-{n}"))).collect::<Vec<_>>();
+                for reload in reloads {
+                    reload.join().unwrap();
+                }
+                builds
+            });
+            for policy in built {
+                assert_eq!(policy.timeout(), Some(after), "{} in round {round}", policy.name());
+            }
+        }
+        Ok(())
+    });
+}
+
 #[test]
 fn everything_can_be_switched_to_observe_by_one_setting() {
     alone(|jail| {

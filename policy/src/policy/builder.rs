@@ -6,7 +6,7 @@ use crate::{
     breaker::BreakerConfig,
     bulkhead::Bulkhead,
     clock,
-    config::{self, Overrides, Rate},
+    config::{self, Overrides, Rate, Settings},
     error::ConfigError,
     hedge::Hedge,
     meter,
@@ -226,15 +226,22 @@ impl PolicyBuilder {
             Ok(policy) => policy,
             Err(error) => {
                 tracing::warn!(%error, "settings cannot be used; going on with the defaults");
-                let switches = config::switches(self.kind);
+                let (known, switches) = (config::known(), config::switches(self.kind));
                 let (overrides, tuning) =
                     without_settings(self.kind, &self.name, &self.code, switches);
-                self.finish(&overrides, tuning, false)
+                self.finish(&overrides, tuning, false, known)
             }
         }
     }
 
-    fn finish(self, overrides: &Overrides, tuning: Tuning, with_settings: bool) -> Policy {
+    /// By what `settings` said, and by those that hold in the end.
+    fn finish(
+        self,
+        overrides: &Overrides,
+        tuning: Tuning,
+        with_settings: bool,
+        settings: Option<Arc<Settings>>,
+    ) -> Policy {
         // The first look at the clock measures it, for up to 200 ms: here, not in the first call.
         clock::now();
         let (breaker, budget) = registry::dependency(&self.name, tuning.breaker.clone());
@@ -259,6 +266,7 @@ impl PolicyBuilder {
             with_settings,
         });
         registry::keep(&inner);
+        config::follow(settings, |settings| inner.retune_by(settings));
         Policy(inner)
     }
 }
