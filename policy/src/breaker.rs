@@ -444,6 +444,8 @@ impl Inner {
             told = Some(cause);
         } else if matches!(to, BreakerState::Closed | BreakerState::ForcedClosed) {
             told = None;
+        } else if (to, &told) == (BreakerState::Isolated, &None) && from != to {
+            self.remember(None);
         }
         if machine.generation() != generation {
             self.meter.clear();
@@ -485,9 +487,6 @@ impl Inner {
             Gate::Isolated => Instant::NEVER.as_nanos(),
             Gate::Closed | Gate::Ramp(_) | Gate::ForcedClosed => 0,
         };
-        if gate == Gate::Isolated && cause.is_none() {
-            self.remember(None);
-        }
         self.snapshot.store(Snapshot { gate, cause, config });
         self.shut_until.store(until, Release);
         self.write_word(machine);

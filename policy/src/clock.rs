@@ -28,6 +28,11 @@ impl Instant {
         Self(self.0.saturating_add(wait))
     }
 
+    /// As [`Self::after`] where "never" means something else: the moment comes, if only at the end of time.
+    pub(crate) fn once_after(self, wait: Duration) -> Self {
+        self.after(wait).min(Self(u64::MAX - 1))
+    }
+
     /// Zero when `self` is not after `earlier`.
     pub(crate) const fn since(self, earlier: Self) -> Duration {
         Duration::from_nanos(self.0.saturating_sub(earlier.0))

@@ -63,7 +63,7 @@ impl Ramp {
     pub(super) fn pass(self, now: Instant, random: f64) -> Result<(), Instant> {
         let mut ends = self.since;
         for share in RAMP {
-            ends = ends.after(self.stage);
+            ends = ends.once_after(self.stage);
             if now < ends {
                 return if random < share { Ok(()) } else { Err(ends) };
             }
@@ -196,7 +196,7 @@ impl Machine {
         if now < free {
             return Err(free);
         }
-        let (id, until) = (self.next_lease, now.after(self.config.probe_lease));
+        let (id, until) = (self.next_lease, now.once_after(self.config.probe_lease));
         self.next_lease = id.wrapping_add(1);
         if let Phase::HalfOpen { leases, .. } = &mut self.phase {
             leases.push(Lease { id, until });
@@ -317,7 +317,7 @@ impl Machine {
         let length = self.length(breaks);
         let spread = 1.0 + BREAK_JITTER * (2.0 * random - 1.0);
         let length = Duration::try_from_secs_f64(length.as_secs_f64() * spread).unwrap_or(length);
-        self.enter(Phase::Open { until: now.after(length), breaks, busy });
+        self.enter(Phase::Open { until: now.once_after(length), breaks, busy });
     }
 
     /// How long the last of so many breaks in a row is, before jitter.

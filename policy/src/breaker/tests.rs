@@ -185,8 +185,14 @@ async fn who_isolates_a_dependency_is_named_in_place_of_an_earlier_failure() {
     assert_eq!((refusal.shut.by(), refusal.shut.retry_after()), (Decider::Isolation, None));
     assert!(opened_by(&one).cause().is_none());
     assert_eq!(&*opened_by(&one).dependency().unwrap(), "by-hand");
+    // Once, however many policies are built for it: the list of openings is of all breakers.
+    let first = opened_by(&one);
+    one.configure(config());
+    one.isolate();
+    assert_eq!(opened_by(&one), first);
     // While it is open, it stays known what opened it.
     one.reset();
+    one.configure(BreakerConfig { failure_threshold: 1, ..config() });
     fail(&one);
     one.isolate();
     assert_eq!(opened_by(&one).cause().unwrap().reason, "failures in a row");

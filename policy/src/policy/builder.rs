@@ -422,7 +422,9 @@ pub(crate) fn resolve(
     c.grow_breaks = o.break_growth.unwrap_or_default() == BreakGrowth::Exponential;
     c.probes = o.probes.unwrap_or(c.probes);
     check.that(c.probes > 0, "probes is 0; use 1 or more");
-    c.probe_lease = timeout.saturating_mul(2);
+    // A probe that hangs must not hold the others off for good, also where an attempt may take for ever.
+    let lease = timeout.checked_mul(2).filter(|lease| clock::nanos(*lease) < u64::MAX);
+    c.probe_lease = lease.unwrap_or(c.probe_lease);
     c.ramp = o.ramp.unwrap_or(c.ramp);
     check.that(
         o.max_concurrent != Some(Some(0)),

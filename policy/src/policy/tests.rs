@@ -236,6 +236,35 @@ async fn a_probe_that_takes_longer_than_its_lease_closes_it_and_holds_nobody_off
     assert!(ends.2.0.is_ok() && ends.3.0.is_ok(), "the next one is let in meanwhile");
 }
 
+/// "For ever" is not by hand, and a probe that hangs for ever holds nobody off for good.
+#[tokio::test(start_paused = true)]
+async fn attempts_and_breaks_without_end_are_no_isolation() {
+    let endless = Duration::MAX;
+    let policy = database("t-endless").timeout(endless).failure_threshold(1).build().unwrap();
+    against(&policy, &WRITE, Verdict::unknown()).await;
+    tokio::time::advance(2 * S).await;
+    let hangs = policy.clone();
+    let probe = tokio::spawn(async move {
+        hangs.run(&READ, |_| std::future::pending::<Result<(), Fault>>()).await
+    });
+    tokio::task::yield_now().await;
+    let (refused, sent) = against(&policy, &READ, Verdict::unknown()).await;
+    assert_eq!((refused.decider(), sent), (Some(Decider::Breaker), 0));
+    let lease = refused.retry_after().unwrap();
+    assert_eq!(lease, 60 * S, "twice the timeout of the kind");
+    tokio::time::advance(lease).await;
+    policy.run(&READ, async |_| Ok::<_, Fault>(())).await.unwrap();
+    assert_eq!(policy.breaker().state(), BreakerState::Closed);
+    probe.abort();
+
+    let fixed = database("t-endless-break").break_growth(BreakGrowth::Fixed);
+    let fixed = fixed.recovery_timeout(endless).failure_threshold(1).build().unwrap();
+    against(&fixed, &WRITE, Verdict::unknown()).await;
+    let (refused, _) = against(&fixed, &READ, Verdict::unknown()).await;
+    assert_eq!(refused.decider(), Some(Decider::Breaker));
+    assert!(refused.retry_after() > Some(1_000_000 * S) && refused.cause().is_some());
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_total_outage_spends_the_budget_once() {
     let policy = database("t-storm").enable_circuit_breaker(false).build().unwrap();
