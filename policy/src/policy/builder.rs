@@ -27,8 +27,8 @@ pub enum Mode {
     /// It times out, repeats and refuses.
     #[default]
     Enforce,
-    /// It decides, counts and reports, but cuts, repeats and refuses nothing: how a service takes
-    /// this up.
+    /// Its breaker counts, opens and tells what it would refuse. Nothing is cut, repeated, held back or
+    /// refused, so budget and limits have nothing to say: how a service takes this up.
     Observe,
 }
 
