@@ -20,6 +20,7 @@ use crate::telemetry::{handles::Handles, numbers::Numbers};
 use crate::{
     classify::Outcome,
     clock::{self, Instant},
+    deadline::Marks,
     error::{Cause, Decider, OpenedBy},
     event::{self, Event},
     meter::{Counts, Meter},
@@ -283,6 +284,7 @@ impl Breaker {
     /// What a streamed operation began has broken off: as an attempt and an operation that fail now.
     pub(crate) fn stream_broke(&self, begun: Generation, cause: &dyn Fn(Trip) -> Cause) {
         let (mut permit, now) = (Permit::of(&self.0, begun.0), clock::now());
+        permit.mark_failure();
         permit.begin_attempt(now);
         permit.end_attempt(Ended::Failed, now, cause);
         permit.finish(Outcome::Failure, now, cause);
@@ -416,7 +418,13 @@ impl Inner {
     /// What it notes of the attempts that it lets in as it stands.
     fn admission(&self) -> Admission {
         let generation = self.word.load(Acquire) >> GENERATION_SHIFT;
-        Admission { breaker: std::ptr::from_ref(self).addr(), generation }
+        Admission { breaker: self.address(), generation }
+    }
+
+    /// What tells it from others while it lives.
+    fn address(&self) -> usize {
+        const { assert!(align_of::<Self>() > Marks::BITS) };
+        std::ptr::from_ref(self).addr()
     }
 
     /// What opened it, without a wait.

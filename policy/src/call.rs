@@ -216,7 +216,7 @@ impl<T, E: 'static> Call<'_, T, E> {
         let attempt = |_, limit: Instant| {
             let (done, result) = channel();
             let work = Arc::clone(&operation);
-            let scope = Scope { deadline: limit, ..Scope::NONE };
+            let scope = Scope::until(limit);
             let admissions = Admission::all();
             let worker = move || {
                 let _around: Vec<_> = admissions.into_iter().map(Admission::enter).collect();
@@ -233,7 +233,7 @@ impl<T, E: 'static> Call<'_, T, E> {
                 result.recv_timeout(left)
             } {
                 Ok((result, marks)) => {
-                    Scope::mark(marks.handled, marks.unknown);
+                    Scope::mark(marks);
                     Some(result)
                 }
                 Err(RecvTimeoutError::Timeout) => None,

@@ -109,14 +109,55 @@ impl Drop for Shortened {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Scope {
     pub(crate) deadline: Instant,
+    pub(crate) marks: Marks,
+}
+
+/// What nested calls have told the attempt around them, in one word: two bits, and the address of a breaker,
+/// which leaves room for them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Marks(usize);
+
+impl Marks {
+    pub(crate) const NONE: Self = Self(0);
     /// A nested call that owned the retries has failed: nobody around it repeats.
-    pub(crate) handled: bool,
+    const HANDLED: usize = 1;
     /// A nested call ended without knowing whether it happened.
-    pub(crate) unknown: bool,
+    const UNKNOWN: usize = 2;
+    pub(crate) const BITS: usize = Self::HANDLED | Self::UNKNOWN;
+
+    pub(crate) const fn new(handled: bool, unknown: bool) -> Self {
+        Self(if handled { Self::HANDLED } else { 0 } | if unknown { Self::UNKNOWN } else { 0 })
+    }
+
+    /// And the breaker at this address has counted the failure.
+    pub(crate) const fn counted_by(self, breaker: usize) -> Self {
+        Self(self.0 & Self::BITS | breaker & !Self::BITS)
+    }
+
+    pub(crate) const fn is_handled(self) -> bool {
+        self.0 & Self::HANDLED != 0
+    }
+
+    pub(crate) const fn is_unknown(self) -> bool {
+        self.0 & Self::UNKNOWN != 0
+    }
+
+    /// Of the breakers that have counted a failure the last one is remembered.
+    pub(crate) const fn is_counted_by(self, breaker: usize) -> bool {
+        self.0 & !Self::BITS == breaker
+    }
+
+    const fn and(self, more: Self) -> Self {
+        let bits = (self.0 | more.0) & Self::BITS;
+        let breaker = if more.0 > Self::BITS { more.0 } else { self.0 };
+        Self(bits | breaker & !Self::BITS)
+    }
 }
 
 impl Scope {
-    pub(crate) const NONE: Self = Self { deadline: Instant::NEVER, handled: false, unknown: false };
+    pub(crate) const fn until(deadline: Instant) -> Self {
+        Self { deadline, marks: Marks::NONE }
+    }
 
     #[inline]
     pub(crate) fn current() -> Self {
@@ -124,11 +165,8 @@ impl Scope {
     }
 
     /// Tells the attempt around this call how the call ended.
-    pub(crate) fn mark(handled: bool, unknown: bool) {
-        CURRENT.with(|current| {
-            current.handled.set(current.handled.get() || handled);
-            current.unknown.set(current.unknown.get() || unknown);
-        });
+    pub(crate) fn mark(marks: Marks) {
+        CURRENT.with(|current| current.marks.set(current.marks.get().and(marks)));
     }
 
     /// Surrounds what follows, until the guard goes.
@@ -148,8 +186,8 @@ pub(crate) struct Entered(Scope);
 impl Entered {
     /// What was marked meanwhile.
     #[inline]
-    pub(crate) fn leave(self) -> Scope {
-        Scope::current()
+    pub(crate) fn leave(self) -> Marks {
+        CURRENT.with(|current| current.marks.get())
     }
 }
 
@@ -164,32 +202,25 @@ impl Drop for Entered {
 /// copied in one piece: a load that spans stores of a moment ago waits 10 ns for them.
 struct Current {
     deadline: Cell<Instant>,
-    handled: Cell<bool>,
-    unknown: Cell<bool>,
+    marks: Cell<Marks>,
 }
 
 impl Current {
     #[inline]
     fn get(&self) -> Scope {
-        let (deadline, handled) = (self.deadline.get(), self.handled.get());
-        Scope { deadline, handled, unknown: self.unknown.get() }
+        Scope { deadline: self.deadline.get(), marks: self.marks.get() }
     }
 
     #[inline]
     fn set(&self, to: Scope) {
         self.deadline.set(to.deadline);
-        self.handled.set(to.handled);
-        self.unknown.set(to.unknown);
+        self.marks.set(to.marks);
     }
 }
 
 thread_local! {
     static CURRENT: Current = const {
-        Current {
-            deadline: Cell::new(Instant::NEVER),
-            handled: Cell::new(false),
-            unknown: Cell::new(false),
-        }
+        Current { deadline: Cell::new(Instant::NEVER), marks: Cell::new(Marks::NONE) }
     };
 }
 

@@ -97,7 +97,7 @@ pub struct BreakerHealth {
     pub failure_rate: f64,
     /// Slow attempts over attempts in the window, in `0.0..=1.0`.
     pub slow_rate: f64,
-    /// Operations that ended since the start, refused ones apart.
+    /// Operations that ended since the start, refused ones apart, whoever refused them.
     pub total_calls: u64,
     /// Operations that failed.
     pub failed_calls: u64,

@@ -27,7 +27,7 @@ use crate::{
     classify::{Classify, Effect, Operation},
     clock::{self, Instant},
     config::{Overrides, Settings},
-    deadline::{Deadline, Scope},
+    deadline::{Deadline, Marks, Scope},
     error::{CallError, ConfigError, Decider},
     event::{self, Event},
     hedge::Hedge,
@@ -345,7 +345,7 @@ impl Policy {
     pub fn stream_broke(&self, begun: Generation, what: &Operation, effect: Effect) {
         let limits = self.0.limits();
         // As every failure of ours: who is around it does not repeat it.
-        Scope::mark(limits.owns_retries(), false);
+        Scope::mark(Marks::new(limits.owns_retries(), false));
         #[cfg(feature = "metrics")]
         self.0.breaker.numbers(|numbers| {
             numbers.attempt_failed(Duration::ZERO, false);
@@ -359,7 +359,7 @@ impl Policy {
     /// What a call of this policy may have done stays unknown, though it ended with a refusal: tells the policy
     /// around it, as [`Self::run`] does of what it knows itself.
     pub fn tell_unknown(&self) {
-        Scope::mark(self.0.limits().owns_retries(), true);
+        Scope::mark(Marks::new(self.0.limits().owns_retries(), true));
     }
 
     /// A client's own fallback has answered one operation: counts it for health and metrics.

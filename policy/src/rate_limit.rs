@@ -41,11 +41,14 @@ impl RateLimit {
         self.limiter.check().is_ok()
     }
 
-    /// `Err` is the wait that would be too long. Of those who wait for the same turn one gets it, and
-    /// the others wait on.
+    /// `Err` is the wait that would be too long, or that cannot be measured. Of those who wait for the same
+    /// turn one gets it, and the others wait on.
     pub(crate) async fn pass(&self, end: Instant) -> Result<(), Duration> {
         let last = self.last_turn();
         while let Some(wait) = self.wait(last, end)? {
+            if !clock::has_timer() {
+                return Err(wait);
+            }
             clock::sleep(wait).await;
         }
         Ok(())
@@ -100,6 +103,20 @@ mod tests {
         assert_eq!(limit.pass(Instant::NEVER).await, Ok(()));
         assert_eq!(clock::now().since(start), S);
         assert!(limit.pass(clock::now().after(S / 2)).await.is_err());
+    }
+
+    #[test]
+    fn where_there_is_no_timer_it_does_not_wait() {
+        use std::{
+            pin::pin,
+            task::{Context, Poll, Waker},
+        };
+        let limit = RateLimit::new(NonZeroU32::MIN, S / 4, 5 * S).unwrap();
+        let mut cx = Context::from_waker(Waker::noop());
+        for passes in [true, false, false] {
+            let pass = pin!(limit.pass(Instant::NEVER)).as_mut().poll(&mut cx).map(|p| p.is_ok());
+            assert_eq!(pass, Poll::Ready(passes));
+        }
     }
 
     #[tokio::test(start_paused = true)]

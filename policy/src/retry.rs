@@ -5,56 +5,29 @@
 
 mod copies;
 mod drive;
+mod judged;
 
 use crate::{
     attempt::Attempt,
     breaker::{Counters, Ended, Permit, Refusal, Trip},
     budget::Paid,
-    classify::{Classify, Effect, Operation, Outcome, Verdict},
+    classify::{Effect, Operation, Outcome, Verdict},
     clock::{self, Instant},
-    deadline::Scope,
+    deadline::{Marks, Scope},
     error::{CallError, Cause, Decider, OpenedBy},
     event::{self, Event},
     policy::{Inner, Limits},
     timeout::End,
 };
 pub(crate) use drive::{TracedAttempt, drive, drive_blocking};
+pub(crate) use judged::{Failed, Judge, Judged};
 use std::{
     mem,
     time::{Duration, SystemTime},
 };
 
-/// By the first a wait may end late, as tokio counts in milliseconds; the other is an attempt's.
-const TICKS: Duration = Duration::from_millis(2);
-
-/// What the caller's judge says of an error, or of a value that is to be repeated.
-pub(crate) struct Judged {
-    pub(crate) verdict: Verdict,
-    /// The caller decided this one himself: no mark of a nested call overrules him.
-    pub(crate) repeat: Option<bool>,
-    pub(crate) code: Option<String>,
-    /// Whose limit it was, if the error says so.
-    pub(crate) by: Option<Decider>,
-}
-
-impl Judged {
-    pub(crate) fn of<E: Classify>(error: &E) -> Self {
-        let (verdict, code, by) = (error.classify(), error.code(), error.decider());
-        Self { verdict, repeat: None, code, by }
-    }
-}
-
-/// Says what the results of attempts mean.
-pub(crate) trait Judge<T, E> {
-    fn error(&self, error: &E, operation: &Operation) -> Judged;
-    /// Whether this value is to be treated as a transient failure.
-    fn refuses(&self, value: &T) -> bool;
-    /// How long a retry has to wait still, after its backoff and after each such wait; it cannot wait
-    /// for longer than `left`.
-    fn hold(&self, _left: Duration) -> Option<Duration> {
-        None
-    }
-}
+/// What tokio counts in: by so much a wait may end late, and an attempt that has no more has no time.
+const TICK: Duration = Duration::from_millis(1);
 
 /// One call, from its admission to its end. Small, since it sits in every call's future.
 pub(crate) struct Run<'p> {
@@ -70,6 +43,8 @@ pub(crate) struct Run<'p> {
     outcome: Outcome,
     /// Some attempt may have happened.
     unknown: bool,
+    /// A call inside, on the same breaker, was counted as the failure that some attempt ended with.
+    counted_inside: bool,
 }
 
 /// What an attempt failed with; with nothing, when its time ran out.
@@ -106,20 +81,6 @@ struct Refused {
     by: Decider,
     retry_after: Option<Duration>,
     opened_by: Option<OpenedBy>,
-}
-
-/// How an attempt failed.
-pub(crate) struct Failed {
-    verdict: Verdict,
-    repeat: Option<bool>,
-    code: Option<String>,
-    /// The limit that ended it, which ends the call if nothing follows.
-    by: Option<Decider>,
-    timed_out: bool,
-    /// And that by the call's deadline, before the attempt's own limit.
-    cut_short: bool,
-    /// A nested call owned the retries.
-    handled: bool,
 }
 
 impl Inner {
@@ -178,6 +139,7 @@ impl<'p> Run<'p> {
             number: 1,
             outcome: Outcome::Neutral,
             unknown: false,
+            counted_inside: false,
         }
     }
 
@@ -290,18 +252,22 @@ impl<'p> Run<'p> {
     /// What the end of the attempt in flight means.
     pub(crate) fn judge<T, E, J: Judge<T, E>>(
         &self,
-        End { output, scope, struck }: End<Result<T, E>>,
+        End { output, marks, struck }: End<Result<T, E>>,
         judge: &J,
     ) -> Judgement<T, E> {
         let failed = match output {
             Some(Ok(value)) if !judge.refuses(&value) => return Ok(value),
             Some(Ok(_)) => Failed::by_fault(Verdict::transient()),
-            Some(Err(ref error)) => Failed::by(judge.error(error, self.operation), scope),
+            Some(Err(ref error)) => {
+                let counted_inside = self.permit.is_counted(marks);
+                let failed = Failed::by(judge.error(error, self.operation), marks);
+                Failed { counted_inside, ..failed }
+            }
             None => match struck.verdict() {
                 Some(verdict) => Failed::by_fault(verdict),
                 None => {
                     let own_limit = self.permit.attempt_since().after_nanos(self.limits.timeout);
-                    Failed::by_timeout(scope, self.end < own_limit)
+                    Failed::by_timeout(marks, self.end < own_limit)
                 }
             },
         };
@@ -326,6 +292,7 @@ impl<'p> Run<'p> {
         self.failed(&failed, now);
         match self.decide(&failed, waited, now) {
             Next::Wait(delay, paid) => {
+                self.permit.between_attempts();
                 self.retrying(delay, failed.verdict.effect);
                 Step::Again(self, Retry { delay, paid, failed, last })
             }
@@ -335,7 +302,7 @@ impl<'p> Run<'p> {
 
     /// Tells breaker and metrics of a failed attempt.
     fn failed(&mut self, failed: &Failed, now: Instant) {
-        let Failed { verdict, code, by, timed_out, cut_short, .. } = failed;
+        let Failed { verdict, code, by, timed_out, cut_short, counted_inside, .. } = failed;
         let counters = self.policy.breaker.counters();
         let (operation, effect) = (self.operation, verdict.effect);
         let cause = |trip| cause(operation, trip, effect, code.clone());
@@ -347,7 +314,14 @@ impl<'p> Run<'p> {
         // By the call's own deadline.
         let cut =
             *cut_short || *by == Some(Decider::Deadline) && verdict.outcome == Outcome::Neutral;
-        let outcome = if cut { self.permit.cut(now) } else { verdict.outcome };
+        let outcome = match verdict.outcome {
+            _ if cut => self.permit.cut(now),
+            Outcome::Failure if *counted_inside => {
+                self.counted_inside = true;
+                Outcome::Neutral
+            }
+            outcome => outcome,
+        };
         #[cfg(feature = "metrics")]
         if outcome == Outcome::Failure {
             let took = now.since(self.permit.attempt_since());
@@ -357,7 +331,7 @@ impl<'p> Run<'p> {
             Outcome::Failure => self.permit.end_attempt(Ended::Failed, now, &cause),
             Outcome::Neutral if cut => self.permit.end_attempt(Ended::Cut, now, &cause),
             Outcome::Neutral => self.permit.end_attempt(Ended::Neutral, now, &cause),
-            // Told with the end of the operation, which this is.
+            // Told with the end of the operation, which this is unless a retry follows.
             Outcome::Success => {}
         }
         if outcome != Outcome::Neutral {
@@ -390,14 +364,14 @@ impl<'p> Run<'p> {
         let tuning = self.policy.tuning();
         let random = self.policy.random();
         let mut delay = tuning.backoff.delay(self.number, waited, random);
-        if let Effect::Throttled { retry_after: Some(floor) } = verdict.effect {
+        if let Some(floor) = failed.asked_to_wait() {
             // Those that were told to wait alike should not come back alike.
             let spread = tuning.backoff.base_delay.min(floor / 8).mul_f64(random);
             delay = delay.max(floor.saturating_add(spread));
         }
         // A wait that would not fit is not slept, nor one that leaves no time that a timer can measure: an
         // attempt would take a connection with it, and end before anything came of it.
-        if now.after(delay).after(TICKS) >= self.end {
+        if !self.has_time(now.after(delay).after(TICK)) {
             return Next::Stop(Some(Decider::Deadline), None);
         }
         let paid = self.pay(*timed_out, now);
@@ -423,16 +397,22 @@ impl<'p> Run<'p> {
         });
     }
 
-    /// A wait that would not fit is not slept.
+    /// Whether a timer could measure what is left at this moment.
+    fn has_time(&self, at: Instant) -> bool {
+        at.after(TICK) < self.end
+    }
+
+    /// A wait that would not fit is not slept, as in [`Self::decide`].
     fn fits(&self, wait: Duration) -> Result<(), Refused> {
-        let fits = clock::now().after(wait) < self.end;
+        let fits = self.has_time(clock::now().after(wait).after(TICK));
         if fits { Ok(()) } else { Err((Decider::Deadline, Some(wait)).into()) }
     }
 
-    /// After a wait: others may have found the dependency dead meanwhile.
-    fn waited(&self, now: Instant) -> Result<(), Refused> {
+    /// After a wait: others may have found the dependency dead meanwhile. A first attempt has its chance,
+    /// however little time there is.
+    fn waited(&self, now: Instant, retry: bool) -> Result<(), Refused> {
         self.permit.gate(now)?;
-        if now >= self.end {
+        if now >= self.end || retry && !self.has_time(now) {
             return Err((Decider::Deadline, None).into());
         }
         Ok(())
@@ -464,7 +444,12 @@ impl<'p> Run<'p> {
     fn close(mut self, effect: Effect, code: Option<String>, now: Instant) -> (u32, Duration) {
         let operation = self.operation;
         let unknown = effect == Effect::Unknown && !operation.is_told_by_client();
-        Scope::mark(self.limits.owns_retries(), unknown);
+        Scope::mark(Marks::new(self.limits.owns_retries(), unknown));
+        match self.outcome {
+            Outcome::Failure => self.permit.mark_failure(),
+            Outcome::Neutral if self.counted_inside => self.permit.mark_counted(),
+            _ => {}
+        }
         self.permit.finish(self.outcome, now, &|trip| cause(operation, trip, effect, code.clone()));
         let elapsed = now.since(self.started);
         #[cfg(feature = "metrics")]
@@ -499,10 +484,7 @@ impl<'p> Run<'p> {
         now: Instant,
     ) -> CallError<E> {
         let effect = self.effect(failed.verdict.effect);
-        let retry_after = wait.or(match failed.verdict.effect {
-            Effect::Throttled { retry_after } => retry_after,
-            _ => None,
-        });
+        let retry_after = wait.or(failed.asked_to_wait());
         let (breaker, operation) = (&self.policy.breaker, self.operation.name());
         let (attempts, elapsed) = self.close(effect, failed.code, now);
         match (by, last) {
@@ -533,36 +515,13 @@ impl<'p> Run<'p> {
         if let Some(Retry { failed, last, .. }) = retry {
             return self.end(Some(by), refused.retry_after, failed, last, now);
         }
-        self.permit.finish(Outcome::Neutral, now, &Cause::of_a_cut);
+        self.permit.give_back(now);
         if matches!(by, Decider::Breaker | Decider::Isolation) {
             self.policy.blocked(self.operation, by, false);
         } else {
             self.policy.tell_refusal(self.operation, by, false);
         }
         Err(refused.into())
-    }
-}
-
-impl Failed {
-    fn by(judged: Judged, scope: Scope) -> Self {
-        let Judged { mut verdict, repeat, code, by } = judged;
-        if scope.unknown && repeat.is_none() {
-            verdict.effect = Effect::Unknown;
-        }
-        let handled = scope.handled || scope.unknown;
-        Self { repeat, code, by, handled, ..Self::by_fault(verdict) }
-    }
-
-    /// By a fault on purpose, or by a value that is to be repeated.
-    const fn by_fault(verdict: Verdict) -> Self {
-        let (timed_out, cut_short, handled) = (false, false, false);
-        Self { verdict, repeat: None, code: None, by: None, timed_out, cut_short, handled }
-    }
-
-    fn by_timeout(scope: Scope, cut_short: bool) -> Self {
-        let handled = scope.handled || scope.unknown;
-        let by = Some(if cut_short { Decider::Deadline } else { Decider::Timeout });
-        Self { by, timed_out: true, cut_short, handled, ..Self::by_fault(Verdict::unknown()) }
     }
 }
 

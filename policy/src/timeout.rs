@@ -5,7 +5,7 @@ use crate::{
     chaos::{Blow, Struck},
     classify::Operation,
     clock::{self, Instant},
-    deadline::Scope,
+    deadline::{Marks, Scope},
 };
 use pin_project_lite::pin_project;
 use std::{
@@ -34,7 +34,7 @@ pin_project! {
 pub(crate) struct End<T> {
     pub(crate) output: Option<T>,
     /// What nested calls marked.
-    pub(crate) scope: Scope,
+    pub(crate) marks: Marks,
     /// There is no output because of a fault on purpose.
     pub(crate) struck: Struck,
 }
@@ -49,14 +49,14 @@ impl<F: Future> Bounded<F> {
         started: Instant,
         blow: Blow,
     ) -> Self {
-        let scope = Scope { deadline: limit, ..Scope::NONE };
+        let scope = Scope::until(limit);
         let woken = operation.is_timed_by_driver();
         Self { work, timer: None, scope, started, blow, woken }
     }
 }
 
 impl<F: Future> Bounded<F> {
-    /// How it ended, but for the marks, which stay in [`Self::scope`]: with them around it the output
+    /// How it ended, but for the marks, which stay in [`Self::marks`]: with them around it the output
     /// would be copied twice more.
     #[inline]
     pub(crate) fn poll_work(
@@ -76,8 +76,7 @@ impl<F: Future> Bounded<F> {
         }
         let inside = this.scope.enter();
         let polled = this.work.poll(cx);
-        let seen = inside.leave();
-        (this.scope.handled, this.scope.unknown) = (seen.handled, seen.unknown);
+        this.scope.marks = inside.leave();
         if let Poll::Ready(output) = polled {
             let struck = this.blow.after();
             let output = struck.verdict().is_none().then_some(output);
@@ -93,8 +92,8 @@ impl<F: Future> Bounded<F> {
     }
 
     /// What nested calls have marked so far.
-    pub(crate) const fn scope(&self) -> Scope {
-        self.scope
+    pub(crate) const fn marks(&self) -> Marks {
+        self.scope.marks
     }
 }
 
@@ -104,7 +103,7 @@ impl<F: Future> Future for Bounded<F> {
     #[inline]
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<End<F::Output>> {
         let polled = self.as_mut().poll_work(cx);
-        polled.map(|(output, struck)| End { output, scope: self.scope(), struck })
+        polled.map(|(output, struck)| End { output, marks: self.marks(), struck })
     }
 }
 

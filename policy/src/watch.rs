@@ -49,7 +49,10 @@ impl Watch<'_> {
         let now = clock::now();
         let cause = |trip| cause(&operation, trip, verdict.effect, code.clone());
         match verdict.outcome {
-            Outcome::Failure => permit.end_attempt(Ended::Failed, now, &cause),
+            Outcome::Failure => {
+                permit.mark_failure();
+                permit.end_attempt(Ended::Failed, now, &cause);
+            }
             Outcome::Neutral => permit.end_attempt(Ended::Neutral, now, &cause),
             Outcome::Success => {}
         }

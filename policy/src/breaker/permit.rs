@@ -7,6 +7,7 @@ use super::{
 use crate::{
     classify::Outcome,
     clock::{self, Instant},
+    deadline::{Marks, Scope},
     error::Cause,
     meter::{Noted, Timed},
 };
@@ -169,6 +170,37 @@ impl<'a> Permit<'a> {
         self.attempt_since = now;
     }
 
+    /// The attempt has told how it ended, as far as it does, and another follows after a wait.
+    pub(crate) const fn between_attempts(&mut self) {
+        self.attempt_since = Instant::NEVER;
+    }
+
+    /// Tells the attempt around it that this operation fails, if the breaker counts that: what is inside a
+    /// probe it does not, nor what is late.
+    pub(crate) fn mark_failure(&self) {
+        if self.lease == NO_LEASE && self.is_current() {
+            self.mark_counted();
+        }
+    }
+
+    /// Tells the attempt around it that its failure is counted.
+    pub(crate) fn mark_counted(&self) {
+        Scope::mark(Marks::NONE.counted_by(self.breaker.address()));
+    }
+
+    /// Whether a call inside has told so of this breaker.
+    pub(crate) fn is_counted(&self, inside: Marks) -> bool {
+        inside.is_counted_by(self.breaker.address())
+    }
+
+    /// The operation is not made after all.
+    pub(crate) fn give_back(&mut self, now: Instant) {
+        if self.is_probe() {
+            self.report(Outcome::Neutral, now, &Cause::of_a_cut);
+        }
+        self.lease = TOLD;
+    }
+
     /// The attempt ended: feeds the windows. A cut attempt is one that a drop or the caller's
     /// deadline ended.
     pub(crate) fn end_attempt(
@@ -297,11 +329,18 @@ impl<'a> Permit<'a> {
         self.lease = TOLD;
     }
 
-    /// The operation ended without success; its attempts have been told already.
+    /// The operation ended without success, or with an answer that is an error; attempts that failed have
+    /// been told already.
     pub(crate) fn finish(&mut self, outcome: Outcome, now: Instant, cause: &dyn Fn(Trip) -> Cause) {
         let counters = &self.breaker.counters;
         match outcome {
-            Outcome::Success => return self.succeed(now, cause),
+            Outcome::Success => {
+                // Another attempt came after the one that was answered, or was to come: its time is gone.
+                if self.attempt_since.is_never() {
+                    self.attempt_since = now;
+                }
+                return self.succeed(now, cause);
+            }
             Outcome::Failure => Counters::add(&counters.failed),
             Outcome::Neutral => Counters::add(&counters.neutral),
         }

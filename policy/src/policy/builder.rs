@@ -70,7 +70,8 @@ macro_rules! setters {
 setters! {
     /// The limit of one attempt. Defaults: see [`Kind`].
     timeout: Duration;
-    /// The limit of the whole call, waits included. Default: twice the timeout.
+    /// The limit of the whole call, waits included. Default: twice the timeout. In its last 2 ms nothing
+    /// is repeated, nor is a call that has no more at all.
     deadline: Duration;
     /// Attempts in all, the first included. Defaults: see [`Kind`].
     max_attempts: u32;
@@ -121,7 +122,8 @@ impl PolicyBuilder {
         Self { kind, name, code: Overrides::default(), seed: None }
     }
 
-    /// The dependency's name: policies of one name share breaker and budget.
+    /// The dependency's name: policies of one name share breaker and budget. Of a call inside another on one
+    /// dependency a failure counts once, but both are in its `total_calls`, and both earn for the budget.
     pub fn name(mut self, name: impl Into<Arc<str>>) -> Self {
         self.name = name.into();
         self
@@ -213,7 +215,7 @@ impl PolicyBuilder {
         let tuning = resolve(self.kind, &self.name, &overrides, settings.enabled())?;
         // Switched off nothing is checked: what does not fit is not to keep it off for all.
         let fits = tuning.enabled || resolve(self.kind, &self.name, &overrides, true).is_ok();
-        Ok(self.finish(&overrides, tuning, fits))
+        Ok(self.finish(&overrides, tuning, fits, Some(settings)))
     }
 
     /// Builds the policy whatever the settings say: when it cannot be built with them, this warns and goes

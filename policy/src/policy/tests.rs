@@ -367,6 +367,7 @@ async fn a_retired_dependency_is_listed_no_more_unless_another_policy_has_it() {
     assert_eq!(state(), Some(BreakerState::Isolated), "until who said so says otherwise");
 }
 
+mod answered;
 mod cancel;
 mod inside;
 mod order;

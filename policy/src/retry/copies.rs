@@ -14,18 +14,24 @@ use crate::{
 use std::time::Duration;
 
 impl<'p> Run<'p> {
-    /// Pays for a second copy and has a place for it; `None` when it must not be sent.
+    /// Pays for a second copy and has a place for it; `None` when it must not be sent, or as a retry would not
+    /// be, has no time.
     pub(crate) fn hedge(
         &mut self,
         now: Instant,
         after: Duration,
     ) -> Option<(Attempt, Instant, Place<'p>)> {
-        if self.permit.gate(now).is_err() {
+        if self.permit.gate(now).is_err() || !self.has_time(now) {
             return None;
         }
-        let paid = self.pay(false, now)?;
+        let paid = self.pay(false, now);
+        if paid.is_none() && self.policy.tuning().budget {
+            return None;
+        }
         let place = self.policy.place_of_copy()?;
-        paid.spend();
+        if let Some(paid) = paid {
+            paid.spend();
+        }
         Counters::add(&self.policy.breaker.counters().hedges);
         event::emit(|| Event::Hedged {
             dependency: self.policy.breaker.shared_name(),
@@ -56,8 +62,8 @@ impl<'p> Run<'p> {
         }
     }
 
-    /// How the other one ended. The first one's error is the last when this one has none, and what calls
-    /// in that one could not do stays so.
+    /// How the other one ended. The first one's error is the last when this one has none, what calls in
+    /// that one could not do stays so, and if it was asked to wait, that holds for what follows both.
     pub(crate) fn second_copy<T, E, J: Judge<T, E>>(
         &self,
         end: End<Result<T, E>>,
@@ -66,6 +72,7 @@ impl<'p> Run<'p> {
     ) -> Judgement<T, E> {
         self.judge(end, judge).map_err(|(mut failed, own)| {
             failed.handled |= first.handled;
+            failed.beside = first.asked_to_wait();
             (failed, own.or(last.filter(Result::is_err)))
         })
     }

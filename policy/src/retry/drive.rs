@@ -9,6 +9,7 @@ use crate::{
     classify::Operation,
     clock::{self, Instant},
     deadline::Scope,
+    error::Decider,
     hedge,
     policy::Inner,
     telemetry::{self, Ending, InSpan},
@@ -132,7 +133,7 @@ where
         let Poll::Ready((output, struck)) = work.as_mut().poll_work(cx) else {
             return Poll::Pending;
         };
-        let scope = work.scope();
+        let marks = work.marks();
         this.phase.set(Phase::Done);
         match (output, this.parts) {
             (Some(Ok(value)), Some((_, judge, _))) if !judge.refuses(&value) => {
@@ -143,7 +144,7 @@ where
                 }
                 Poll::Ready(Ok(value))
             }
-            (output, _) => self.failed(End { output, scope, struck }, clock::now(), cx),
+            (output, _) => self.failed(End { output, marks, struck }, clock::now(), cx),
         }
     }
 
@@ -299,15 +300,19 @@ impl<'p> Run<'p> {
             clock::sleep(delay).await;
             while let Some(wait) = hold(self.end.since(clock::now())) {
                 self.fits(wait)?;
+                // Without a timer it would be asked again and again.
+                if !clock::has_timer() {
+                    return Err((Decider::Throttle, Some(wait)).into());
+                }
                 clock::sleep(wait).await;
             }
             now = clock::now();
-            self.waited(now)?;
+            self.waited(now, true)?;
         }
         let place = self.policy.place(self.limits, self.end).await?;
         if self.limits.placed() {
             now = clock::now();
-            self.waited(now)?;
+            self.waited(now, delay.is_some())?;
         }
         Ok((place, now))
     }
@@ -318,12 +323,12 @@ impl<'p> Run<'p> {
         if let Some(delay) = delay {
             std::thread::sleep(delay);
             now = clock::now();
-            self.waited(now)?;
+            self.waited(now, true)?;
         }
         let place = self.policy.place_blocking(self.limits, self.end)?;
         if self.limits.placed() {
             now = clock::now();
-            self.waited(now)?;
+            self.waited(now, delay.is_some())?;
         }
         Ok((place, now))
     }
@@ -386,7 +391,7 @@ where
         };
         let before = run.make(retry);
         let (this, limit) = run.next_attempt(now);
-        let scope = Scope { deadline: limit, ..Scope::NONE };
+        let scope = Scope::until(limit);
         let blow = chaos::blow(policy.breaker.name());
         let inside = scope.enter();
         let (output, struck) = match blow.before_blocking(limit) {
@@ -400,9 +405,9 @@ where
                 (output.filter(|_| struck.verdict().is_none()), struck)
             }
         };
-        let scope = inside.leave();
+        let marks = inside.leave();
         drop(place);
-        let judgement = run.judge(End { output, scope, struck }, &judge);
+        let judgement = run.judge(End { output, marks, struck }, &judge);
         (run, retry) = match run.take_in(judgement, before, clock::now()) {
             Step::End(end) => return end,
             Step::Again(run, next) => (run, Some(next)),

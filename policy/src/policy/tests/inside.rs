@@ -115,3 +115,55 @@ async fn a_call_inside_is_refused_when_the_dependency_is_isolated_or_dead_meanwh
     let error = nested.await.unwrap_err();
     assert!(error.last().unwrap().is_circuit_open(), "{error:?}");
 }
+
+/// What fails inside is one failure, however many calls of one breaker are around it.
+#[tokio::test(start_paused = true)]
+async fn what_fails_inside_another_call_on_its_breaker_is_counted_once() {
+    const FAIL: Result<(), &str> = Err("no");
+    let fail = || std::future::ready(FAIL);
+    let counts = |policy: &Policy| {
+        let health = crate::get_resilience_health();
+        let breaker = &health.circuit_breakers[policy.name()];
+        (breaker.failed_calls, breaker.state)
+    };
+    let build = |name: &str| database(name).failure_threshold(3).max_attempts(1).build().unwrap();
+
+    let policy = build("t-inside-once");
+    for n in 1..=3 {
+        assert_eq!(counts(&policy).1, BreakerState::Closed, "{n}");
+        assert!(policy.call(|| policy.call(|| policy.call(fail))).await.is_err());
+        assert_eq!(counts(&policy).0, n);
+    }
+    assert_eq!(counts(&policy).1, BreakerState::Open);
+
+    // On this thread, on others, and with repeats inside: one operation that fails.
+    let policy = database("t-inside-once-blocking").base_delay(Duration::ZERO).build().unwrap();
+    policy.call_blocking(|| policy.call_blocking(|| FAIL)).unwrap_err();
+    let inner = policy.clone();
+    policy.call_blocking_detached(move || inner.call_blocking(|| FAIL)).unwrap_err();
+    assert_eq!(counts(&policy), (2, BreakerState::Closed));
+
+    // What only looks on, and what is streamed.
+    let policy = build("t-inside-once-watched");
+    let watched = policy.call(async || {
+        policy.watch(WRITE).failed(Verdict::unknown(), None);
+        FAIL
+    });
+    assert!(watched.await.is_err());
+    let broke = policy.call(async || {
+        policy.stream_broke(policy.breaker().generation(), &BROKEN, Effect::Permanent);
+        FAIL
+    });
+    assert!(broke.await.is_err());
+    assert_eq!(counts(&policy), (2, BreakerState::Closed));
+
+    // What fails by itself counts, whatever was inside.
+    let (policy, other) = (build("t-inside-own"), build("t-inside-elsewhere"));
+    let after = policy.call(async || {
+        policy.call(one).await.unwrap();
+        FAIL
+    });
+    assert!(after.await.is_err());
+    assert!(policy.call(|| other.call(fail)).await.is_err());
+    assert_eq!((counts(&policy).0, counts(&other).0), (2, 1));
+}

@@ -101,6 +101,159 @@ async fn what_was_repeated_inside_one_copy_is_not_repeated_by_the_other() {
     }
 }
 
+/// By its hint, whichever of the two says it.
+#[tokio::test(start_paused = true)]
+async fn what_one_copy_was_asked_to_wait_holds_for_the_attempt_after_both() {
+    let throttled = Err(Verdict::throttled(Some(5 * S)));
+    let (passes, asks_less) = (Err(Verdict::transient()), Err(Verdict::throttled(Some(S))));
+    for (n, (first, second)) in
+        [(throttled, passes), (passes, throttled), (throttled, asks_less)].into_iter().enumerate()
+    {
+        let policy = database(&format!("t-copies-hint-{n}")).hedge(Hedge::After(S / 100));
+        let policy = policy.max_attempts(3).base_delay(Duration::ZERO).build().unwrap();
+        let (started, ends) = (clock::now(), [(S / 50, first), (S / 10, second)]);
+        let began = std::sync::Mutex::new(Vec::new());
+        let run = policy.run(&READ, |attempt| {
+            began.lock().unwrap().push(clock::now().since(started));
+            let (wait, end) =
+                *ends.get(attempt.number() as usize - 1).unwrap_or(&(S / 200, Ok(())));
+            async move {
+                tokio::time::sleep(wait).await;
+                end.map_err(Fault)
+            }
+        });
+        run.await.unwrap();
+        let began = began.into_inner().unwrap();
+        assert!(began.len() == 3 && began[2] >= 5 * S, "{n}: {began:?}");
+    }
+    // A call that ends with the other copy's error says so, too; an answer that decides does not.
+    for (n, (second, hint)) in
+        [(Verdict::transient(), Some(5 * S)), (Verdict::permanent(), None)].into_iter().enumerate()
+    {
+        let policy = hedged(&format!("t-copies-hint-told-{n}"));
+        let error = copies(&policy, [(S / 50, throttled), (S / 10, Err(second))]).await;
+        assert_eq!(error.unwrap_err().retry_after(), hint, "{second:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_a_budget_a_second_copy_is_sent_however_many_there_were() {
+    for (n, (budget, copies)) in [(true, 10), (false, 30)].into_iter().enumerate() {
+        let policy = database(&format!("t-copies-budget-{n}")).hedge(Hedge::After(S / 100));
+        let policy = policy.enable_budget(budget).failure_threshold(99).without_failure_rate();
+        let policy = policy.max_attempts(1).build().unwrap();
+        let sent = AtomicU32::new(0);
+        for _ in 0..30 {
+            let run = policy.run(&READ, async |_| {
+                sent.fetch_add(1, SeqCst);
+                tokio::time::sleep(S / 50).await;
+                Err::<(), _>(Fault(Verdict::transient()))
+            });
+            assert!(run.await.is_err());
+        }
+        assert_eq!(sent.into_inner() - 30, copies, "{budget}");
+    }
+}
+
+/// Nor a retry, in the deadline's last two milliseconds: no timer would measure what is left.
+#[tokio::test(start_paused = true)]
+async fn no_second_copy_is_sent_that_has_no_time() {
+    for (after, copies) in [(49, 1), (40, 2)] {
+        let policy = database(&format!("t-copies-late-{after}"));
+        let policy = policy.hedge(Hedge::After(after * S / 1000)).build().unwrap();
+        let sent = AtomicU32::new(0);
+        let hang = policy.run(&READ, |_| {
+            sent.fetch_add(1, SeqCst);
+            std::future::pending::<Result<(), Fault>>()
+        });
+        let error = crate::Deadline::within(S / 20).scope(hang).await.unwrap_err();
+        assert_eq!((error.decider(), error.attempts()), (Some(Decider::Deadline), copies));
+        assert_eq!(sent.load(SeqCst), copies, "after {after} ms");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_retry_is_held_back_until_there_is_no_time_for_it() {
+    let policy = database("t-hold-late").base_delay(Duration::ZERO).deadline(60 * S);
+    let policy = policy.timeout(S).max_attempts(2).build().unwrap();
+    for (short, sent) in [(1, 1), (10, 2)] {
+        let (started, held) = (clock::now(), AtomicU32::new(0));
+        let hold =
+            |left: Duration| (held.fetch_add(1, SeqCst) == 0).then(|| left - short * S / 1000);
+        let end =
+            policy.run_in_turn(&READ, hold, async |_| Err::<(), _>(Fault(Verdict::never_sent())));
+        let error = end.await.unwrap_err();
+        assert_eq!(error.attempts(), sent, "{short} ms before the end");
+        let waited = clock::now().since(started);
+        assert_eq!((sent == 1, sent == 1), (waited.is_zero(), error.retry_after().is_some()));
+    }
+}
+
+/// Its wait ended late, or others had the place until then.
+#[tokio::test(start_paused = true)]
+async fn no_retry_is_made_when_its_place_is_free_too_late() {
+    let policy = database("t-place-late").max_concurrent(1).max_wait(9 * S).max_attempts(2);
+    let policy = policy.base_delay(S / 10).jitter(Jitter::None).build().unwrap();
+    let sent = AtomicU32::new(0);
+    let run = policy.run(&READ, async |_| {
+        sent.fetch_add(1, SeqCst);
+        Err::<(), _>(Fault(Verdict::transient()))
+    });
+    let hog = async {
+        tokio::time::sleep(S / 20).await;
+        let place = policy.0.place_of_copy();
+        tokio::time::sleep(S / 1000 * 949).await;
+        drop(place);
+    };
+    let (end, ()) = tokio::join!(crate::Deadline::within(S).scope(run), hog);
+    let error = end.unwrap_err();
+    assert_eq!((error.decider(), error.attempts()), (Some(Decider::Deadline), 1));
+    assert_eq!(sent.load(SeqCst), 1);
+}
+
+/// What is refused is no call of the dependency's, whoever refuses it.
+#[tokio::test(start_paused = true)]
+async fn what_a_limit_refuses_is_in_no_total() {
+    let policy = database("t-refused-total").max_concurrent(1).build().unwrap();
+    let calls = || crate::get_resilience_health().circuit_breakers["t-refused-total"].total_calls;
+    policy.run(&READ, async |_| Ok::<_, Fault>(())).await.unwrap();
+    let place = policy.0.place_of_copy();
+    for _ in 0..10 {
+        let (error, sent) = against(&policy, &READ, Verdict::transient()).await;
+        assert_eq!((error.decider(), sent), (Some(Decider::Bulkhead), 0));
+    }
+    assert_eq!(calls(), 1);
+    // Of a probe, too, which is given back.
+    policy.breaker().reset();
+    drop(place);
+    for _ in 0..3 {
+        against(&policy, &WRITE, Verdict::unknown()).await;
+    }
+    tokio::time::advance(2 * S).await;
+    let place = policy.0.place_of_copy();
+    let (error, _) = against(&policy, &READ, Verdict::transient()).await;
+    assert_eq!((error.decider(), calls()), (Some(Decider::Bulkhead), 4));
+    drop(place);
+    policy.run(&READ, async |_| Ok::<_, Fault>(())).await.unwrap();
+    assert_eq!((policy.breaker().state(), calls()), (BreakerState::Closed, 5));
+}
+
+/// Where there is no timer nothing can be waited for, and nothing is asked again and again.
+#[test]
+fn a_retry_that_is_held_back_outside_a_runtime_is_not_made() {
+    let policy = database("t-hold-no-timer").base_delay(Duration::ZERO).build().unwrap();
+    let asked = AtomicU32::new(0);
+    let hold = |_: Duration| (asked.fetch_add(1, SeqCst) < 1_000).then_some(S);
+    let mut run = std::pin::pin!(
+        policy.run_in_turn(&READ, hold, async |_| { Err::<(), _>(Fault(Verdict::transient())) })
+    );
+    let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
+    let std::task::Poll::Ready(end) = run.as_mut().poll(&mut cx) else { panic!("it waits") };
+    let error = end.unwrap_err();
+    assert_eq!((error.decider(), error.attempts()), (Some(Decider::Throttle), 1));
+    assert_eq!((error.retry_after(), asked.load(SeqCst)), (Some(S), 1));
+}
+
 #[cfg(feature = "chaos")]
 #[tokio::test(start_paused = true)]
 async fn a_fault_strikes_the_second_copy_too() {
