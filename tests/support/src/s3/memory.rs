@@ -1,17 +1,16 @@
 //! A store in memory that keeps what S3 says about parts, versions and checksums, where s3s-fs does not: part
 //! checksums, If-Match, lists of uploads and of their parts, NoSuchUpload.
 
+mod body;
 mod said;
 
 use base64::{Engine, engine::general_purpose::STANDARD};
-use crc_fast::{CrcAlgorithm, checksum};
-use futures_util::{StreamExt, stream};
+use body::{blob, crc, etag, length, read};
 use hyper::body::Bytes;
 use s3s::{S3, S3Request, S3Response, S3Result, dto::*, s3_error};
 use said::{Said, said, tell, url_decoded, url_encoded};
 use std::{
     collections::BTreeMap,
-    convert::Infallible,
     sync::{Arc, Mutex, MutexGuard},
     time::SystemTime,
 };
@@ -37,6 +36,8 @@ pub struct Memory {
 #[derive(Debug, Default)]
 struct Data {
     objects: BTreeMap<String, Object>,
+    /// By key and id, those that a test keeps.
+    versions: BTreeMap<(String, String), Object>,
     uploads: BTreeMap<String, Upload>,
     started: u32,
 }
@@ -47,8 +48,8 @@ struct Object {
     etag: ETag,
     crc32: Option<String>,
     full: bool,
-    /// The length of the first part, and how many there were.
-    parts: Option<(i64, i32)>,
+    /// The lengths of the parts that it came in.
+    parts: Option<Vec<i64>>,
     said: Said,
 }
 
@@ -59,14 +60,6 @@ struct Upload {
     said: Said,
     initiated: Timestamp,
     parts: BTreeMap<i32, (Bytes, ETag, String)>,
-}
-
-fn crc(bytes: &[u8]) -> [u8; 4] {
-    u32::try_from(checksum(CrcAlgorithm::Crc32IsoHdlc, bytes)).unwrap().to_be_bytes()
-}
-
-fn etag(bytes: &[u8], suffix: &str) -> ETag {
-    ETag::Strong(format!("{:016x}{suffix}", checksum(CrcAlgorithm::Crc64Nvme, bytes)))
 }
 
 impl Memory {
@@ -110,6 +103,14 @@ impl Memory {
         self.store(key, bytes.into(), Said::default());
     }
 
+    /// Keeps what an object is now under this version's id, whatever it becomes.
+    pub fn keep(&self, key: &str, version: &str) {
+        let mut data = self.data();
+        if let Some(object) = data.objects.get(key).cloned() {
+            data.versions.insert((key.to_owned(), version.to_owned()), object);
+        }
+    }
+
     /// Puts an object there whose checksum is not that of its bytes.
     pub fn put_damaged(&self, key: &str, bytes: impl Into<Bytes>) {
         self.put(key, bytes);
@@ -140,7 +141,7 @@ impl Memory {
     ) -> S3Result<()> {
         let there = self.data().objects.contains_key(key);
         match (if_match, if_none_match) {
-            (Some(_), _) => self.find(key, if_match).map(drop),
+            (Some(_), _) => self.find(key, None, if_match).map(drop),
             (None, Some(_)) if there => Err(s3_error!(PreconditionFailed)),
             _ => Ok(()),
         }
@@ -154,14 +155,33 @@ impl Memory {
         }
     }
 
-    fn find(&self, key: &str, if_match: Option<&IfMatch>) -> S3Result<Object> {
+    fn find(
+        &self,
+        key: &str,
+        version: Option<&str>,
+        if_match: Option<&IfMatch>,
+    ) -> S3Result<Object> {
         let data = self.data();
-        let object = data.objects.get(key).ok_or_else(|| s3_error!(NoSuchKey))?;
+        let object = match version {
+            Some(version) => data.versions.get(&(key.to_owned(), version.to_owned())),
+            None => data.objects.get(key),
+        };
+        let object = object.ok_or_else(|| s3_error!(NoSuchKey))?;
         match if_match {
             Some(ETagCondition::ETag(etag)) if *etag != object.etag => {
                 Err(s3_error!(PreconditionFailed))
             }
             _ => Ok(object.clone()),
+        }
+    }
+
+    /// What is to be copied.
+    fn source(&self, source: &CopySource, if_match: Option<&IfMatch>) -> S3Result<Object> {
+        match source {
+            CopySource::Bucket { key, version_id, .. } => {
+                self.find(key, version_id.as_deref(), if_match)
+            }
+            _ => Err(s3_error!(NotImplemented)),
         }
     }
 }
@@ -173,33 +193,6 @@ impl Object {
         let kind = sum.as_ref().map(|_| ChecksumType::from_static(name));
         (sum, kind)
     }
-}
-
-/// The bytes of a body, if their checksum is the one that goes with them.
-async fn read(body: Option<StreamingBlob>, announced: Option<&str>) -> S3Result<Bytes> {
-    let mut bytes = Vec::new();
-    if let Some(mut body) = body {
-        while let Some(piece) = body.next().await {
-            bytes.extend_from_slice(&piece.map_err(|_| s3_error!(IncompleteBody))?);
-        }
-    }
-    bytes.shrink_to_fit();
-    match announced {
-        Some(sum) if sum != STANDARD.encode(crc(&bytes)) => Err(s3_error!(BadDigest)),
-        _ => Ok(bytes.into()),
-    }
-}
-
-/// In pieces, as from a network.
-fn blob(bytes: Bytes) -> StreamingBlob {
-    let pieces = (0..bytes.len()).step_by(16 * 1024);
-    let pieces: Vec<_> =
-        pieces.map(|at| bytes.slice(at..bytes.len().min(at + 16 * 1024))).collect();
-    StreamingBlob::wrap(stream::iter(pieces.into_iter().map(Ok::<_, Infallible>)))
-}
-
-fn length(bytes: usize) -> i64 {
-    i64::try_from(bytes).unwrap()
 }
 
 fn done<T>(output: T) -> S3Result<S3Response<T>> {
@@ -239,7 +232,7 @@ impl S3 for Memory {
         request: S3Request<GetObjectInput>,
     ) -> S3Result<S3Response<GetObjectOutput>> {
         let input = request.input;
-        let object = self.find(&input.key, input.if_match.as_ref())?;
+        let object = self.find(&input.key, input.version_id.as_deref(), input.if_match.as_ref())?;
         Self::unlock(&object.said, input.sse_customer_key_md5.as_ref())?;
         let total = object.bytes.len();
         // As AWS, which says nothing about the whole when asked for a range.
@@ -273,11 +266,15 @@ impl S3 for Memory {
         request: S3Request<HeadObjectInput>,
     ) -> S3Result<S3Response<HeadObjectOutput>> {
         let input = request.input;
-        let object = self.find(&input.key, input.if_match.as_ref())?;
+        let object = self.find(&input.key, input.version_id.as_deref(), input.if_match.as_ref())?;
         Self::unlock(&object.said, input.sse_customer_key_md5.as_ref())?;
         let (checksum_crc32, checksum_type) = object.sum(input.checksum_mode.as_ref());
-        let (content_length, parts_count) = match (input.part_number, object.parts) {
-            (Some(_), Some((first, parts))) => (first, Some(parts)),
+        let (content_length, parts_count) = match (input.part_number, &object.parts) {
+            (Some(number), Some(parts)) => {
+                let part = usize::try_from(number - 1).ok().and_then(|at| parts.get(at));
+                let part = part.ok_or_else(|| s3_error!(InvalidRange))?;
+                (*part, i32::try_from(parts.len()).ok())
+            }
             _ => (length(object.bytes.len()), None),
         };
         done(tell!(
@@ -341,10 +338,7 @@ impl S3 for Memory {
         request: S3Request<UploadPartCopyInput>,
     ) -> S3Result<S3Response<UploadPartCopyOutput>> {
         let input = request.input;
-        let CopySource::Bucket { key: from, .. } = &input.copy_source else {
-            return Err(s3_error!(NotImplemented));
-        };
-        let source = self.find(from, input.copy_source_if_match.as_ref())?;
+        let source = self.source(&input.copy_source, input.copy_source_if_match.as_ref())?;
         let range = input.copy_source_range.ok_or_else(|| s3_error!(NotImplemented))?;
         let (first, last) = range.strip_prefix("bytes=").unwrap().split_once('-').unwrap();
         let bytes = source.bytes.slice(first.parse::<usize>().unwrap()..=last.parse().unwrap());
@@ -368,9 +362,9 @@ impl S3 for Memory {
         let mut whole =
             Vec::with_capacity(upload.parts.values().map(|(bytes, ..)| bytes.len()).sum());
         let mut sums = Vec::new();
-        let mut first = 0;
+        let mut lengths = Vec::new();
         let named = input.multipart_upload.and_then(|upload| upload.parts).unwrap_or_default();
-        let count = i32::try_from(named.len()).unwrap();
+        let count = named.len();
         for part in named {
             let number = part.part_number.unwrap_or_default();
             let (bytes, etag, crc32) =
@@ -379,7 +373,7 @@ impl S3 for Memory {
             {
                 return Err(s3_error!(InvalidPart));
             }
-            first = if whole.is_empty() { length(bytes.len()) } else { first };
+            lengths.push(length(bytes.len()));
             whole.extend_from_slice(bytes);
             sums.extend_from_slice(&crc(bytes));
         }
@@ -398,7 +392,7 @@ impl S3 for Memory {
             bytes: whole.into(),
             crc32: (self.sums != Sums::Without).then_some(sum),
             full: upload.full,
-            parts: Some((first, count)),
+            parts: Some(lengths),
             said: upload.said.clone(),
         };
         let key = upload.key.clone();
@@ -560,10 +554,7 @@ impl S3 for Memory {
         };
         let (if_match, if_none_match) = (condition("if-match"), condition("if-none-match"));
         let input = request.input;
-        let CopySource::Bucket { key: from, .. } = &input.copy_source else {
-            return Err(s3_error!(NotImplemented));
-        };
-        let source = self.find(from, input.copy_source_if_match.as_ref())?;
+        let source = self.source(&input.copy_source, input.copy_source_if_match.as_ref())?;
         Self::unlock(&source.said, input.copy_source_sse_customer_key_md5.as_ref())?;
         self.may_write(&input.key, if_match.as_ref(), if_none_match.as_ref())?;
         let replaces = |directive: Option<&str>| directive == Some("REPLACE");
@@ -584,7 +575,8 @@ impl S3 for Memory {
         &self,
         request: S3Request<GetObjectTaggingInput>,
     ) -> S3Result<S3Response<GetObjectTaggingOutput>> {
-        let tag_set = self.find(&request.input.key, None)?.said.tags;
+        let tag_set =
+            self.find(&request.input.key, request.input.version_id.as_deref(), None)?.said.tags;
         done(GetObjectTaggingOutput { tag_set, ..Default::default() })
     }
 
