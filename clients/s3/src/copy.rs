@@ -29,8 +29,6 @@ const ENCODED: &AsciiSet =
 #[must_use = "an object is copied when this is awaited"]
 pub struct Copy {
     source: Get,
-    source_version: Option<String>,
-    source_key: Option<CustomerKey>,
     bucket: String,
     key: String,
     options: PutOptions,
@@ -79,8 +77,6 @@ impl S3Client {
     pub fn copy(&self, from: (&str, &str), to: (&str, &str)) -> Copy {
         Copy {
             source: self.get(from.0, from.1),
-            source_version: None,
-            source_key: None,
             bucket: to.0.to_owned(),
             key: to.1.to_owned(),
             options: PutOptions::new(),
@@ -93,16 +89,13 @@ impl S3Client {
 impl Copy {
     /// This version of the source, in a bucket that keeps versions.
     pub fn source_version_id(mut self, id: impl Into<String>) -> Self {
-        let id = id.into();
-        self.source = self.source.version_id(id.clone());
-        self.source_version = Some(id);
+        self.source = self.source.version_id(id);
         self
     }
 
     /// The key that the source was [encrypted](crate::Encryption::Customer) with.
     pub fn source_customer_key(mut self, key: CustomerKey) -> Self {
-        self.source = self.source.customer_key(key.clone());
-        self.source_key = Some(key);
+        self.source = self.source.customer_key(key);
         self
     }
 
@@ -116,12 +109,12 @@ impl Copy {
         }
         let replaces = self.options.replaces_head();
         let options = if replaces { self.options.or_of(&head) } else { self.options };
-        let source = source(&self.source, self.source_version.as_deref());
+        let source = source(&self.source);
         let doubt = &Doubt::default();
         let copied = client
             .call(&COPY, target, head.size / FASTER, |sdk, attempt| {
                 count_repeat(Direction::Copy, attempt);
-                let key = self.source_key.as_ref();
+                let key = self.source.customer.as_ref();
                 let copy = options
                     .copy(sdk.copy_object())
                     .bucket(&self.bucket)
@@ -166,12 +159,14 @@ impl IntoFuture for Copy {
 }
 
 /// As the header `x-amz-copy-source` wants it.
-fn source(source: &Get, version: Option<&str>) -> String {
+fn source(source: &Get) -> String {
     let encode = |text| utf8_percent_encode(text, ENCODED);
-    let (bucket, key) = (&source.bucket, encode(&source.key));
-    match version {
-        Some(version) => format!("{bucket}/{key}?versionId={}", encode(version)),
-        None => format!("{bucket}/{key}"),
+    let (bucket, key) = (encode(&source.bucket), encode(&source.key));
+    // Below an access point the key is a part of the ARN.
+    let below = if source.bucket.starts_with("arn:") { "/object" } else { "" };
+    match &source.version_id {
+        Some(version) => format!("{bucket}{below}/{key}?versionId={}", encode(version)),
+        None => format!("{bucket}{below}/{key}"),
     }
 }
 
@@ -208,5 +203,29 @@ impl PutOptions {
             self.metadata.clone_from(&head.metadata);
         }
         self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_source_is_in_a_bucket_or_below_an_access_point() {
+        let s3 =
+            S3Client::builder().endpoint_url("http://copy.source").credentials("key", "secret");
+        let s3 = s3.build().unwrap();
+        let arn = "arn:aws:s3:eu-central-1:123456789012:accesspoint/mine";
+        let below = "arn%3Aaws%3As3%3Aeu-central-1%3A123456789012%3Aaccesspoint/mine/object";
+        for (from, version, written) in [
+            (("my.bucket", "a b/%.csv"), None, "my.bucket/a%20b/%25.csv".to_owned()),
+            (("bucket", "k"), Some("v+1"), "bucket/k?versionId=v%2B1".to_owned()),
+            ((arn, "a/k"), None, format!("{below}/a/k")),
+            ((arn, "k"), Some("v1"), format!("{below}/k?versionId=v1")),
+        ] {
+            let copy = s3.copy(from, ("bucket", "to"));
+            let copy = version.into_iter().fold(copy, Copy::source_version_id);
+            assert_eq!(source(&copy.source), written);
+        }
     }
 }

@@ -7,7 +7,7 @@ use crate::{
     numbers::{Direction, count_bytes, count_repeat},
     object::ObjectHead,
     stall::within,
-    stream::{ObjectStream, whole},
+    stream::ObjectStream,
     transfer::tuning::check_idle,
 };
 use aws_sdk_s3::{
@@ -40,9 +40,9 @@ pub struct Get {
     pub(crate) bucket: String,
     pub(crate) key: String,
     pub(crate) range: Option<Range<u64>>,
-    version_id: Option<String>,
+    pub(crate) version_id: Option<String>,
     if_match: Option<String>,
-    customer: Option<CustomerKey>,
+    pub(crate) customer: Option<CustomerKey>,
     limit: u64,
     idle: Option<Duration>,
 }
@@ -233,7 +233,7 @@ impl Get {
                     if !this.is_answered_by(&got) {
                         return Err(S3Failure::garbled());
                     }
-                    match length(&got) {
+                    match length(got.content_length) {
                         Some(length) if length > most => Ok(Err(length)),
                         length => read(got.body, length, this.limit, idle).await.map(Ok),
                     }
@@ -269,8 +269,26 @@ impl IntoFuture for Get {
     }
 }
 
-pub(crate) fn length(got: &GetObjectOutput) -> Option<u64> {
-    got.content_length().and_then(|n| u64::try_from(n).ok())
+/// A length as the SDK has it.
+pub(crate) fn length(announced: Option<i64>) -> Option<u64> {
+    announced?.try_into().ok()
+}
+
+/// The bytes that an answer holds, and the length of the whole object.
+pub(crate) fn whole(got: &GetObjectOutput) -> Option<(Range<u64>, u64)> {
+    match got.content_range() {
+        Some(text) => content_range(text),
+        None => length(got.content_length).map(|length| (0..length, length)),
+    }
+}
+
+/// Bytes and total of `bytes 0-9/100`.
+pub(crate) fn content_range(text: &str) -> Option<(Range<u64>, u64)> {
+    let (range, total) = text.strip_prefix("bytes ")?.split_once('/')?;
+    let (start, last) = range.split_once('-')?;
+    let (start, end) = (start.parse().ok()?, last.parse::<u64>().ok()?.checked_add(1)?);
+    let total = total.parse().ok()?;
+    (start < end && end <= total).then_some((start..end, total))
 }
 
 /// All bytes of a body, which must be as many as announced.
@@ -291,5 +309,18 @@ async fn read(
     match announced {
         Some(length) if length != bytes.len() as u64 => Err(S3Failure::short()),
         _ => Ok(bytes.freeze()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::content_range;
+
+    #[test]
+    fn a_content_range_is_read_or_refused() {
+        assert_eq!(content_range("bytes 0-9/100"), Some((0..10, 100)));
+        for bad in ["", "bytes */0", "bytes 5-4/10", "bytes 0-10/10", "bytes 0-9/*", "0-9/100"] {
+            assert_eq!(content_range(bad), None, "{bad}");
+        }
     }
 }

@@ -1,5 +1,6 @@
 //! What the store says about an object.
 
+use crate::get::length;
 use aws_sdk_s3::{
     operation::{get_object::GetObjectOutput, head_object::HeadObjectOutput},
     primitives::{DateTime, DateTimeFormat},
@@ -67,7 +68,7 @@ macro_rules! head {
 
 impl ObjectHead {
     pub(crate) fn of_head(answer: HeadObjectOutput) -> Self {
-        let size = answer.content_length.and_then(|n| n.try_into().ok()).unwrap_or_default();
+        let size = length(answer.content_length).unwrap_or_default();
         head!(&answer, size)
     }
 

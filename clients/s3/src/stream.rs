@@ -4,12 +4,12 @@ use crate::{
     S3Failure,
     call::{GET, Target},
     checksum::Running,
-    get::{Get, length},
+    get::{Get, whole},
     numbers::{Direction, count_bytes, count_repeat},
     object::ObjectHead,
     stall::within,
 };
-use aws_sdk_s3::{operation::get_object::GetObjectOutput, primitives::ByteStream};
+use aws_sdk_s3::primitives::ByteStream;
 use bytes::Bytes;
 use futures_util::{Stream, stream};
 use mainstay_policy::{CallError, Deadline, Effect, Error, Generation};
@@ -255,19 +255,5 @@ impl ObjectStream {
 
     fn target(&self) -> Target<'_> {
         Target { bucket: &self.get.bucket, key: Some(&self.get.key) }
-    }
-}
-
-/// The bytes that an answer holds, and the length of the whole object.
-pub(crate) fn whole(got: &GetObjectOutput) -> Option<(Range<u64>, u64)> {
-    match got.content_range() {
-        Some(text) => {
-            let (range, total) = text.strip_prefix("bytes ")?.split_once('/')?;
-            let (start, last) = range.split_once('-')?;
-            let end = last.parse::<u64>().ok()?.checked_add(1)?;
-            let (start, total) = (start.parse().ok()?, total.parse().ok()?);
-            (start < end && end <= total).then_some((start..end, total))
-        }
-        None => length(got).map(|length| (0..length, length)),
     }
 }

@@ -5,6 +5,7 @@ use crate::{
     CustomerKey, PutOptions, S3Failure, Written,
     call::{COMPLETE_UPLOAD, COPY, Doubt, HEAD, Target},
     encryption::with_key,
+    get::length,
     numbers::{Direction, count_bytes, count_part, count_repeat},
     object::ObjectHead,
     transfer::{
@@ -30,7 +31,7 @@ impl Copy {
         let mut options = self.options.clone().or_of(head);
         if options.tags.is_empty() {
             let from = Target::object(&self.source.bucket, &self.source.key)?;
-            options.tags = match client.tags_of(from, self.source_version.as_deref()).await {
+            options.tags = match client.tags_of(from, self.source.version_id.as_deref()).await {
                 Err(e)
                     if e.downcast_ref::<S3Failure>().and_then(S3Failure::status) == Some(501) =>
                 {
@@ -88,8 +89,8 @@ impl Copy {
         id: &str,
         part: Part,
     ) -> Result<CompletedPart, Error> {
-        let (client, key) = (&self.source.client, self.source_key.as_ref());
-        let from = source(&self.source, self.source_version.as_deref());
+        let (client, key) = (&self.source.client, self.source.customer.as_ref());
+        let from = source(&self.source);
         let copy = client.call(&COPY, target, part.length / super::FASTER, |sdk, attempt| {
             count_repeat(Direction::Copy, attempt);
             let copy = with_key!(sdk.upload_part_copy(), options.customer())
@@ -130,8 +131,7 @@ impl Copy {
         });
         let head = head.await.ok()?;
         let marked = head.metadata().and_then(|m| m.get(MARK)).is_some_and(|m| m == mark);
-        let length = head.content_length().and_then(|n| u64::try_from(n).ok());
-        (marked && length == Some(size))
+        (marked && length(head.content_length) == Some(size))
             .then_some(Written { etag: head.e_tag, version_id: head.version_id })
     }
 }

@@ -62,6 +62,22 @@ async fn a_copy_is_of_one_version_and_may_be_repeated() {
 }
 
 #[tokio::test]
+async fn a_copy_may_be_of_a_version_that_is_no_longer_the_newest() {
+    let (store, memory) = S3::in_memory(Sums::Full).await;
+    let s3 = client(&store);
+    memory.put("from", "old");
+    memory.keep("from", "1+a/b");
+    memory.put("from", "new");
+    let copy = || s3.copy((BUCKET, "from"), (BUCKET, "to"));
+    copy().source_version_id("1+a/b").await.unwrap();
+    assert_eq!(memory.object("to").unwrap(), "old");
+    copy().await.unwrap();
+    assert_eq!(memory.object("to").unwrap(), "new");
+    let missing = copy().source_version_id("2").await.unwrap_err();
+    assert!(missing.downcast_ref::<S3Failure>().unwrap().is_not_found());
+}
+
+#[tokio::test]
 async fn an_error_inside_a_200_is_an_error() {
     let (store, memory) = S3::in_memory(Sums::Full).await;
     let s3 = client(&store);

@@ -4,8 +4,10 @@
 
 use super::{Job, sums::Sums};
 use crate::{
-    Checksums, CustomerKey, S3Failure,
+    Checksums, S3Failure,
     checksum::{Sum, Told},
+    encryption::with_key,
+    get::{content_range, length},
     numbers::{Direction, count_bytes},
     stall::within,
     transfer::part::{self, Part},
@@ -249,16 +251,11 @@ impl Range {
             return Ok(None);
         }
         let checked = job.client().checksums() == Checksums::On;
-        let customer = job.download.customer.as_ref();
-        let answer = sdk
-            .get_object()
+        let answer = with_key!(sdk.get_object(), job.download.customer.as_ref())
             .bucket(job.target.bucket)
             .key(job.target.key.unwrap_or_default())
             .range(format!("bytes={first}-{}", end - 1))
             .set_if_match(self.version.as_ref().and_then(|version| version.etag.clone()))
-            .set_sse_customer_algorithm(customer.map(CustomerKey::algorithm))
-            .set_sse_customer_key(customer.map(CustomerKey::base64))
-            .set_sse_customer_key_md5(customer.map(CustomerKey::md5))
             .set_checksum_mode(checked.then_some(ChecksumMode::Enabled))
             .send()
             .await;
@@ -279,11 +276,10 @@ impl Range {
 
     /// Whether the answer is what was asked for: how many bytes follow.
     fn expect(&mut self, got: &GetObjectOutput, first: u64, end: u64) -> Result<u64, S3Failure> {
-        let length = got.content_length().and_then(|n| u64::try_from(n).ok());
-        let (start, stop, total) = match (got.content_range(), length) {
+        let (held, total) = match (got.content_range(), length(got.content_length)) {
             (Some(text), _) => content_range(text).ok_or_else(S3Failure::garbled)?,
             // The whole object, ranges ignored; good enough if it is no longer than a part.
-            (None, Some(length)) if first == 0 && length <= end => (0, length, length),
+            (None, Some(length)) if first == 0 && length <= end => (0..length, length),
             _ => return Err(S3Failure::garbled()),
         };
         let version = Version { total, etag: got.e_tag().map(str::to_owned) };
@@ -291,16 +287,16 @@ impl Range {
         if self.version.as_ref().is_some_and(|known| *known != version) {
             return Err(S3Failure::changed());
         }
-        if start != first || stop != total.min(end) {
+        if held != (first..total.min(end)) {
             return Err(S3Failure::garbled());
         }
         self.version = Some(version);
-        if total == stop && self.start() == 0 {
+        if total == held.end && self.start() == 0 {
             let (crc32, c) = (got.checksum_crc32(), got.checksum_crc32_c());
             let told = Told::read(crc32, c, got.checksum_crc64_nvme());
             self.whole = told.filter(|told| told.parts.is_none());
         }
-        Ok(stop - start)
+        Ok(held.end - held.start)
     }
 
     /// Reads on until these bytes have come; of the last ones also the answer's end.
@@ -343,28 +339,6 @@ impl Range {
                 Err(S3Failure::short())
             }
             _ => Ok(()),
-        }
-    }
-}
-
-/// Start, end (exclusive) and total of `bytes 0-9/100`.
-fn content_range(text: &str) -> Option<(u64, u64, u64)> {
-    let (range, total) = text.strip_prefix("bytes ")?.split_once('/')?;
-    let (start, last) = range.split_once('-')?;
-    let (start, end) = (start.parse().ok()?, last.parse::<u64>().ok()?.checked_add(1)?);
-    let total = total.parse().ok()?;
-    (start < end && end <= total).then_some((start, end, total))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::content_range;
-
-    #[test]
-    fn a_content_range_is_read_or_refused() {
-        assert_eq!(content_range("bytes 0-9/100"), Some((0, 10, 100)));
-        for bad in ["", "bytes */0", "bytes 5-4/10", "bytes 0-10/10", "bytes 0-9/*", "0-9/100"] {
-            assert_eq!(content_range(bad), None, "{bad}");
         }
     }
 }
