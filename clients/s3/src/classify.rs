@@ -7,7 +7,7 @@ use aws_sdk_s3::{
     error::{ProvideErrorMetadata, SdkError},
     primitives::{ByteStreamError, DateTime, DateTimeFormat},
 };
-use mainstay_policy::{Classify, Effect, Outcome, Verdict};
+use mainstay_policy::{Classify, Effect, Outcome, Verdict, settings};
 use std::{
     error::Error as StdError,
     fmt, io,
@@ -368,6 +368,8 @@ fn judge(code: Option<&str>, status: u16, wait: Option<Duration>, attempt: u32) 
         }
         // HEAD has no code: the object or its bucket.
         ("NotFound" | "", 404) => (What::NotFound, Verdict::permanent()),
+        // In an archive: whoever asks may have it, once it has been brought back.
+        ("InvalidObjectState", _) => (What::Answer, Verdict::permanent()),
         ("AccessDenied", _) | (_, 403) => (What::Denied, Verdict::permanent()),
         ("ServiceUnavailable", _) | (_, 503) => match wait {
             Some(_) => (What::Answer, Verdict::throttled(wait).with_outcome(Outcome::Failure)),
@@ -397,6 +399,12 @@ fn region_in(body: &[u8]) -> Option<String> {
     let text = str::from_utf8(body).ok()?;
     let (_, rest) = text.split_once("<Region>")?;
     Some(rest.split_once("</Region>")?.0.to_owned())
+}
+
+/// The variable that sets the region.
+fn region_variable() -> String {
+    // Who has a client has settings.
+    settings().map_or_else(|_| "the region".to_owned(), |all| all.variable("s3", "region"))
 }
 
 /// Only what a region looks like is repeated in our words.
@@ -475,8 +483,8 @@ impl fmt::Display for S3Failure {
             What::Timeout => f.write_str("the server did not answer in time"),
             What::Stalled(idle) => write!(f, "no byte moved for {idle:?}, the idle timeout"),
             What::Garbled => f.write_str(
-                "the answer does not fit the request; check that the endpoint speaks S3 and byte \
-                 ranges",
+                "the answer does not fit the request; check that the endpoint speaks S3, with byte \
+                 ranges and version 2 of listings",
             ),
             What::Body => f.write_str("the object's bytes were cut short or damaged on the way"),
             What::Changed => write!(f, "the {object} changed meanwhile; start again"),
@@ -522,12 +530,12 @@ impl fmt::Display for S3Failure {
             What::WrongRegion(Some(region)) => {
                 write!(
                     f,
-                    "the {bucket} is in region {region}; set MAINSTAY_S3_REGION or the builder's \
-                     region() to it"
+                    "the {bucket} is in region {region}; set {} or the builder's region() to it",
+                    region_variable()
                 )
             }
             What::WrongRegion(None) => {
-                write!(f, "the {bucket} is in another region; check MAINSTAY_S3_REGION")
+                write!(f, "the {bucket} is in another region; check {}", region_variable())
             }
             What::Skewed => f.write_str(
                 "this machine's clock and the server's differ too much; set this one right",
@@ -541,6 +549,11 @@ impl fmt::Display for S3Failure {
                 "the server answered with status 400 and no reason, as it does for expired \
                  credentials and for a bucket in another region; check both",
             ),
+            What::Answer if self.code() == Some("InvalidObjectState") => {
+                write!(f, "the {object} is in an archive")?;
+                self.coded(f)?;
+                f.write_str("; restore it there, and ask again when that is done")
+            }
             What::Answer => {
                 write!(f, "the server answered with status {}", self.status.unwrap_or_default())?;
                 self.coded(f)

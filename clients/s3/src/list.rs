@@ -3,6 +3,7 @@
 use crate::{
     S3Client, S3Failure,
     call::{LIST, Target},
+    get::length,
 };
 use aws_sdk_s3::{operation::list_objects_v2::ListObjectsV2Output, types::EncodingType};
 use futures_util::{FutureExt, Stream, TryStreamExt, stream};
@@ -59,7 +60,7 @@ impl S3Client {
     /// [`List::stream`] holds a page of up to 1,000 at a time. Each page is a call of its own.
     ///
     /// # Errors
-    /// A missing bucket, or what kept a page from being read.
+    /// A missing bucket, a store that says there is more and not where, or what kept a page from being read.
     ///
     /// # Examples
     /// ```no_run
@@ -92,6 +93,8 @@ enum Next {
     First,
     Token(String),
     None,
+    /// There are more, and the store does not say how to ask for them.
+    Lost,
 }
 
 impl List {
@@ -128,6 +131,11 @@ impl List {
                 Next::First => None,
                 Next::Token(token) => Some(token),
                 Next::None => return None,
+                Next::Lost => {
+                    let lost = S3Failure::garbled().about(&list.bucket, false);
+                    let error = list.client.local(&LIST, lost);
+                    return Some((Err(error), (list, Next::None)));
+                }
             };
             Some(match list.page(token).await {
                 Ok((page, next)) => (Ok(page), (list, next)),
@@ -158,18 +166,18 @@ impl List {
                 async move { page.await.map_err(|e| S3Failure::sdk(e, attempt)) }
             })
             .await?;
-        let next = match page.next_continuation_token {
+        let next = match (page.is_truncated, page.next_continuation_token) {
             // The same token again would go round for ever.
-            Some(next) if page.is_truncated == Some(true) && token.as_ref() != Some(&next) => {
-                Next::Token(next)
-            }
+            (Some(true), Some(next)) if token.as_ref() != Some(&next) => Next::Token(next),
+            // As of a store that knows the first version of listings only, which has markers.
+            (Some(true), _) => Next::Lost,
             _ => Next::None,
         };
         let encoded = page.encoding_type == Some(EncodingType::Url);
         let plain = |text: String| if encoded { decoded(&text) } else { text };
         let objects = page.contents.unwrap_or_default().into_iter().map(|object| ObjectSummary {
             key: plain(object.key.unwrap_or_default()),
-            size: object.size.and_then(|n| n.try_into().ok()).unwrap_or_default(),
+            size: length(object.size).unwrap_or_default(),
             etag: object.e_tag,
             last_modified: object.last_modified.and_then(|t| t.try_into().ok()),
         });

@@ -19,6 +19,7 @@ fn codes_and_statuses_mean_what_the_table_says() {
         (Some("NoSuchKey"), 404, 1, Effect::Permanent, Outcome::Success),
         (Some("NoSuchUpload"), 404, 1, Effect::Permanent, Outcome::Success),
         (None, 403, 1, Effect::Permanent, Outcome::Success),
+        (Some("InvalidObjectState"), 403, 1, Effect::Permanent, Outcome::Success),
         (Some("SignatureDoesNotMatch"), 403, 1, Effect::Permanent, Outcome::Failure),
         (Some("PermanentRedirect"), 301, 1, Effect::Permanent, Outcome::Success),
         (Some("EntityTooSmall"), 400, 1, Effect::Permanent, Outcome::Success),

@@ -31,6 +31,7 @@ async fn each_code_is_repeated_or_not_and_told_to_the_breaker_or_not() {
         (404, "NoSuchKey", 1, Closed),
         (404, "NoSuchBucket", 1, Closed),
         (403, "AccessDenied", 1, Closed),
+        (403, "InvalidObjectState", 1, Closed),
         (301, "PermanentRedirect", 1, Closed),
         (400, "AuthorizationHeaderMalformed", 1, Closed),
         (400, "EntityTooSmall", 1, Closed),
@@ -78,6 +79,17 @@ async fn a_wrong_region_names_the_right_one() {
     store.front(|_| Answer::Reply(301, &[("x-amz-bucket-region", "eu-west-3")], ""));
     let health = s3.health_check_at(BUCKET).await;
     assert!(health.detail.contains("in region eu-west-3"), "{}", health.detail);
+}
+
+/// A 403 that is no matter of rights.
+#[tokio::test]
+async fn an_object_in_an_archive_is_to_be_restored() {
+    let store = S3::start().await;
+    store.front(|_| Answer::Status(403, "InvalidObjectState"));
+    let error = client(&store).get(BUCKET, "k").await.unwrap_err();
+    let told = report(&error).to_string();
+    assert!(told.contains("is in an archive (InvalidObjectState); restore it"), "{told}");
+    assert!(!told.contains("denied"), "{told}");
 }
 
 #[tokio::test]

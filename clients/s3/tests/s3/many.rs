@@ -54,6 +54,32 @@ async fn any_key_is_listed_as_it_is() {
     assert_eq!(s3.list(BUCKET, "").await.unwrap()[0].key, "a+b%20c");
 }
 
+/// A store that knows the first version of listings only says that there is more, and not how to ask for it; another
+/// sends back what it was asked with.
+#[tokio::test]
+async fn a_listing_that_cannot_go_on_is_an_error_after_what_there_was() {
+    const FIRST: &str = "<ListBucketResult><IsTruncated>true</IsTruncated>\
+        <Contents><Key>a</Key></Contents></ListBucketResult>";
+    const AGAIN: &str = "<ListBucketResult><IsTruncated>true</IsTruncated>\
+        <NextContinuationToken>t</NextContinuationToken>\
+        <Contents><Key>a</Key></Contents></ListBucketResult>";
+    let (store, _, s3) = with_keys(0).await;
+    for (answer, requests) in [(FIRST, 1), (AGAIN, 2)] {
+        store.front(move |_| Answer::Reply(200, &[], answer));
+        store.forget();
+        let error = s3.list(BUCKET, "").await.unwrap_err();
+        let told = report(&error).to_string();
+        assert!(told.contains("check that the endpoint speaks S3"), "{told}");
+        assert_eq!(store.seen(|_| true), requests);
+        let mut keys = pin!(s3.list(BUCKET, "").stream());
+        for _ in 0..requests {
+            assert_eq!(keys.try_next().await.unwrap().unwrap().key, "a");
+        }
+        keys.try_next().await.unwrap_err();
+        assert!(keys.next().await.is_none());
+    }
+}
+
 #[tokio::test]
 async fn a_listing_survives_faults_and_ends_after_an_error() {
     let (store, _, s3) = with_keys(2_500).await;

@@ -109,7 +109,7 @@ async fn other_bytes_than_were_asked_for_are_an_error() {
         store.front(move |_| answer);
         for error in [get().await.unwrap_err(), get().stream().await.unwrap_err()] {
             let told = report(&error).to_string();
-            assert!(told.contains("check that the endpoint speaks S3 and byte ranges"), "{told}");
+            assert!(told.contains("check that the endpoint speaks S3, with byte ranges"), "{told}");
             assert_eq!(error.attempts(), 1);
         }
     }
