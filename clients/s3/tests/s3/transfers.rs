@@ -7,6 +7,7 @@ mod parts;
 mod stalls;
 
 use crate::{builder, bytes, eventually, files, quick};
+use aws_sdk_s3::types::{CompletedMultipartUpload, CompletedPart};
 use mainstay_policy::{BreakGrowth, PolicyBuilder, report};
 use mainstay_s3::{Checksums, S3Client};
 use mainstay_test_support::{
@@ -112,6 +113,34 @@ async fn checksums_of_parts_are_compared_whatever_the_ranges() {
         store.front(|_| Answer::Pass);
     }
     assert_eq!(memory.uploads(), 0);
+}
+
+/// As other clients write them, who compress or stream: as many as equal parts would be, or not.
+#[tokio::test]
+async fn an_object_in_parts_of_unequal_length_is_not_called_damaged() {
+    let (_store, memory, s3, dir) = begun(Sums::Composite).await;
+    let (sdk, to) = (s3.sdk().unwrap(), dir.path().join("to"));
+    for lengths in
+        [[100_000, 80_000, 120_000], [100_000, 120_000, 80_000], [80_000, 200_000, 20_000]]
+    {
+        let data = bytes(300_000);
+        let created = sdk.create_multipart_upload().bucket(BUCKET).key("k").send().await.unwrap();
+        let (mut start, mut parts) = (0, Vec::new());
+        for (number, length) in (1..).zip(lengths) {
+            let part = data[start..start + length].to_vec();
+            let sent = sdk.upload_part().bucket(BUCKET).key("k").part_number(number);
+            let sent = sent.set_upload_id(created.upload_id.clone()).body(part.into());
+            let etag = sent.send().await.unwrap().e_tag;
+            parts.push(CompletedPart::builder().part_number(number).set_e_tag(etag).build());
+            start += length;
+        }
+        let parts = CompletedMultipartUpload::builder().set_parts(Some(parts)).build();
+        let complete = sdk.complete_multipart_upload().bucket(BUCKET).key("k");
+        let complete = complete.set_upload_id(created.upload_id).multipart_upload(parts);
+        complete.send().await.unwrap();
+        s3.download_file(BUCKET, "k", &to).part_size(PART).await.unwrap();
+        assert!(fs::read(&to).unwrap() == data && memory.object("k").unwrap() == data);
+    }
 }
 
 #[tokio::test]
