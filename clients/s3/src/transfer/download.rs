@@ -73,8 +73,9 @@ impl S3Client {
 /// The bytes come in parts, several at once, each repeated on its own from where it broke off; parts that
 /// follow each other may come in one answer. They go to a temporary file beside the target, whose directory
 /// must exist. Its length and the checksum that the store tells (CRC-32, CRC-32C or CRC-64/NVME, of the whole
-/// or of its parts) are compared; then it is synced to disk and takes the target's name. If the object is
-/// replaced meanwhile or its bytes turn out damaged, the download starts again, once.
+/// or of its parts) are compared; then it is synced to disk and takes the target's name and, on Unix, the permissions
+/// of the target that is there. If the object is replaced meanwhile or its bytes turn out damaged, the download starts
+/// again, once.
 ///
 /// It holds at most 3 MiB times [`parallel`](Self::parallel) in memory, 24 MiB by default, whatever the
 /// length of the object.

@@ -7,7 +7,11 @@ use mainstay_test_support::{
 };
 use std::{
     fs,
-    sync::atomic::{AtomicUsize, Ordering},
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, AtomicUsize, Ordering},
+    },
 };
 use tempfile::TempDir;
 
@@ -46,6 +50,48 @@ async fn a_dropped_download_leaves_nothing_behind() {
     assert_eq!(files(dir.path()).len(), 1);
     download.abort();
     eventually("the temporary file is gone", || files(dir.path()).is_empty()).await;
+}
+
+/// Who may read what was there may read what comes in its place, and nobody else, at no time.
+#[cfg(unix)]
+#[tokio::test]
+async fn a_private_target_stays_private() {
+    use std::os::unix::fs::PermissionsExt;
+    let store = S3::start().await;
+    let (s3, dir) = (client(&store), TempDir::new().unwrap());
+    store.write("k", b"secret");
+    let usual = dir.path().join("usual");
+    fs::write(&usual, "").unwrap();
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    let usual = mode(&usual);
+    assert_ne!(usual, 0o600, "an umask of 077 would hide what this is about");
+    for resumes in [false, true] {
+        let (there, new) = (dir.path().join("there"), dir.path().join(format!("new-{resumes}")));
+        for narrow in [0o600, 0o400, 0o640] {
+            let _ = fs::remove_file(&there);
+            fs::write(&there, "before").unwrap();
+            fs::set_permissions(&there, fs::Permissions::from_mode(narrow)).unwrap();
+            let seen = Arc::new(AtomicU32::new(0));
+            let (sees, directory) = (Arc::clone(&seen), dir.path().to_owned());
+            store.front(move |_| {
+                let there = fs::read_dir(&directory).unwrap().map(|entry| entry.unwrap().path());
+                for path in there.filter(|path| path.extension().is_some_and(|e| e == "part")) {
+                    sees.fetch_or(mode(&path), Ordering::Relaxed);
+                }
+                Answer::Pass
+            });
+            let download = s3.download_file(BUCKET, "k", &there);
+            if resumes { download.resume() } else { download }.await.unwrap();
+            assert_eq!(fs::read(&there).unwrap(), b"secret");
+            assert_eq!(mode(&there), narrow, "{narrow:o}");
+            let seen = seen.load(Ordering::Relaxed);
+            assert_eq!(seen & !(narrow | 0o600), 0, "{seen:o} on its way");
+            assert_ne!(seen, 0);
+        }
+        let download = s3.download_file(BUCKET, "k", &new);
+        if resumes { download.resume() } else { download }.await.unwrap();
+        assert_eq!(mode(&new), usual);
+    }
 }
 
 #[tokio::test]

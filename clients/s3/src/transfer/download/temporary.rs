@@ -8,7 +8,7 @@ use crate::{
 };
 use mainstay_policy::Error;
 use std::{
-    fs::{self, File, OpenOptions, TryLockError},
+    fs::{self, File, OpenOptions, Permissions, TryLockError},
     io::{self, Write},
     path::{Path, PathBuf},
     sync::{
@@ -60,25 +60,27 @@ impl Temporary {
         let Some(name) = target.file_name() else {
             return Err(refuse(&"it is a directory; give the name of a file"));
         };
-        match fs::metadata(&target) {
+        let old = match fs::metadata(&target) {
             Ok(found) if found.is_dir() => {
                 return Err(refuse(&"it is a directory; give the name of a file"));
             }
             Ok(found) if !found.is_file() => {
                 return Err(refuse(&"it is not a file; give the name of a file"));
             }
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(refuse(&error)),
-            _ => {}
-        }
+            Ok(found) => Some(found.permissions()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => return Err(refuse(&error)),
+        };
+        let options = to_write(old.as_ref());
         let failed = |error: io::Error| refuse(&format!("{error}; check its directory"));
         let Some(tag) = tag else {
-            let (file, path) = unnamed(&target).map_err(failed)?;
+            let (file, path) = unnamed(&target, options).map_err(failed)?;
             let file = Arc::new(file);
             return Ok(Some((Self { file, path, target, notes: None, renamed: false }, None)));
         };
         let name = crc_fast::checksum(Crc::Crc64.algorithm(), name.as_encoded_bytes());
         let path = target.with_file_name(format!("{PREFIX}{:016x}.{PART}", name ^ tag));
-        let Some(file) = locked(&path, || ()).map_err(failed)? else { return Ok(None) };
+        let Some(file) = locked(&path, &options, || ()).map_err(failed)? else { return Ok(None) };
         let notes = notes_of(&path);
         let text = fs::read_to_string(&notes).unwrap_or_default();
         let earlier = if anew { None } else { Earlier::read(&text, &file) };
@@ -116,13 +118,13 @@ impl Temporary {
 
     /// Makes it the target. When nobody waits for that any more it stays undone, unless it was on its way.
     pub(crate) async fn finish(self, length: u64) -> io::Result<()> {
-        self.finish_when(length, || ()).await
+        self.finish_when(length, File::sync_all).await
     }
 
     async fn finish_when(
         mut self,
         length: u64,
-        synced: impl FnOnce() + Send + 'static,
+        sync: impl FnOnce(&File) -> io::Result<()> + Send + 'static,
     ) -> io::Result<()> {
         let turn = Turn::default();
         let begun = Turn(Arc::clone(&turn.0));
@@ -134,11 +136,17 @@ impl Temporary {
             if self.file.metadata()?.len() != length {
                 return Err(io::Error::other("its length is not the object's"));
             }
-            self.file.sync_all()?;
-            synced();
+            // What could not be written counts as clean from then on (fsync(2), https://lwn.net/Articles/752063/): it
+            // reads as it should while it is in memory, and the next sync has nothing to say. So nothing of
+            // it is there for a download that resumes.
+            sync(&self.file).inspect_err(|_| {
+                let _ = self.file.set_len(0);
+            })?;
             if !begun.take() {
                 return Err(io::Error::other("nobody waits for it"));
             }
+            #[cfg(unix)]
+            permit(&self.file, &self.target)?;
             fs::rename(&self.path, &self.target)?;
             self.renamed = true;
             if self.notes.is_some() {
@@ -197,11 +205,42 @@ fn directory(target: &Path) -> &Path {
     }
 }
 
+/// A file that is made with these is for nobody who may not open the target, which has these permissions if it
+/// is there.
+fn to_write(old: Option<&Permissions>) -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).truncate(false);
+    #[cfg(unix)]
+    if let Some(old) = old {
+        use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+        // Ours to open again, to resume it.
+        options.mode((old.mode() & 0o777) | 0o600);
+    }
+    #[cfg(not(unix))]
+    let _ = old;
+    options
+}
+
+/// Whoever may open the target that is there may open what takes its name, and nobody else. A new target has the
+/// permissions of any new file.
+#[cfg(unix)]
+fn permit(file: &File, target: &Path) -> io::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    let Ok(old) = fs::metadata(target) else { return Ok(()) };
+    // It is ours now, whosever it was: to be run in its owner's name is not handed on.
+    let mode = |found: &fs::Metadata| found.permissions().mode() & 0o777;
+    match old.is_file() && mode(&old) != mode(&file.metadata()?) {
+        true => file.set_permissions(Permissions::from_mode(mode(&old))),
+        false => Ok(()),
+    }
+}
+
 /// A new file with a name of its own, locked.
-fn unnamed(target: &Path) -> io::Result<(File, PathBuf)> {
+fn unnamed(target: &Path, mut options: OpenOptions) -> io::Result<(File, PathBuf)> {
+    options.create_new(true);
     loop {
         let path = target.with_file_name(format!("{PREFIX}{:016x}.{PART}", fastrand::u64(..)));
-        let file = File::create_new(&path)?;
+        let file = options.open(&path)?;
         // Whoever looks for files that nobody locks may have been quicker.
         let taken = matches!(file.try_lock(), Err(TryLockError::WouldBlock));
         if !taken && path.exists() {
@@ -211,9 +250,15 @@ fn unnamed(target: &Path) -> io::Result<(File, PathBuf)> {
 }
 
 /// The file of this name, new or old, unless somebody has locked it.
-fn locked(path: &Path, mut opened: impl FnMut()) -> io::Result<Option<File>> {
+fn locked(
+    path: &Path,
+    options: &OpenOptions,
+    mut opened: impl FnMut(),
+) -> io::Result<Option<File>> {
+    let mut options = options.clone();
+    options.create(true);
     loop {
-        let file = open(path)?;
+        let file = options.open(path)?;
         opened();
         if matches!(file.try_lock(), Err(TryLockError::WouldBlock)) {
             return Ok(None);
@@ -237,10 +282,6 @@ fn is_at(file: &File, path: &Path) -> bool {
 #[cfg(not(unix))]
 fn is_at(_: &File, path: &Path) -> bool {
     path.exists()
-}
-
-fn open(path: &Path) -> io::Result<File> {
-    OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)
 }
 
 fn open_to_append(path: &Path) -> io::Result<File> {
@@ -290,23 +331,28 @@ impl Earlier {
     }
 }
 
-/// Removes what downloads left in a directory and nobody is at work on; how many they were.
+/// Removes what downloads left in a directory and nobody is at work on; how many they were. Notes are removed
+/// before what they are of, so that nobody who begins anew there loses his own; those that are left alone come from
+/// a process that was killed in between, or after it gave the target its name.
 pub(crate) fn remove_abandoned(directory: &Path) -> io::Result<usize> {
     let mut removed = 0;
     for entry in fs::read_dir(directory)? {
         let entry = entry?;
         let path = entry.path();
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        let is_ours = name.starts_with(PREFIX) && path.extension().is_some_and(|e| e == PART);
+        let is = |kind| name.starts_with(PREFIX) && path.extension().is_some_and(|e| e == kind);
+        if is(NOTES) && !path.with_extension(PART).exists() {
+            removed += usize::from(fs::remove_file(&path).is_ok());
+        }
         // Looked at before it is opened: opening a pipe waits for a writer.
-        if !is_ours || !entry.file_type()?.is_file() {
+        if !is(PART) || !entry.file_type()?.is_file() {
             continue;
         }
         // Locked until it is gone. A file system without locks keeps all of them.
         let Ok(file) = File::open(&path) else { continue };
         if file.try_lock().is_ok() && is_at(&file, &path) {
-            fs::remove_file(&path)?;
             let _ = fs::remove_file(notes_of(&path));
+            fs::remove_file(&path)?;
             removed += 1;
         }
     }
@@ -331,8 +377,9 @@ mod tests {
         (&**temporary.file()).write_all(b"new").unwrap();
         let (done, disk) = mpsc::channel();
         (
-            temporary.finish_when(3, move || {
+            temporary.finish_when(3, move |_| {
                 let _ = disk.recv();
+                Ok(())
             }),
             done,
         )
@@ -380,8 +427,46 @@ mod tests {
         let removes = crate::remove_partial_downloads(directory.path());
         let removed = tokio::time::timeout(Duration::from_secs(5), removes).await;
         // Whoever reads them has a writer, so that the thread ends.
-        let _writers = pipes.map(|pipe| open(&pipe).unwrap());
+        let _writers = pipes.map(|pipe| to_write(None).open(pipe).unwrap());
         assert_eq!(removed.unwrap().unwrap(), 0);
+    }
+
+    /// The system takes for written what it failed to write, and a second sync goes well.
+    #[tokio::test]
+    async fn nothing_of_what_could_not_be_synced_is_there_for_the_next_download() {
+        let directory = tempfile::tempdir().unwrap();
+        let target = directory.path().join("target");
+        let begin = || Temporary::create(&target, Some(7), false).unwrap().unwrap();
+        let (temporary, _) = begin();
+        (&**temporary.file()).write_all(b"new").unwrap();
+        let version = Version { total: 3, etag: Some("e".to_owned()) };
+        temporary.note_version(version, 64).await.unwrap();
+        let sum = part::hash(temporary.file(), 0, 3, Crc::Crc32).unwrap();
+        temporary.note(1, Some(sum)).await.unwrap();
+        drop(temporary);
+
+        let (temporary, earlier) = begin();
+        assert_eq!(earlier.unwrap().sums.len(), 1, "whole until then");
+        let failed = temporary.finish_when(3, |_| Err(io::Error::other("EIO"))).await;
+        assert_eq!(failed.unwrap_err().to_string(), "EIO");
+        let (_, earlier) = begin();
+        assert!(earlier.is_none_or(|earlier| earlier.sums.is_empty()));
+        assert!(!target.exists());
+    }
+
+    #[test]
+    fn notes_without_their_file_are_removed_and_those_of_a_download_at_work_stay() {
+        let directory = tempfile::tempdir().unwrap();
+        let target = directory.path().join("target");
+        let (_at_work, _) = Temporary::create(&target, Some(7), false).unwrap().unwrap();
+        let (left, _) = Temporary::create(&target, Some(8), false).unwrap().unwrap();
+        let alone = notes_of(&left.path);
+        fs::remove_file(&left.path).unwrap();
+        drop(left);
+        assert!(alone.exists());
+        assert_eq!(remove_abandoned(directory.path()).unwrap(), 1);
+        assert!(!alone.exists());
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 2);
     }
 
     #[test]
@@ -389,7 +474,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let (path, target) = (directory.path().join("part"), directory.path().join("target"));
         fs::write(&path, "whole").unwrap();
-        let file = locked(&path, || {
+        let file = locked(&path, &to_write(None), || {
             if !target.exists() {
                 fs::rename(&path, &target).unwrap();
             }
