@@ -4,7 +4,7 @@
 //! EC2 metadata service that is not there; and what it remembers it cannot be told to forget when
 //! the store says that it has expired. So its memory is off, and this one stands in its place: a
 //! search takes at most 5 s, one serves any number of callers and goes on when they leave, and its
-//! failure is remembered for 10 s.
+//! failure is remembered for 10 s. What was found before serves on until it expires or is refused.
 
 use aws_config::{
     ecs::EcsCredentialsProvider, environment::EnvironmentVariableCredentialsProvider,
@@ -71,10 +71,19 @@ impl State {
                 Some(expiry) => SystemTime::now() + BEFORE_EXPIRY < expiry,
                 None => when.elapsed() < AT_MOST,
             };
-            return lasts.then(|| Ok(credentials.clone()));
+            if lasts {
+                return Some(Ok(credentials.clone()));
+            }
         }
         let (when, error) = self.failed.as_ref()?;
-        (when.elapsed() < REMEMBERED).then(|| Err(Arc::clone(error)))
+        (when.elapsed() < REMEMBERED).then(|| self.in_place_of(error))
+    }
+
+    /// Where no new ones were found: those that have not expired yet.
+    fn in_place_of(&self, error: &Arc<CredentialsError>) -> Found {
+        let good = self.found.as_ref().map(|(_, credentials)| credentials);
+        let good = good.filter(|c| c.expiry().is_none_or(|expiry| SystemTime::now() < expiry));
+        good.cloned().ok_or_else(|| Arc::clone(error))
     }
 }
 
@@ -154,9 +163,9 @@ impl Remembered {
             }
             Err(error) => {
                 let error = Arc::new(error);
-                state.found = None;
-                state.failed = Some((now, Arc::clone(&error)));
-                Err(error)
+                let found = state.in_place_of(&error);
+                state.failed = Some((now, error));
+                found
             }
         }
     }
@@ -362,6 +371,25 @@ mod tests {
         // Whoever was refused with the old ones does not drop the new ones.
         remembered.forget(before);
         assert_eq!(remembered.load().await.unwrap().access_key_id(), "4");
+    }
+
+    #[tokio::test]
+    async fn what_has_not_expired_serves_on_while_nothing_new_is_found() {
+        let (provider, remembered) = Counting::of(Answer::Lasts(Duration::from_secs(9)));
+        assert_eq!(remembered.load().await.unwrap().access_key_id(), "1");
+        provider.then(Answer::Fails);
+        for _ in 0..2 {
+            assert_eq!(remembered.load().await.unwrap().access_key_id(), "1");
+            assert_eq!(provider.asked(), 2, "the failure is remembered");
+        }
+        // Unless the store has refused them.
+        remembered.forget(Instant::now());
+        remembered.load().await.unwrap_err();
+
+        let (provider, remembered) = Counting::of(Answer::Lasts(Duration::ZERO));
+        remembered.load().await.unwrap();
+        provider.then(Answer::Fails);
+        remembered.load().await.unwrap_err();
     }
 
     #[tokio::test(start_paused = true)]
