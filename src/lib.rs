@@ -85,6 +85,6 @@ pub use mainstay_redis::{
 pub use mainstay_s3::{
     Addressing, Checksums, CustomerKey, Deletion, Encryption, ObjectHead, ObjectStream,
     ObjectSummary, Page, Presigned, PutOptions, S3Client, S3Failure, Written, get_s3_client,
-    get_s3_client_named, remove_partial_downloads, set_s3_client,
+    get_s3_client_named, remove_partial_downloads, set_s3_client, set_s3_client_named,
 };
 pub use shutdown::shutdown;

@@ -2,10 +2,12 @@
 
 use crate::alone::alone;
 use mainstay::{
-    Error, HealthStatus, PgDatabase, RedisClient, SqliteDatabase, get_database_client_named,
-    get_redis_client_named, set_database_client_named, set_redis_client_named,
+    Error, HealthStatus, PgDatabase, RedisClient, S3Client, SqliteDatabase,
+    get_database_client_named, get_redis_client_named, get_s3_client_named,
+    set_database_client_named, set_redis_client_named, set_s3_client_named,
 };
 use mainstay_test_support::Port;
+use std::time::Duration;
 
 fn file(text: &str) -> (tempfile::TempDir, String) {
     let directory = tempfile::tempdir().unwrap();
@@ -41,6 +43,12 @@ async fn a_builder_takes_the_url_that_it_is_not_given_from_settings() {
         ("DATABASE_URL", "postgres://h/d"),
         ("MAINSTAY_DATABASE_REPORTS_URL", "sqlite::memory:"),
         ("MAINSTAY_REDIS_URL", &redis),
+        ("AWS_REGION", "us-west-2"),
+        ("MAINSTAY_S3_ENDPOINT_URL", "http://store.example:9000"),
+        ("MAINSTAY_S3_REGION", "eu-central-1"),
+        ("MAINSTAY_S3_BUCKET", "shared"),
+        ("MAINSTAY_S3_TENANT_BUCKET", "tenant"),
+        ("MAINSTAY_S3_ARCHIVE_REGION", "eu-north-1"),
     ];
     let test = "settings::a_builder_takes_the_url_that_it_is_not_given_from_settings";
     if alone(test, &environment).is_none() {
@@ -59,6 +67,34 @@ async fn a_builder_takes_the_url_that_it_is_not_given_from_settings() {
         assert!(!detail(shared).await.contains("no Redis configured"));
         let alone = RedisClient::builder().name("alone").without_server().build().unwrap();
         assert!(detail(alone).await.contains("no Redis configured"));
+
+        let host = "http://store.example:9000";
+        let aws = |region: &str| format!("https://bucket.s3.{region}.amazonaws.com");
+        let s3 = || S3Client::builder();
+        for (builder, to, region, bucket) in [
+            (s3(), format!("{host}/bucket"), "eu-central-1", Some("shared")),
+            (s3().name("tenant"), format!("{host}/bucket"), "eu-central-1", Some("tenant")),
+            // A store of its own, of which nothing is another's.
+            (s3().name("archive"), aws("eu-north-1"), "eu-north-1", None),
+            (
+                s3().region("eu-west-1").bucket("mine"),
+                format!("{host}/bucket"),
+                "eu-west-1",
+                Some("mine"),
+            ),
+            (s3().endpoint_url("http://mine"), "http://mine/bucket".into(), "eu-central-1", None),
+        ] {
+            let s3 = builder.credentials("key", "secret").build().unwrap();
+            let url = s3.presign_get("bucket", "k", Duration::from_secs(60)).await.unwrap().url;
+            let scope = format!("%2F{region}%2Fs3%2F");
+            assert!(url.starts_with(&format!("{to}/k?")) && url.contains(&scope), "{url}");
+            assert_eq!(s3.bucket(), bucket, "{url}");
+        }
+        // What the SDK's client was built with is its own.
+        let sdk = s3().region("eu-west-1").credentials("key", "secret").build().unwrap();
+        let adopted = S3Client::from_sdk(sdk.sdk().unwrap()).unwrap();
+        assert_eq!(adopted.policy().name(), "s3:https://s3.eu-west-1.amazonaws.com");
+        assert_eq!(adopted.bucket(), None);
     }
 }
 
@@ -72,6 +108,9 @@ fn without_any_the_errors_name_the_variables_that_are_read() {
         let strict = mainstay::FallbackConfig::off();
         let error = RedisClient::builder().fallback(strict).build().unwrap_err();
         assert!(error.to_string().contains("set SHOP_REDIS_URL"), "{error}");
+        let error = S3Client::builder().build().unwrap_err();
+        let words = "set SHOP_S3_REGION or AWS_REGION, or SHOP_S3_ENDPOINT_URL";
+        assert!(error.to_string().contains(words), "{error}");
     }
 }
 
@@ -84,4 +123,7 @@ fn a_client_of_ones_own_is_what_the_getter_of_its_name_gives() {
     set_database_client_named("t-reports", db);
     let db: SqliteDatabase = get_database_client_named("t-reports").unwrap();
     assert_eq!(db.policy().name(), "database:mine");
+    let s3 = S3Client::builder().name("mine").endpoint_url("http://127.0.0.1:1").build().unwrap();
+    set_s3_client_named("t-archive", s3);
+    assert_eq!(get_s3_client_named("t-archive").unwrap().policy().name(), "s3:mine");
 }

@@ -20,9 +20,7 @@ struct Inner {
     gate: Gate,
 }
 
-pub(crate) struct Driver(Kind);
-
-enum Kind {
+pub(crate) enum Driver {
     Own { connection: Connection, links: PerRuntime<Link> },
     Given(Client),
 }
@@ -33,16 +31,6 @@ pub(crate) struct Link {
     pub(crate) sdk: Client,
     /// Where new credentials come from when these are refused as expired.
     pub(crate) credentials: Option<Remembered>,
-}
-
-impl Driver {
-    pub(crate) fn own(connection: Connection) -> Self {
-        Self(Kind::Own { connection, links: PerRuntime::new() })
-    }
-
-    pub(crate) fn given(client: Client) -> Self {
-        Self(Kind::Given(client))
-    }
 }
 
 /// A client of one S3 store; clones share everything.
@@ -56,7 +44,7 @@ impl fmt::Debug for S3Client {
 }
 
 impl S3Client {
-    /// A builder; without an endpoint URL it means AWS.
+    /// A builder, of the store that settings name unless it is told another.
     pub fn builder() -> S3ClientBuilder {
         S3ClientBuilder::default()
     }
@@ -110,13 +98,13 @@ impl S3Client {
     }
 
     pub(crate) fn is_anonymous(&self) -> bool {
-        matches!(&self.0.driver.0, Kind::Own { connection, .. } if connection.is_anonymous())
+        matches!(&self.0.driver, Driver::Own { connection, .. } if connection.is_anonymous())
     }
 
     pub(crate) fn link(&self) -> Result<Link, Error> {
-        match &self.0.driver.0 {
-            Kind::Given(sdk) => Some(Link { sdk: sdk.clone(), credentials: None }),
-            Kind::Own { connection, links } => {
+        match &self.0.driver {
+            Driver::Given(sdk) => Some(Link { sdk: sdk.clone(), credentials: None }),
+            Driver::Own { connection, links } => {
                 links.get_or_init(|| connection.connect(&self.0.policy))
             }
         }
@@ -133,7 +121,7 @@ static NAMED: Singletons<S3Client> = Singletons::new();
 /// # Errors
 /// When a setting is missing or cannot be used.
 pub fn get_s3_client() -> Result<S3Client, Error> {
-    DEFAULT.get_or_try_init("default", || from_settings(str::to_owned)?.build())
+    DEFAULT.get_or_try_init("default", || S3Client::builder().build())
 }
 
 /// The client of `MAINSTAY_S3_{NAME}_ENDPOINT_URL`, `.._REGION` and `.._BUCKET`, of which one of
@@ -151,27 +139,16 @@ pub fn get_s3_client_named(name: &str) -> Result<S3Client, Error> {
                 "neither {url} nor {region} is set"
             )])));
         }
-        from_settings(|key| Settings::own_key(name, key))?.name(name).build()
+        S3Client::builder().name(name).build()
     })
-}
-
-fn from_settings(key: impl Fn(&str) -> String) -> Result<S3ClientBuilder, Error> {
-    let settings = settings()?;
-    let get = |name| settings.connection("s3", &key(name));
-    let mut builder = S3Client::builder();
-    if let Some(url) = get("endpoint_url") {
-        builder = builder.endpoint_url(url);
-    }
-    if let Some(region) = get("region") {
-        builder = builder.region(region);
-    }
-    if let Some(bucket) = get("bucket") {
-        builder = builder.bucket(bucket);
-    }
-    Ok(builder)
 }
 
 /// Installs the client that [`get_s3_client`] gives.
 pub fn set_s3_client(client: S3Client) {
     DEFAULT.set("default", client);
+}
+
+/// Installs the client that [`get_s3_client_named`] gives for this name.
+pub fn set_s3_client_named(name: &str, client: S3Client) {
+    NAMED.set(name, client);
 }

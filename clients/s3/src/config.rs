@@ -22,7 +22,9 @@ use aws_smithy_http_client::{
     tls::{Provider, rustls_provider::CryptoMode},
 };
 use http::Uri;
-use mainstay_policy::{ConfigError, Error, Kind, Policy, PolicyBuilder, settings};
+use mainstay_policy::{
+    ConfigError, Error, Kind, PerRuntime, Policy, PolicyBuilder, Settings, settings,
+};
 use std::{env, fmt, time::Duration};
 
 /// DNS, TCP and TLS together; three quarters of an attempt's time, if that is less, so that "never sent" stays known.
@@ -72,20 +74,23 @@ pub enum Addressing {
 
 impl fmt::Debug for S3ClientBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("S3ClientBuilder").finish_non_exhaustive()
+        f.debug_struct("S3ClientBuilder").field("name", &self.name).finish_non_exhaustive()
     }
 }
 
 impl S3ClientBuilder {
     /// A name of its own: breaker and budget are then those of `s3:{name}`, not of the endpoint. For clients of one
     /// store with credentials of their own, which may be refused for the one and not for the other.
+    ///
+    /// Where settings name a store for it (`MAINSTAY_S3_{NAME}_ENDPOINT_URL` or `.._REGION`), those take the place
+    /// of the settings without a name, of which it takes none then.
     pub fn name(mut self, name: impl Into<String>) -> Self {
         self.name = Some(name.into());
         self
     }
 
-    /// A store other than AWS, such as `http://127.0.0.1:9000`. Default: `AWS_ENDPOINT_URL_S3`,
-    /// `AWS_ENDPOINT_URL`, else AWS itself.
+    /// A store other than AWS, such as `http://127.0.0.1:9000`. Default: `MAINSTAY_S3_ENDPOINT_URL`, or that of its
+    /// [name](Self::name), `AWS_ENDPOINT_URL_S3`, `AWS_ENDPOINT_URL`, else AWS itself.
     pub fn endpoint_url(mut self, url: impl Into<String>) -> Self {
         self.endpoint_url = Some(url.into());
         self
@@ -98,8 +103,8 @@ impl S3ClientBuilder {
         self
     }
 
-    /// The region. Default: `AWS_REGION`, `AWS_DEFAULT_REGION`, else `us-east-1` if there is an
-    /// endpoint URL.
+    /// The region. Default: `MAINSTAY_S3_REGION`, or that of its [name](Self::name), `AWS_REGION`,
+    /// `AWS_DEFAULT_REGION`, else `us-east-1` if there is an endpoint URL.
     pub fn region(mut self, region: impl Into<String>) -> Self {
         self.region = Some(region.into());
         self
@@ -107,7 +112,7 @@ impl S3ClientBuilder {
 
     /// Access key and secret. Default: the SDK's chain (environment, profile, web identity,
     /// container, EC2), searched on first use for at most 5 s; a failed search is remembered for
-    /// 10 s.
+    /// 10 s. What was found before is used until it expires.
     pub fn credentials(mut self, access: impl Into<String>, secret: impl Into<String>) -> Self {
         self.signing = Signing::Keys { access: access.into(), secret: secret.into() };
         self
@@ -133,7 +138,9 @@ impl S3ClientBuilder {
         self
     }
 
-    /// The bucket that [`S3Client::health_check`] asks for.
+    /// The bucket that [`S3Client::health_check`] asks for. Default: `MAINSTAY_S3_{NAME}_BUCKET` for a client with a
+    /// [name](Self::name), else `MAINSTAY_S3_BUCKET` if code gives neither endpoint nor region: it is one of the
+    /// store that settings name.
     pub fn bucket(mut self, bucket: impl Into<String>) -> Self {
         self.bucket = Some(bucket.into());
         self
@@ -156,7 +163,8 @@ impl S3ClientBuilder {
     }
 
     /// A client of the SDK to send through, with its retries switched off. Its own endpoint,
-    /// region, credentials and timeouts stay; [`Self::endpoint_url`] then only names the breaker.
+    /// region, credentials and timeouts stay; [`Self::endpoint_url`] then only names the breaker. Settings of a store
+    /// are not read.
     pub fn sdk(mut self, sdk: Client) -> Self {
         self.sdk = Some(sdk);
         self
@@ -167,23 +175,32 @@ impl S3ClientBuilder {
     /// # Errors
     /// An endpoint, region or policy that cannot work, and what to write instead.
     pub fn build(self) -> Result<S3Client, Error> {
+        let settings = settings()?;
+        let set = match self.sdk {
+            Some(_) => Store::default(),
+            None => Store::read(&settings, self.name.as_deref()),
+        };
         let adopted = self.sdk.is_some();
-        let endpoint = self.endpoint_url.or_else(|| {
-            let from_env = || variable("AWS_ENDPOINT_URL_S3").or(variable("AWS_ENDPOINT_URL"));
+        let is_set_here = self.endpoint_url.is_some() || self.region.is_some();
+        let endpoint = self.endpoint_url.or(set.endpoint_url).or_else(|| {
+            let from_env =
+                || environment("AWS_ENDPOINT_URL_S3").or(environment("AWS_ENDPOINT_URL"));
             if adopted { None } else { from_env() }
         });
         let of_sdk = self.sdk.as_ref().and_then(|sdk| sdk.config().region().cloned());
-        let region = self.region.map(Region::new).or(of_sdk).or_else(|| {
-            let named = variable("AWS_REGION").or(variable("AWS_DEFAULT_REGION"));
+        let region = self.region.or(set.region).map(Region::new).or(of_sdk).or_else(|| {
+            let named = environment("AWS_REGION").or(environment("AWS_DEFAULT_REGION"));
             named.or(endpoint.is_some().then(|| "us-east-1".to_owned())).map(Region::new)
         });
         let Some(region) = region else {
-            return Err(Error::config(ConfigError::new(vec![
-                "there is neither region nor endpoint for S3; set MAINSTAY_S3_REGION or \
-                 AWS_REGION, or MAINSTAY_S3_ENDPOINT_URL for a store of your own"
-                    .to_owned(),
-            ])));
+            let [region, url] = ["region", "endpoint_url"].map(|key| settings.variable("s3", key));
+            return Err(Error::config(ConfigError::new(vec![format!(
+                "there is neither region nor endpoint for S3; set {region} or AWS_REGION, or {url} for a \
+                 store of your own"
+            )])));
         };
+        let shared = set.bucket.filter(|_| !is_set_here);
+        let bucket = self.bucket.or(set.own_bucket).or(shared);
         let valid = |b: u8| b.is_ascii_alphanumeric() || b == b'-';
         if region.as_ref().is_empty() || !region.as_ref().bytes().all(valid) {
             return Err(Error::invalid(
@@ -196,7 +213,7 @@ impl S3ClientBuilder {
             None => format!("https://s3.{region}.amazonaws.com"),
         };
         let name = format!("s3:{}", self.name.unwrap_or(endpoint_name));
-        let policy = settings()?.policy(Kind::File, &name);
+        let policy = settings.policy(Kind::File, &name);
         let policy = match self.tune {
             Some(tune) => tune(policy).name(name),
             None => policy,
@@ -204,14 +221,15 @@ impl S3ClientBuilder {
         let driver = match self.sdk {
             Some(sdk) => {
                 let config = sdk.config().to_builder().retry_config(retries());
-                Driver::given(Client::from_conf(with(self.checksums, config).build()))
+                Driver::Given(Client::from_conf(with(self.checksums, config).build()))
             }
             None => {
                 let (addressing, checksums) = (self.addressing, self.checksums);
-                Driver::own(Connection { endpoint, region, signing, addressing, checksums })
+                let connection = Connection { endpoint, region, signing, addressing, checksums };
+                Driver::Own { connection, links: PerRuntime::new() }
             }
         };
-        S3Client::new(driver, self.bucket, policy, self.checksums)
+        S3Client::new(driver, bucket, policy, self.checksums)
     }
 }
 
@@ -246,7 +264,36 @@ impl Signing {
     }
 }
 
-fn variable(name: &str) -> Option<String> {
+/// The store that file and environment name.
+#[derive(Default)]
+struct Store {
+    endpoint_url: Option<String>,
+    region: Option<String>,
+    bucket: Option<String>,
+    /// Of the client's name.
+    own_bucket: Option<String>,
+}
+
+impl Store {
+    /// That of this name, if there is one, else that of all. Never some of each: a region of AWS with the endpoint
+    /// of another store would be neither.
+    fn read(settings: &Settings, name: Option<&str>) -> Self {
+        let get = |key: &str| settings.connection("s3", key);
+        let own = |key| name.and_then(|name| get(&Settings::own_key(name, key)));
+        let own_bucket = own("bucket");
+        match (own("endpoint_url"), own("region")) {
+            (None, None) => Self {
+                endpoint_url: get("endpoint_url"),
+                region: get("region"),
+                bucket: get("bucket"),
+                own_bucket,
+            },
+            (endpoint_url, region) => Self { endpoint_url, region, bucket: None, own_bucket },
+        }
+    }
+}
+
+fn environment(name: &str) -> Option<String> {
     env::var(name).ok().filter(|value| !value.is_empty())
 }
 

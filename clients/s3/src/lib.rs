@@ -77,13 +77,16 @@ mod transfer;
 
 pub use checksum::Checksums;
 pub use classify::S3Failure;
-pub use client::{S3Client, get_s3_client, get_s3_client_named, set_s3_client};
+pub use client::{
+    S3Client, get_s3_client, get_s3_client_named, set_s3_client, set_s3_client_named,
+};
 pub use config::{Addressing, S3ClientBuilder};
 pub use copy::Copy;
 pub use delete::{Deletion, NotDeleted};
 pub use encryption::{CustomerKey, Encryption};
 pub use get::Get;
 pub use list::{List, ObjectSummary, Page};
+pub use mainstay_policy::Error;
 pub use object::ObjectHead;
 pub use options::PutOptions;
 pub use presign::{PresignPut, Presigned};

@@ -36,6 +36,15 @@ async fn an_adopted_client_repeats_nothing_by_itself() {
     assert_eq!(store.seen(|_| true), 1 + 2);
 }
 
+#[tokio::test]
+async fn a_client_of_the_sdk_is_all_it_needs() {
+    let store = S3::start().await;
+    let s3 = S3Client::from_sdk(client(&store).sdk().unwrap()).unwrap();
+    s3.put(BUCKET, "k", "v").await.unwrap();
+    assert_eq!(s3.get(BUCKET, "k").await.unwrap(), "v");
+    assert_eq!(s3.policy().name(), "s3:https://s3.us-east-1.amazonaws.com");
+}
+
 #[test]
 fn every_call_can_be_spawned() {
     fn spawns(_: impl Send) {}
