@@ -250,6 +250,7 @@ async fn several_writes_that_were_never_sent_leave_memory_as_it_was() {
         .fallback(FallbackConfig::new().max_dirty_entries(10))
         .build()
         .unwrap();
+    until(&cache, RedisState::Connected).await;
     let keys: Vec<String> = (0..100).map(|n| format!("k{n}")).collect();
     cache.mset(keys.iter().map(|key| (key, "old"))).await.unwrap();
     cache.mget::<String>(&keys).await.unwrap();
@@ -339,6 +340,8 @@ async fn read_only_answers_reads_and_refuses_writes() {
     };
     let reader = build("t-read-only", FallbackConfig::read_only());
     let strict = build("t-off", FallbackConfig::off());
+    until(&reader, RedisState::Connected).await;
+    until(&strict, RedisState::Connected).await;
     reader.set("k", "1").ttl(Duration::from_secs(90)).await.unwrap();
     reader.hset("h", "f", "1").await.unwrap();
     assert_eq!(reader.hgetall::<String>("h").await.unwrap().len(), 1);
@@ -398,6 +401,7 @@ async fn a_write_that_may_have_happened_says_so_when_there_is_no_room_for_it_her
         assert_eq!(error.attempts(), 1, "{error:?}");
         assert!(std::error::Error::source(error).is_some(), "{error:?}");
     };
+    until(&cache, RedisState::Connected).await;
     cache.set("k", "old").await.unwrap();
     place.proxy.lose_next_reply();
     unknown(&cache.set("k", "new").await.unwrap_err());

@@ -1,7 +1,7 @@
 //! What `state()` and `health_check()` say while a breaker stands between the client and a server that
 //! is well.
 
-use crate::{degraded::Place, ms, text, until_true};
+use crate::{degraded::Place, ms, text, until, until_true};
 use mainstay_policy::{BreakGrowth, BreakerState, Decider, HealthStatus, Mode, PolicyBuilder};
 use mainstay_redis::{FallbackConfig, RedisClient, RedisState, Source};
 use std::time::Duration;
@@ -139,6 +139,7 @@ async fn a_write_over_a_limit_of_our_own_is_an_error_and_a_read_is_answered_here
             .unwrap()
     };
     let cache = build("t-rate", |p| p.rate_limit(1));
+    until(&cache, RedisState::Connected).await;
     let mut written = 0;
     let refused = loop {
         match cache.set("k", written + 1).await {
@@ -158,6 +159,7 @@ async fn a_write_over_a_limit_of_our_own_is_an_error_and_a_read_is_answered_here
     assert_eq!(refused.decider(), Some(Decider::RateLimit), "{refused:?}");
 
     let cache = build("t-bulkhead", |p| p.max_concurrent(1));
+    until(&cache, RedisState::Connected).await;
     cache.set("k", "1").await.unwrap();
     place.proxy.set(|faults| faults.replies.hold = true);
     let (_, write, read) = tokio::join!(

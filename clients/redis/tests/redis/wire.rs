@@ -75,6 +75,9 @@ async fn refused_credentials_open_the_breaker_whatever_is_asked() {
     let url = format!("redis://:wrong@{}", redis.address());
     for what in ["run", "pipeline", "mget", "mset", "set_if_absent", "get_set", "get_del"] {
         let client = strict(&format!("t-refused-{what}"), &url);
+        // Which tells no breaker.
+        let refused = async || client.health_check().await.detail.contains("credentials");
+        until_true("refused", ms(5000), refused).await;
         for _ in 0..3 {
             let error = match what {
                 "run" => client.run("GET").key("k").await.unwrap_err(),
