@@ -7,7 +7,7 @@ use aws_sdk_s3::{
     error::{ProvideErrorMetadata, SdkError},
     primitives::{ByteStreamError, DateTime, DateTimeFormat},
 };
-use mainstay_policy::{Classify, Effect, Outcome, Verdict, settings};
+use mainstay_policy::{Classify, Effect, Error, Outcome, Verdict, settings};
 use std::{
     error::Error as StdError,
     fmt, io,
@@ -258,16 +258,17 @@ impl S3Failure {
         E: StdError + ProvideErrorMetadata + Send + Sync + 'static,
     {
         let ours = Verdict::permanent().with_outcome(Outcome::Neutral);
-        let on_the_wire = find::<hyper::Error>(&error).is_some()
-            || find::<hyper_util::client::legacy::Error>(&error).is_some()
-            || find::<io::Error>(&error).is_some();
-        let never_connected = find::<hyper_util::client::legacy::Error>(&error)
+        let on_the_wire = Error::find_in::<hyper::Error>(&error).is_some()
+            || Error::find_in::<hyper_util::client::legacy::Error>(&error).is_some()
+            || Error::find_in::<io::Error>(&error).is_some();
+        let never_connected = Error::find_in::<hyper_util::client::legacy::Error>(&error)
             .is_some_and(hyper_util::client::legacy::Error::is_connect);
-        let canceled = find::<hyper::Error>(&error).is_some_and(hyper::Error::is_canceled);
+        let canceled =
+            Error::find_in::<hyper::Error>(&error).is_some_and(hyper::Error::is_canceled);
         let (what, verdict) = if let SdkError::ServiceError(answer) = &error {
             return Self::answer(answer.err().code().map(str::to_owned), answer.raw(), attempt)
                 .caused_by(error);
-        } else if find::<CredentialsError>(&error).is_some() {
+        } else if Error::find_in::<CredentialsError>(&error).is_some() {
             (What::Credentials, ours)
         } else {
             match &error {
@@ -419,23 +420,6 @@ fn retry_after(seconds: Option<&str>, milliseconds: Option<&str>) -> Option<Dura
     milliseconds.or_else(|| seconds?.parse().ok().map(Duration::from_secs))
 }
 
-/// The first error of this type; at an `io::Error` its payload is next, which `source()` skips.
-pub(crate) fn find<'a, T: StdError + 'static>(
-    error: &'a (dyn StdError + 'static),
-) -> Option<&'a T> {
-    let mut next = Some(error);
-    while let Some(error) = next {
-        if let Some(found) = error.downcast_ref() {
-            return Some(found);
-        }
-        next = match error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
-            Some(payload) => Some(payload),
-            None => error.source(),
-        };
-    }
-    None
-}
-
 impl Classify for S3Failure {
     fn classify(&self) -> Verdict {
         self.verdict
@@ -460,7 +444,8 @@ impl fmt::Display for S3Failure {
         match &self.what {
             What::Credentials => {
                 f.write_str("no credentials were found")?;
-                if let Some(tried) = self.source.as_deref().and_then(|e| find::<Tried>(e)) {
+                if let Some(tried) = self.source.as_deref().and_then(|e| Error::find_in::<Tried>(e))
+                {
                     write!(f, ", having asked {tried}")?;
                 }
                 f.write_str(
@@ -472,7 +457,7 @@ impl fmt::Display for S3Failure {
             What::Connect => {
                 let hint = "the server could not be reached; check that it runs and the endpoint";
                 f.write_str(hint)?;
-                match self.source.as_deref().and_then(|e| find::<io::Error>(e)) {
+                match self.source.as_deref().and_then(|e| Error::find_in::<io::Error>(e)) {
                     // Of a name that is not found, or of TLS, the kind says nothing.
                     Some(error) if error.raw_os_error().is_none() => write!(f, " ({error})"),
                     Some(error) => write!(f, " ({})", error.kind()),
@@ -507,7 +492,7 @@ impl fmt::Display for S3Failure {
             ),
             What::Local(doing, path) => {
                 write!(f, "local file `{}` cannot be {doing}", path.display())?;
-                match self.source.as_deref().and_then(|e| find::<io::Error>(e)) {
+                match self.source.as_deref().and_then(|e| Error::find_in::<io::Error>(e)) {
                     Some(error) => write!(f, ": {error}"),
                     None => Ok(()),
                 }

@@ -258,6 +258,7 @@ impl ProvideCredentials for Remembered {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use mainstay_policy::Error;
     use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 
     /// Counts its calls, and gives credentials that are numbered, or what else it is told to.
@@ -398,14 +399,14 @@ mod tests {
         let started = tokio::time::Instant::now();
         for _ in 0..20 {
             let error = remembered.load().await.unwrap_err();
-            let tried = crate::classify::find::<Tried>(&error).unwrap().to_string();
+            let tried = Error::find_in::<Tried>(&error).unwrap().to_string();
             assert_eq!(tried, "the given provider (no answer in time)");
         }
         assert_eq!((started.elapsed(), provider.asked()), (LIMIT, 1));
 
         let (_, remembered) = Counting::of(Answer::Fails);
         let error = remembered.load().await.unwrap_err();
-        let tried = crate::classify::find::<Tried>(&error).unwrap().to_string();
+        let tried = Error::find_in::<Tried>(&error).unwrap().to_string();
         assert_eq!(tried, "the given provider (failed)");
     }
 }
