@@ -151,6 +151,17 @@ impl Error {
         Self::local(ErrorKind::InvalidInput, message.into(), None)
     }
 
+    /// The backend answered, and the answer is no use: the message says why, in words that may be logged.
+    /// The request was sent and is not to be repeated.
+    pub fn unusable(
+        message: impl Into<String>,
+        source: Option<Box<dyn StdError + Send + Sync>>,
+    ) -> Self {
+        let mut error = Self::local(ErrorKind::Backend, message.into(), source);
+        (error.0.attempts, error.0.effect) = (1, Effect::Permanent);
+        error
+    }
+
     /// Settings cannot be used.
     #[must_use]
     pub fn config(error: ConfigError) -> Self {

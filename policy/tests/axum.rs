@@ -179,4 +179,6 @@ async fn each_end_has_its_status() {
     assert_eq!(error.into_response().status(), StatusCode::INTERNAL_SERVER_ERROR);
     let error = Error::from(policy.call(missing).await.unwrap_err());
     assert_eq!(error.into_response().status(), StatusCode::BAD_GATEWAY);
+    let unusable = Error::unusable("the body is not JSON", None);
+    assert_eq!(unusable.into_response().status(), StatusCode::BAD_GATEWAY);
 }

@@ -101,6 +101,17 @@ fn what_an_io_error_wraps_is_found_below_it() {
     assert!(error.downcast_ref::<Error>().is_none(), "below it, and not itself");
 }
 
+#[test]
+fn an_answer_that_is_no_use_was_sent_and_is_not_repeated() {
+    let source = io::Error::other("s3cret");
+    let error = Error::unusable("the answer is not JSON", Some(Box::new(source)));
+    assert_eq!((error.kind(), error.decider()), (ErrorKind::Backend, None));
+    assert_eq!((error.attempts(), error.effect()), (1, Effect::Permanent));
+    assert_eq!(report(&error).to_string(), "the answer is not JSON");
+    assert!(error.downcast_ref::<io::Error>().is_some());
+    assert_eq!(error.verdict(), Verdict::permanent());
+}
+
 /// A user's own error, which may quote whatever a driver told it.
 #[test]
 fn a_report_prints_the_words_of_clients_and_of_nobody_else() {
