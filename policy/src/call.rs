@@ -252,7 +252,7 @@ impl<T, E: 'static> Call<'_, T, E> {
 impl<T, E: 'static> Judge<T, E> for &Call<'_, T, E> {
     fn error(&self, error: &E, operation: &Operation) -> Judged {
         let repeat = self.retry_if.as_ref().map(|retry| retry(error));
-        let judged = |verdict| Judged { verdict, repeat, code: None, by: None };
+        let judged = |verdict| Judged { verdict, repeat, code: None, by: None, hint: None };
         match (repeat, self.classify) {
             (Some(true), _) => return judged(Verdict::transient()),
             (Some(false), _) => return judged(Verdict::permanent()),

@@ -121,6 +121,12 @@ pub trait Classify {
         None
     }
 
+    /// The least that is waited before a retry, where [`Self::classify`] does not say so: what the backend
+    /// said of coming again beside a failure whose outcome nobody knows.
+    fn retry_after(&self) -> Option<Duration> {
+        None
+    }
+
     /// Which limit of the policy ended this attempt, where the client keeps it itself and the policy saw
     /// an error: if this error ends the call, it is that limit that stopped it.
     fn decider(&self) -> Option<Decider> {

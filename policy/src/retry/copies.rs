@@ -72,7 +72,7 @@ impl<'p> Run<'p> {
     ) -> Judgement<T, E> {
         self.judge(end, judge).map_err(|(mut failed, own)| {
             failed.handled |= first.handled;
-            failed.beside = first.asked_to_wait();
+            failed.beside = failed.beside.max(first.asked_to_wait());
             (failed, own.or(last.filter(Result::is_err)))
         })
     }

@@ -15,12 +15,14 @@ pub(crate) struct Judged {
     pub(crate) code: Option<String>,
     /// Whose limit it was, if the error says so.
     pub(crate) by: Option<Decider>,
+    /// How long the backend asked to wait, where the verdict does not say so.
+    pub(crate) hint: Option<Duration>,
 }
 
 impl Judged {
     pub(crate) fn of<E: Classify>(error: &E) -> Self {
         let (verdict, code, by) = (error.classify(), error.code(), error.decider());
-        Self { verdict, repeat: None, code, by }
+        Self { verdict, repeat: None, code, by, hint: error.retry_after() }
     }
 }
 
@@ -50,18 +52,18 @@ pub(crate) struct Failed {
     pub(super) handled: bool,
     /// A nested call on the same breaker was counted as this failure already.
     pub(super) counted_inside: bool,
-    /// How long the other one of two copies was asked to wait.
+    /// How long the backend asked to wait beside the verdict, or the other one of two copies.
     pub(super) beside: Option<Duration>,
 }
 
 impl Failed {
     pub(super) fn by(judged: Judged, marks: Marks) -> Self {
-        let Judged { mut verdict, repeat, code, by } = judged;
+        let Judged { mut verdict, repeat, code, by, hint } = judged;
         if marks.is_unknown() && repeat.is_none() {
             verdict.effect = Effect::Unknown;
         }
         let handled = marks.is_handled() || marks.is_unknown();
-        Self { repeat, code, by, handled, ..Self::by_fault(verdict) }
+        Self { repeat, code, by, handled, beside: hint, ..Self::by_fault(verdict) }
     }
 
     /// By a fault on purpose, or by a value that is to be repeated.

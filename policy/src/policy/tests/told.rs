@@ -319,6 +319,41 @@ async fn those_that_are_told_to_wait_are_spread_over_an_eighth() {
     assert!(most > floor + floor / 20, "{most:?}");
 }
 
+/// What a server says of coming again does not say that nothing happened.
+#[tokio::test(start_paused = true)]
+async fn a_hint_beside_an_unknown_outcome_is_waited_for_and_the_outcome_stays_unknown() {
+    #[derive(Debug)]
+    struct Hinted(Duration);
+    impl std::fmt::Display for Hinted {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("come again")
+        }
+    }
+    impl std::error::Error for Hinted {}
+    impl Classify for Hinted {
+        fn classify(&self) -> Verdict {
+            Verdict::unknown()
+        }
+
+        fn retry_after(&self) -> Option<Duration> {
+            Some(self.0)
+        }
+    }
+    let policy = database("t-hinted").deadline(60 * S).max_attempts(2).build().unwrap();
+    for (operation, hint, attempts, by, waited) in [
+        (&READ, 7 * S, 2, Some(Decider::Retry), 7 * S),
+        (&READ, 90 * S, 1, Some(Decider::Deadline), Duration::ZERO),
+        (&WRITE, 7 * S, 1, None, Duration::ZERO),
+    ] {
+        let started = clock::now();
+        let run = policy.run(operation, async |_| Err::<(), _>(Hinted(hint))).await;
+        let (error, took) = (run.unwrap_err(), clock::now().since(started));
+        assert_eq!((error.attempts(), error.decider()), (attempts, by));
+        assert!(error.is_outcome_unknown() && took >= waited && took <= waited + S, "{took:?}");
+        assert_eq!(error.retry_after(), by.map(|_| hint));
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn an_answer_at_the_end_says_what_happened_in_the_end() {
     let policy = database("t-answered-at-last").build().unwrap();
