@@ -39,11 +39,6 @@ impl HttpFailure {
         }
     }
 
-    /// What the server said of coming again, whatever may be done about it.
-    pub(crate) fn retry_after(&self) -> Option<Duration> {
-        self.response().and_then(|response| retry_after(&response.headers))
-    }
-
     const fn of(what: What, verdict: Verdict) -> Self {
         Self { what, verdict }
     }
@@ -174,6 +169,8 @@ impl HttpFailure {
             408 => Verdict::unknown().with_outcome(Outcome::Neutral),
             // The second attempt does not come early: if it is refused too, so will be a third.
             425 if again => Verdict::permanent().with_outcome(Outcome::Neutral),
+        // Of the others [`Classify::retry_after`] tells: they say when to come again, and not that nothing
+        // was done.
             425 => Verdict::transient().with_outcome(Outcome::Neutral),
             429 => Verdict::throttled(hint),
             503 if !matches!(idempotency, Idempotency::Unsafe) => {
@@ -273,6 +270,10 @@ impl Classify for HttpFailure {
         self.response().map(|response| response.status.as_u16().to_string())
     }
 }
+
+    fn retry_after(&self) -> Option<Duration> {
+        self.response().and_then(|response| retry_after(&response.headers))
+    }
 
 impl fmt::Debug for HttpFailure {
     /// Our own words, as everywhere; the driver's error is the source.

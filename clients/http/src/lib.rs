@@ -16,7 +16,8 @@
 //! | a body that is cut off or stalls | yes | no |
 //! | a certificate that is not valid, a body over the limit, too many redirects | no | no |
 //!
-//! Retry-After, in seconds or as a date, is the least that is waited; a wait beyond the deadline ends
+//! Retry-After, in seconds or as a date, is the least that is waited, whichever of these statuses it comes
+//! with; a wait beyond the deadline ends
 //! the call at once, and the error says when to come again. 4xx and 429 never count against the
 //! breaker, of which there is one for each scheme, host and port.
 //!

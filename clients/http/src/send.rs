@@ -13,7 +13,8 @@ use crate::{
 };
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use mainstay_policy::{
-    Attempt, BreakerState, CallError, Deadline, Decider, Error, Idempotency, Operation, Policy,
+    Attempt, BreakerState, CallError, Classify, Deadline, Decider, Error, Idempotency, Operation,
+    Policy,
 };
 use reqwest::Url;
 use std::{
@@ -291,7 +292,7 @@ impl Call {
 
     pub(crate) fn error(&self, error: CallError<HttpFailure>) -> Error {
         // A POST that met 503 has an unknown outcome, which says nothing of when to come again.
-        let hint = error.last().and_then(HttpFailure::retry_after);
+        let hint = error.last().and_then(Classify::retry_after);
         Error::from_call(self.policy().name(), name(&self.method), error).or_retry_after(hint)
     }
 

@@ -127,7 +127,7 @@ async fn retry_after_is_the_least_that_is_waited() {
         ("a date that has passed", "Sun, 06 Nov 1994 08:00:00 GMT", S, S),
         ("no sense", "soon", S, S),
     ] {
-        for status in [429, 503] {
+        for status in [408, 425, 429, 500, 502, 503, 504] {
             let header = header.to_owned();
             let double = HttpDouble::new(move |r| match r.number {
                 1 => Reply::status(status)
@@ -141,6 +141,28 @@ async fn retry_after_is_the_least_that_is_waited() {
             let waited = started.elapsed();
             assert!((least..=most).contains(&waited), "{name}, {status}: {waited:?}");
         }
+    }
+}
+
+/// A server that says when to come again has not said that it did nothing, unless the status does.
+#[tokio::test(start_paused = true)]
+async fn a_hint_makes_no_refusal_of_a_failure_and_slows_nobody_else_down() {
+    for status in [408, 500, 502, 504] {
+        let double =
+            HttpDouble::new(move |_| Reply::status(status).with_header("retry-after", "3"));
+        let client =
+            client(&double, &format!("hinted {status}"), |p| p.failure_threshold(9).seed(7));
+        let started = Instant::now();
+        for (method, attempts) in [("PUT", 4), ("POST", 1)] {
+            let error = client.request(method.parse().unwrap(), "x").await.unwrap_err();
+            assert_eq!(error.attempts(), attempts, "{status} {method}");
+            assert!(error.is_outcome_unknown(), "{status} {method}: {error}");
+            assert_eq!(error.retry_after(), Some(3 * S), "{status} {method}: {error}");
+        }
+        // Our own third wait is 4 s.
+        let waited = started.elapsed();
+        assert!(waited >= 10 * S && waited < 11 * S, "{status}: {waited:?}");
+        assert_eq!(client.slowed_for(), None, "{status}");
     }
 }
 
