@@ -6,7 +6,7 @@ use crate::{
     client::HttpClient,
     driver::Driver,
     incoming::{self, Begun, Head, Limits},
-    pace::{Pace, Seen},
+    pace::{Pace, Seen, Turn},
     redirect::{self, Hop},
     response::Response,
     retry_after::retry_after,
@@ -57,7 +57,7 @@ pub(crate) struct Call {
     /// The server has answered 425.
     early: AtomicBool,
     /// When the next retry may be sent, while there are turns.
-    turn: Mutex<Option<Instant>>,
+    turn: Mutex<Option<Turn>>,
 }
 
 impl Call {
@@ -104,7 +104,7 @@ impl Call {
         self.policy.as_ref().unwrap_or(self.client.policy())
     }
 
-    fn pace(&self) -> &Pace {
+    fn pace(&self) -> &Arc<Pace> {
         self.pace.as_ref().unwrap_or(&self.client.0.pace)
     }
 
@@ -265,22 +265,23 @@ impl Call {
     /// How long a retry has to wait still: it takes a turn, as a first attempt does, unless that would
     /// come too late.
     fn hold(&self, left: Duration) -> Option<Duration> {
-        let (pace, now) = (self.pace(), Instant::now());
-        let mut turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
-        *turn = match *turn {
-            _ if !pace.is_on() || !self.slows_down() => None,
-            Some(turn) if pace.holds(turn) => Some(turn),
-            _ => match pace.take_turn(now.checked_add(left)) {
-                Ok(turn) => Some(turn),
-                Err(wait) => {
-                    *turn = None;
-                    return Some(wait);
-                }
+        let mut held = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let turn = held.take();
+        if !self.pace().is_on() || !self.slows_down() {
+            return None;
+        }
+        let now = Instant::now();
+        let turn = match turn.filter(Turn::holds) {
+            Some(turn) => turn,
+            None => match self.pace().take_turn(now.checked_add(left)) {
+                Ok(turn) => turn,
+                Err(wait) => return Some(wait),
             },
         };
         // One that has come is used now.
-        *turn = turn.filter(|turn| *turn > now);
-        turn.map(|turn| turn - now)
+        let wait = turn.at().checked_duration_since(now).filter(|wait| !wait.is_zero())?;
+        *held = Some(turn);
+        Some(wait)
     }
 
     #[inline]

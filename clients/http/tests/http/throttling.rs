@@ -129,6 +129,26 @@ async fn who_cannot_wait_for_a_turn_takes_none() {
     assert!(sent < 600 && wait <= 1_100 * MS, "{sent} {wait:?}");
 }
 
+/// Callers with a limit around the call that the policy does not know of, such as a server's timeout:
+/// more of them than one each gap.
+#[tokio::test(start_paused = true)]
+async fn callers_that_give_up_leave_their_turns_to_others() {
+    let (double, times) = refuses_one(later(429, 30));
+    let client = builder(&double, "given up").build().unwrap();
+    client.post("x").deadline(5 * S).await.unwrap_err();
+    let started = Instant::now();
+    let mut calls = JoinSet::new();
+    while started.elapsed() < 40 * S {
+        let client = client.clone();
+        calls.spawn(async move { tokio::time::timeout(5 * S, client.get("x")).await.is_ok() });
+        tokio::time::sleep(8 * MS).await;
+    }
+    let answered = calls.join_all().await.into_iter().filter(|answered| *answered).count();
+    let sent = times.lock().unwrap().len() - 1;
+    assert!(sent > 900 && answered == sent, "{sent} sent in 10 s, {answered} answered");
+    client.get("x").deadline(S).await.unwrap();
+}
+
 #[tokio::test(start_paused = true)]
 async fn an_hour_silences_one_call_for_an_hour_and_the_rest_for_half_a_minute() {
     let double = HttpDouble::new(|_| later(429, 3_600));
