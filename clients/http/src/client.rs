@@ -105,6 +105,12 @@ methods! {
 }
 
 impl HttpClient {
+/// Somebody sends to its origin, or that asked to be left alone for a while, which a new one would not
+/// know.
+fn is_in_use(pace: &Arc<Pace>) -> bool {
+    Arc::strong_count(pace) > 1 || pace.wait().is_some_and(|wait| !wait.is_zero())
+}
+
     /// A builder for this base URL: scheme, host, perhaps port and path. A user and password in it
     /// become an Authorization header, a query goes with every request.
     pub fn builder(base_url: &str) -> HttpClientBuilder {
@@ -155,7 +161,16 @@ impl HttpClient {
         let mut all = origins();
         if all.len() >= MOST_ORIGINS {
             // The breakers stay in the registry, by their names.
-            all.clear();
+            let mut stays = false;
+            all.retain(|_, (_, pace)| {
+                is_in_use(pace) || {
+                    stays = !stays;
+                    stays
+                }
+            });
+            if all.len() >= MOST_ORIGINS {
+                all.clear();
+            }
         }
         Ok(all.entry(origin.to_owned()).or_insert((policy, pace)).clone())
     }
@@ -183,5 +198,33 @@ impl HttpClient {
             Driver::Reqwest(client) => Ok(client),
             Driver::Double(_) => Err(Error::invalid("a test double stands in the driver's place")),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{HttpDouble, Reply};
+    use mainstay_policy::Decider;
+
+    #[test]
+    fn who_asked_for_less_load_is_not_forgotten_for_others_that_come() {
+        let _no_reset = crate::RESETS.lock();
+        let double = HttpDouble::new(|r| match r.url.as_str() {
+            "http://slow.example/" => Reply::status(429).with_header("retry-after", "30"),
+            _ => Reply::status(200),
+        });
+        let client = HttpClient::builder_without_base().double(&double).build().unwrap();
+        let slow = || client.get("http://slow.example/").deadline(Duration::from_secs(5));
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            slow().await.unwrap_err();
+            for n in 0..MOST_ORIGINS {
+                client.get(&format!("http://tenant-{n}.example/")).await.unwrap();
+            }
+            assert_eq!(slow().await.unwrap_err().decider(), Some(Decider::Throttle));
+        });
+        let known = client.0.origins.lock().unwrap().len();
+        assert!((MOST_ORIGINS / 2..=MOST_ORIGINS).contains(&known), "{known}");
     }
 }
