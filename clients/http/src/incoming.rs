@@ -4,7 +4,7 @@ use crate::{classify::HttpFailure, response::Response};
 use bytes::{Bytes, BytesMut};
 use http::{Method, StatusCode};
 use http_body::Body;
-use mainstay_policy::Generation;
+use mainstay_policy::{Deadline, Generation};
 use std::{
     future::{Future, poll_fn},
     pin::{Pin, pin},
@@ -16,7 +16,7 @@ use tokio::time::{Instant, Sleep, sleep, sleep_until};
 
 /// What is kept of the body of a failure, and how long the rest of it is waited for: it is shown to
 /// the caller, and read to its end so that the connection can be used again.
-const FAILURE_BODY: usize = 64 * 1024;
+pub(crate) const FAILURE_BODY: usize = 64 * 1024;
 const FAILURE_PATIENCE: Duration = Duration::from_secs(1);
 
 /// The limits of one body.
@@ -213,8 +213,16 @@ impl Drop for Room {
 
 static TAKEN: AtomicUsize = AtomicUsize::new(0);
 
-/// As much of a failure's body as is worth having; however it ends, the status is what counts.
-pub(crate) async fn of_failure(answer: &mut reqwest::Response, limit: usize) -> Bytes {
+/// A failure, with as much of its body as is worth having; however that ends, the status is what counts.
+pub(crate) async fn of_failure(mut answer: reqwest::Response, limit: usize) -> Response {
+    let body = beginning(&mut answer, limit).await;
+    let (status, headers) = (answer.status(), std::mem::take(answer.headers_mut()));
+    Response { status, headers, body }
+}
+
+/// The beginning of a body that is not what was asked for. It is read within half of what is left of the
+/// attempt, or that would end before its answer is told.
+pub(crate) async fn beginning(answer: &mut reqwest::Response, limit: usize) -> Bytes {
     let limit = limit.min(FAILURE_BODY);
     let mut body = BytesMut::new();
     let reading = async {
@@ -226,8 +234,10 @@ pub(crate) async fn of_failure(answer: &mut reqwest::Response, limit: usize) -> 
             }
         }
     };
+    let left = Deadline::current().map(Deadline::left);
+    let patience = left.map_or(FAILURE_PATIENCE, |left| FAILURE_PATIENCE.min(left / 2));
     // Slow or cut short: what came is kept, and the connection goes.
-    let _ = tokio::time::timeout(FAILURE_PATIENCE, reading).await;
+    let _ = tokio::time::timeout(patience, reading).await;
     body.freeze()
 }
 

@@ -298,28 +298,26 @@ impl Call {
     }
 
     /// A failing status, with what is worth having of its body.
-    async fn failure(&self, mut answer: reqwest::Response, seen: Seen) -> HttpFailure {
+    async fn failure(&self, answer: reqwest::Response, seen: Seen) -> HttpFailure {
         let status = answer.status();
         let elsewhere = self.is_elsewhere(&answer);
-        let body = incoming::of_failure(&mut answer, self.max_body).await;
-        let response = Response { status, headers: std::mem::take(answer.headers_mut()), body };
-        let again = status == StatusCode::TOO_EARLY && self.early.swap(true, Relaxed);
-        let hint = retry_after(&response.headers);
+        let hint = retry_after(answer.headers());
         let refused = status == StatusCode::TOO_MANY_REQUESTS
             || status == StatusCode::SERVICE_UNAVAILABLE && hint.is_some();
-        let mut turn = None;
-        if refused && !elsewhere && self.slows_down() {
-            if let Some(stop) = self.pace().refused(seen, hint) {
-                self.policy().tell_slowed(Some(stop));
-            }
-            // A look: who does repeat it takes its turn then.
-            turn = self.pace().wait();
+        let slows = refused && !elsewhere && self.slows_down();
+        // Before the body is waited for: whoever comes meanwhile is to know.
+        if slows && let Some(stop) = self.pace().refused(seen, hint) {
+            self.policy().tell_slowed(Some(stop));
         }
         let mut failure = HttpFailure::status(response, self.idempotency, again, turn);
         if elsewhere {
             failure = failure.of_another_server();
         }
         if self.body.is_spent() { failure.of_a_spent_body() } else { failure }
+        let response = incoming::of_failure(answer, self.max_body).await;
+        let again = status == StatusCode::TOO_EARLY && self.early.swap(true, Relaxed);
+        // A look: who does repeat it takes its turn then.
+        let turn = slows.then(|| self.pace().wait()).flatten();
     }
 
     /// Whether a redirect has led to another server than the call is for.
@@ -382,7 +380,7 @@ impl Call {
         for _ in 0..MAX_REDIRECTS {
             let Some(next) = from.next(&answer, elsewhere) else { return Ok(answer) };
             // To its end, so that the connection can be used again.
-            incoming::of_failure(&mut answer, usize::MAX).await;
+            incoming::beginning(&mut answer, usize::MAX).await;
             let stays = next.url.origin() == self.target.url.origin();
             let sent = driver.execute(self.request(next.clone(), attempt, watch)?).await;
             answer = match sent {

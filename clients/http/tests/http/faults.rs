@@ -2,8 +2,8 @@
 //! server saw the request.
 
 use crate::server::{Server, Step, answer, builder};
-use mainstay_http::HttpClient;
-use mainstay_policy::{BreakerState, Effect, Error, report};
+use mainstay_http::{ErrorResponse, HttpClient};
+use mainstay_policy::{BreakerState, Effect, Error, PolicyBuilder, report};
 use mainstay_test_support::{
     Port, Proxy,
     proxy::{Accept, Direction, End},
@@ -100,6 +100,26 @@ async fn what_may_have_happened_is_repeated_only_for_methods_that_allow_it() {
         assert_eq!(client.get("x").await.unwrap().text(), "[\"Jo\"]", "{name}");
         assert_eq!(server.seen(), 3, "{name}");
     }
+}
+
+#[tokio::test]
+async fn a_failing_status_is_heeded_though_its_body_stalls() {
+    let stalls = |head: &str| format!("HTTP/1.1 {head}\r\ncontent-length: 9\r\n\r\nx").into_bytes();
+    let server = Server::always(Step::Stall(stalls("429 Later\r\nretry-after: 7"))).await;
+    let brief = |p: PolicyBuilder| p.timeout(300 * MS).max_attempts(1);
+    let client = server.builder().policy(brief).build().unwrap();
+    let error = client.post("x").await.unwrap_err();
+    let response = error.response().expect("the status was there");
+    assert_eq!((response.status().as_u16(), response.text().as_ref()), (429, "x"));
+    assert!(!error.is_outcome_unknown(), "{}", report(&error));
+    let wait = client.slowed_for().unwrap();
+    assert!(wait > 6_000 * MS && wait <= 7_000 * MS, "{wait:?}");
+    // Nor is the body of a redirect waited for until there is no time for what it leads to.
+    let see = Step::Stall(stalls("303 See\r\nlocation: /v1/done"));
+    let steps = [see, Step::Close(answer("200 OK", "", "done"))];
+    let server = Server::scripted(move |n, _| steps[n - 1].clone()).await;
+    let client = server.builder().policy(brief).build().unwrap();
+    assert_eq!(client.get("x").await.unwrap().text(), "done");
 }
 
 #[tokio::test]
