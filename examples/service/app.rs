@@ -116,6 +116,7 @@ async fn receipt(
 }
 
 async fn rates(State(app): State<App>) -> Result<Response, Error> {
-    let rates: serde_json::Value = app.rates.get("/rates").await?.json()?;
+    // A refusal of theirs, such as a 401, is no answer of ours.
+    let rates: serde_json::Value = app.rates.get("/rates").await?.error_for_status()?.json()?;
     Ok(Json(rates).into_response())
 }

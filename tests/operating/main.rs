@@ -27,6 +27,8 @@ mod readme;
 #[cfg(all(feature = "test-servers", feature = "doctor"))]
 mod secrets;
 #[cfg(feature = "test-servers")]
+mod service;
+#[cfg(feature = "test-servers")]
 mod settings;
 #[cfg(all(feature = "test-servers", feature = "chaos"))]
 mod threads;

@@ -155,6 +155,11 @@ impl HttpFailure {
         matches!(status.as_u16(), 408 | 425 | 429 | 500 | 502 | 503 | 504)
     }
 
+    /// An answer as any other, which whoever asked cannot use.
+    pub(crate) fn answered(response: Response) -> Self {
+        Self::of(What::Status(Box::new(response)), Verdict::permanent())
+    }
+
     /// RFC 9110: a method that may be repeated is, after any of these; another only if the server
     /// refused before it did any work. `again` says that the server has answered 425 before, `turn` is
     /// how long the next request waits.

@@ -62,7 +62,8 @@ pub(crate) struct Inner {
 /// use mainstay_http::HttpClient;
 ///
 /// let api = HttpClient::builder("https://api.example.com/v1").bearer_auth("t0ken").build()?;
-/// let page: Vec<String> = api.get("users").query(&[("page", 2)]).await?.json()?;
+/// let page = api.get("users").query(&[("page", 2)]).await?.error_for_status()?;
+/// let names: Vec<String> = page.json()?;
 /// # Ok(()) }
 /// ```
 #[derive(Clone)]
@@ -104,13 +105,13 @@ methods! {
     delete: DELETE;
 }
 
-impl HttpClient {
 /// Somebody sends to its origin, or that asked to be left alone for a while, which a new one would not
 /// know.
 fn is_in_use(pace: &Arc<Pace>) -> bool {
     Arc::strong_count(pace) > 1 || pace.wait().is_some_and(|wait| !wait.is_zero())
 }
 
+impl HttpClient {
     /// A builder for this base URL: scheme, host, perhaps port and path. A user and password in it
     /// become an Authorization header, a query goes with every request.
     pub fn builder(base_url: &str) -> HttpClientBuilder {

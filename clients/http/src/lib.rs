@@ -3,7 +3,7 @@
 //! Awaiting a request reads the body too, inside the attempt, so a cut body is retried like any
 //! failure; [`Request::stream`] gives it piece by piece instead. Statuses 408, 425, 429, 500, 502, 503
 //! and 504 that remain are an error that [carries the response](ErrorResponse); every other status is
-//! a response.
+//! a response, which [`Response::error_for_status`] makes an error of where it is 4xx or 5xx.
 //!
 //! What is repeated (RFC 9110 section 9.2.2):
 //!
@@ -54,7 +54,8 @@
 //! ```no_run
 //! # async fn main_() -> Result<(), mainstay_policy::Error> {
 //! let api = mainstay_http::get_http_client_for("https://api.example.com/v1")?;
-//! let users: Vec<String> = api.get("users").query(&[("page", 2)]).await?.json()?;
+//! let users: Vec<String> =
+//!     api.get("users").query(&[("page", 2)]).await?.error_for_status()?.json()?;
 //! api.post("users").json(&"John").idempotency_key("order-17").await?;
 //! # Ok(()) }
 //! ```
@@ -96,6 +97,10 @@ pub use getters::{
 pub use multipart::Multipart;
 pub use request::Request;
 pub use response::{ErrorResponse, Response};
+// What stands in the signatures of these.
+pub use bytes::Bytes;
+pub use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
+pub use mainstay_policy::Error;
 
 /// Held by a test that resets everything, and by those that this would disturb.
 #[cfg(test)]

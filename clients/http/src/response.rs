@@ -1,6 +1,6 @@
 //! A response whose body has been read.
 
-use crate::classify::HttpFailure;
+use crate::{classify::HttpFailure, incoming::FAILURE_BODY};
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode, header};
 use mainstay_policy::Error;
@@ -44,14 +44,40 @@ impl Response {
         String::from_utf8_lossy(&self.body)
     }
 
+    /// This response, unless its status says that the request was refused or failed, 400 to 599: that
+    /// is an error then, as are those that the policy has repeated in vain.
+    ///
+    /// # Errors
+    /// When the status is 4xx or 5xx. The error [carries the response](ErrorResponse), with the first 64
+    /// KiB of its body.
+    ///
+    /// # Examples
+    /// ```no_run
+    /// # async fn main_(api: mainstay_http::HttpClient) -> Result<(), mainstay_http::Error> {
+    /// let users: Vec<String> = api.get("users").await?.error_for_status()?.json()?;
+    /// # Ok(()) }
+    /// ```
+    pub fn error_for_status(mut self) -> Result<Self, Error> {
+        if !self.status.is_client_error() && !self.status.is_server_error() {
+            return Ok(self);
+        }
+        if self.body.len() > FAILURE_BODY {
+            // What is kept must not keep the rest.
+            self.body = Bytes::copy_from_slice(&self.body[..FAILURE_BODY]);
+        }
+        let failure = HttpFailure::answered(self);
+        Err(Error::unusable(failure.to_string(), Some(Box::new(failure))))
+    }
+
     /// The body as JSON.
     ///
     /// # Errors
     /// When the body is no JSON, or JSON of another shape: the status, the place, the Content-Type,
     /// and of a page the name of its first tag. Nothing else of it, which may hold a token:
-    /// [`Self::text`] has it all.
+    /// [`Self::text`] has it all. The server did answer, so it is of the kind
+    /// [`Backend`](mainstay_policy::ErrorKind::Backend).
     pub fn json<T: DeserializeOwned>(&self) -> Result<T, Error> {
-        serde_json::from_slice(&self.body).map_err(|e| Error::invalid(self.not_json(&e)))
+        serde_json::from_slice(&self.body).map_err(|e| Error::unusable(self.not_json(&e), None))
     }
 
     fn not_json(&self, error: &serde_json::Error) -> String {

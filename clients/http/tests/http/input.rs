@@ -3,14 +3,24 @@
 
 use crate::server::{Server, Step, answer, builder};
 use mainstay_http::{
-    HttpClient, HttpClientBuilder, HttpDouble, Reply, Request, get_http_client_named,
+    ErrorResponse, HttpClient, HttpClientBuilder, HttpDouble, Reply, Request, get_http_client_named,
 };
-use mainstay_policy::{Error, ErrorKind, HealthStatus, report};
+use mainstay_policy::{Effect, Error, ErrorKind, HealthStatus, report};
 
 fn invalid(error: &Error, why: &str) {
+    said(error, ErrorKind::InvalidInput, why);
+}
+
+/// The server answered: whoever sends again what was never sent must not send this again.
+fn unusable(error: &Error, why: &str) {
+    said(error, ErrorKind::Backend, why);
+    assert_eq!((error.effect(), error.attempts()), (Effect::Permanent, 1));
+}
+
+fn said(error: &Error, kind: ErrorKind, why: &str) {
     let text = report(error).to_string();
     println!("{text}");
-    assert_eq!(error.kind(), ErrorKind::InvalidInput, "{text}");
+    assert_eq!(error.kind(), kind, "{text}");
     assert!(text.contains(why), "{text}");
     assert!(!text.contains("hunter2") && !format!("{error:?}").contains("hunter2"), "{error:?}");
 }
@@ -116,8 +126,11 @@ async fn of_a_body_that_is_not_what_was_expected_its_kind_is_shown_and_no_value(
     let html = "content-type: text/html; charset=hunter2\r\n";
     let page = "\n<!doctype html>\n<title>hunter2</title>";
     let (error, seen) = get("404 Not Found", html, page).await;
-    invalid(&error, "the 39-byte body of type text/html of a response with status 404 is not JSON");
-    invalid(&error, "(line 2, column 1); it begins with <!doctype>; text() has it");
+    unusable(
+        &error,
+        "the 39-byte body of type text/html of a response with status 404 is not JSON",
+    );
+    unusable(&error, "(line 2, column 1); it begins with <!doctype>; text() has it");
     assert_eq!(seen, 1);
     for (body, tag) in [
         ("<html lang='hunter2'>", "<html>"),
@@ -126,7 +139,7 @@ async fn of_a_body_that_is_not_what_was_expected_its_kind_is_shown_and_no_value(
         ("<soap:Envelope>", "<soap:Envelope>"),
     ] {
         let (error, _) = get("200 OK", "", body).await;
-        invalid(&error, &format!("it begins with {tag};"));
+        unusable(&error, &format!("it begins with {tag};"));
     }
     // Forms, tokens, cookies and text, in which a secret looks like any other word.
     for body in [
@@ -142,14 +155,38 @@ async fn of_a_body_that_is_not_what_was_expected_its_kind_is_shown_and_no_value(
         "\u{1}\u{fffd}",
     ] {
         let (error, _) = get("200 OK", "content-type: hunter2\r\n", body).await;
-        invalid(&error, &format!("the {}-byte", body.len()));
+        unusable(&error, &format!("the {}-byte", body.len()));
     }
     let (error, _) = get("200 OK", html, r#"{"password": "hunter2"}"#).await;
-    invalid(&error, "of another shape than the type asked for");
+    unusable(&error, "of another shape than the type asked for");
     let (error, _) = get("200 OK", html, "[1, 2").await;
-    invalid(&error, "is not JSON (line 1, column 5); text() has it");
+    unusable(&error, "is not JSON (line 1, column 5); text() has it");
     let (error, _) = get("204 No Content", "", "").await;
-    invalid(&error, "status 204 has no body where JSON was expected");
+    unusable(&error, "status 204 has no body where JSON was expected");
+}
+
+/// A refusal in the place of what was asked for, which may well be JSON.
+#[tokio::test]
+async fn a_status_of_refusal_is_an_error_where_the_caller_wants_it_to_be() {
+    let double = HttpDouble::new(|r| {
+        let status = r.url.rsplit('/').next().unwrap().parse().unwrap();
+        let long = "hunter2".repeat(20_000);
+        Reply::status(status).with_header("x-mine", "1").with_body(long)
+    });
+    let client = HttpClient::builder("http://api.example.com").double(&double).build().unwrap();
+    for status in ["400", "401", "404", "451", "501", "599"] {
+        let answer = client.get(status).await.unwrap();
+        let error = answer.error_for_status().unwrap_err();
+        unusable(&error, &format!("the server answered with status {status}"));
+        let response = error.response().unwrap();
+        assert_eq!(response.status().as_str(), status);
+        assert_eq!(response.headers()["x-mine"], "1");
+        assert_eq!(response.bytes().len(), 64 * 1024);
+    }
+    for status in ["200", "204", "304"] {
+        let answer = client.get(status).await.unwrap().error_for_status().unwrap();
+        assert_eq!((answer.status().as_str(), answer.bytes().len()), (status, 140_000));
+    }
 }
 
 #[tokio::test]
