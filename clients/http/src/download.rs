@@ -1,6 +1,10 @@
 //! A body that is read piece by piece, and whose end is told to the breaker.
 
-use crate::{classify::HttpFailure, incoming::Incoming, send::Call};
+use crate::{
+    classify::HttpFailure,
+    incoming::{self, Incoming},
+    send::Call,
+};
 use bytes::Bytes;
 use futures_core::Stream;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
@@ -241,20 +245,29 @@ async fn rest(
 ) -> Result<Incoming, Error> {
     let started = Instant::now();
     let call = call.ranged(from, &etag);
-    let begin = call.begin();
+    let begin = async {
+        let head = call.begin().await?;
+        let (status, headers) = (head.answer.status(), head.answer.headers());
+        let place = headers.get(header::CONTENT_RANGE).and_then(begin_of_rest);
+        // RFC 9110 section 15.3.7: what answers If-Range in part names the version.
+        let same = headers.get(header::ETAG) == Some(&etag) && is_as_sent(headers);
+        let failure = match status {
+            StatusCode::PARTIAL_CONTENT if place == Some(from) && same => return Ok(head),
+            StatusCode::OK
+            | StatusCode::PARTIAL_CONTENT
+            | StatusCode::PRECONDITION_FAILED
+            | StatusCode::RANGE_NOT_SATISFIABLE => HttpFailure::changed(),
+            // It says nothing of what was being downloaded, as a 401 for a token that has expired.
+            _ => HttpFailure::answered(incoming::of_failure(head.answer, call.max_body()).await),
+        };
+        Err(failure_of_body(&call, head.attempts, started.elapsed(), failure))
+    };
     let head = match until {
         None => begin.await?,
         Some(until) => {
             Deadline::within(until.saturating_duration_since(started)).scope(begin).await?
         }
     };
-    let (status, headers) = (head.answer.status(), head.answer.headers());
-    let place = headers.get(header::CONTENT_RANGE).and_then(begin_of_rest);
-    let same = headers.get(header::ETAG).is_none_or(|now| *now == etag) && is_as_sent(headers);
-    if status != StatusCode::PARTIAL_CONTENT || place != Some(from) || !same {
-        let changed = HttpFailure::changed();
-        return Err(failure_of_body(&call, head.attempts, started.elapsed(), changed));
-    }
     Ok(Incoming::new(head, call.body_idle(), until))
 }
 

@@ -121,6 +121,11 @@ impl Call {
         self.client.0.options.body_idle
     }
 
+    /// In bytes.
+    pub(crate) const fn max_body(&self) -> usize {
+        self.max_body
+    }
+
     /// A GET whose answer is the whole of something.
     pub(crate) fn is_plain_get(&self) -> bool {
         self.method == Method::GET && !self.headers.contains_key(header::RANGE)
@@ -309,15 +314,15 @@ impl Call {
         if slows && let Some(stop) = self.pace().refused(seen, hint) {
             self.policy().tell_slowed(Some(stop));
         }
+        let response = incoming::of_failure(answer, self.max_body).await;
+        let again = status == StatusCode::TOO_EARLY && self.early.swap(true, Relaxed);
+        // A look: who does repeat it takes its turn then.
+        let turn = slows.then(|| self.pace().wait()).flatten();
         let mut failure = HttpFailure::status(response, self.idempotency, again, turn);
         if elsewhere {
             failure = failure.of_another_server();
         }
         if self.body.is_spent() { failure.of_a_spent_body() } else { failure }
-        let response = incoming::of_failure(answer, self.max_body).await;
-        let again = status == StatusCode::TOO_EARLY && self.early.swap(true, Relaxed);
-        // A look: who does repeat it takes its turn then.
-        let turn = slows.then(|| self.pace().wait()).flatten();
     }
 
     /// Whether a redirect has led to another server than the call is for.

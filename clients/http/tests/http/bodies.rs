@@ -203,6 +203,37 @@ async fn a_download_that_breaks_off_goes_on_where_it_was() {
     assert_eq!((bytes.len(), server.seen(), error.is_some()), (6, 6, true));
 }
 
+#[tokio::test]
+async fn the_rest_of_a_download_is_of_the_version_that_was_begun_or_it_is_an_error_that_says_why() {
+    let range = "content-range: bytes 3-11/12\r\n";
+    for (status, headers, told) in [
+        // Of another version, from a server that does not say so.
+        ("206 Partial", range.to_owned(), "begin anew"),
+        ("206 Partial", format!("{range}etag: \"v2\"\r\n"), "begin anew"),
+        ("412 Changed", String::new(), "begin anew"),
+        ("416 Shorter", "content-range: bytes */2\r\n".to_owned(), "begin anew"),
+        // A token that has expired meanwhile.
+        ("401 Who", String::new(), "status 401"),
+        ("404 Gone", String::new(), "status 404"),
+    ] {
+        let cut = answer("200 OK", "etag: \"v1\"\r\n", "0123456789");
+        let cut = cut[..cut.len() - 7].to_vec();
+        let steps = [cut, answer(status, &headers, "DEFGHIJKL")];
+        let server = Server::scripted(move |n, _| Step::Close(steps[n - 1].clone())).await;
+        let begin = server.client().get("x").resume_by_range().stream().await;
+        let mut download = begin.unwrap();
+        assert_eq!(download.chunk().await.unwrap().unwrap(), "012", "{status}");
+        let error = download.chunk().await.unwrap_err();
+        let text = report(&error).to_string();
+        assert!(text.contains(told), "{status}: {text}");
+        assert_eq!(text.contains("has changed"), told == "begin anew", "{status}: {text}");
+        let answered = error.response().map(|r| (r.status().as_u16(), r.text().into_owned()));
+        let expected =
+            (told != "begin anew").then(|| (status[..3].parse().unwrap(), "DEFGHIJKL".to_owned()));
+        assert_eq!(answered, expected, "{status}");
+    }
+}
+
 /// Stores serve what was stored compressed, whatever is asked for.
 #[tokio::test]
 async fn a_download_that_comes_compressed_is_not_resumed() {
