@@ -2,7 +2,8 @@
 //!
 //! The system's resolver gives no lifetime, so ours is a setting. When a lookup fails, or takes long,
 //! what was found before stands in: a resolver's outage must not be ours while the servers still
-//! answer.
+//! answer. Of each name there is one lookup at a time, however many ask for it: each takes a thread, of
+//! which a resolver that hangs would soon have all.
 
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use std::{
@@ -26,13 +27,16 @@ const PATIENCE: Duration = Duration::from_millis(500);
 const LONGEST: Duration = Duration::from_secs(30);
 
 type Addresses = Arc<[SocketAddr]>;
-/// A lookup: since when, and what is closed at its end.
-type Asked = (Instant, watch::Receiver<()>);
+/// What a lookup ends with, for all who wait for it.
+type Found = Result<Addresses, Arc<io::Error>>;
+/// A lookup: since when, and what it found at its end; closed without that if it was given up.
+type Asked = (Instant, watch::Receiver<Option<Found>>);
 
 #[derive(Debug)]
 struct Known {
     at: Instant,
-    addresses: Addresses,
+    /// `None` while a name is looked up for the first time.
+    addresses: Option<Addresses>,
     asked: Option<Asked>,
 }
 
@@ -65,56 +69,76 @@ impl CachedDns {
         name: &str,
         lookup: impl FnOnce(&str) -> io::Result<Vec<SocketAddr>> + Send + 'static,
     ) -> io::Result<Addresses> {
-        let known = self.known().get(name).map(|known| (known.at, Arc::clone(&known.addresses)));
-        let (this, owned) = (self.clone(), name.to_owned());
-        let ask = |done: Option<watch::Sender<()>>| {
-            spawn_blocking(move || {
-                // Dropped when what was found is kept; also where this never runs.
-                let _done = done;
-                this.keep(lookup(&owned), owned)
-            })
+        let known = self.known().get(name).map(|known| (known.at, known.addresses.clone()));
+        let stale = match known {
+            Some((at, Some(found))) if at.elapsed() < self.keep => return Ok(found),
+            Some((_, stale)) => stale,
+            None => None,
         };
-        let Some((at, stale)) = known else {
-            return ask(None).await.unwrap_or_else(|lost| Err(io::Error::other(lost)));
+        let (since, mut end) = self.asked(name, |end| {
+            let (this, owned) = (self.clone(), name.to_owned());
+            drop(spawn_blocking(move || {
+                // The end is dropped with this, also where it never runs.
+                end.send_replace(Some(this.keep(lookup(&owned), owned)));
+            }));
+        });
+        // One lookup, however many wait.
+        let Some(stale) = stale else {
+            return match end.wait_for(Option::is_some).await.as_deref() {
+                Ok(Some(Ok(found))) => Ok(Arc::clone(found)),
+                Ok(Some(Err(error))) => Err(io::Error::new(error.kind(), Arc::clone(error))),
+                _ => Err(io::Error::other("the lookup was given up")),
+            };
         };
-        if at.elapsed() < self.keep {
-            return Ok(stale);
-        }
-        let asked = self.asked(name, |done| drop(ask(Some(done))));
-        if let Some((since, mut end)) = asked {
-            // One lookup, however many wait; nobody does once it has taken too long.
-            let _ = timeout(self.patience.saturating_sub(since.elapsed()), end.changed()).await;
-        }
-        Ok(self.known().get(name).map_or(stale, |known| Arc::clone(&known.addresses)))
+        // Nobody waits once it has taken too long.
+        let _ = timeout(self.patience.saturating_sub(since.elapsed()), end.changed()).await;
+        let found = self.known().get(name).and_then(|known| known.addresses.clone());
+        Ok(found.unwrap_or(stale))
     }
 
     /// The lookup that is under way, or begins now.
-    fn asked(&self, name: &str, ask: impl FnOnce(watch::Sender<()>)) -> Option<Asked> {
-        let mut known = self.known();
-        let known = known.get_mut(name)?;
+    fn asked(&self, name: &str, ask: impl FnOnce(watch::Sender<Option<Found>>)) -> Asked {
+        let mut all = self.known();
+        make_room(&mut all, name);
+        let begun = Instant::now();
+        let known = all.entry(name.to_owned()).or_insert_with(|| Known {
+            at: begun,
+            addresses: None,
+            asked: None,
+        });
         let under_way = known
             .asked
             .take()
             .filter(|(since, end)| since.elapsed() < LONGEST && end.has_changed().is_ok());
-        known.asked = under_way.or_else(|| {
-            let (done, end) = watch::channel(());
-            ask(done);
-            Some((Instant::now(), end))
+        let asked = under_way.unwrap_or_else(|| {
+            let (end, found) = watch::channel(None);
+            ask(end);
+            (begun, found)
         });
-        known.asked.clone()
+        known.asked.insert(asked).clone()
     }
 
-    fn keep(&self, found: io::Result<Vec<SocketAddr>>, name: String) -> io::Result<Addresses> {
-        let addresses: Addresses = found?.into();
-        if !addresses.is_empty() {
-            let mut known = self.known();
-            if known.len() >= MOST && !known.contains_key(&name) {
-                known.clear();
+    fn keep(&self, found: io::Result<Vec<SocketAddr>>, name: String) -> Found {
+        let addresses = found.map(Addresses::from).map_err(Arc::new);
+        let mut known = self.known();
+        match &addresses {
+            Ok(found) if !found.is_empty() => {
+                make_room(&mut known, &name);
+                let (at, addresses) = (Instant::now(), Some(Arc::clone(found)));
+                known.insert(name, Known { at, addresses, asked: None });
             }
-            let (at, addresses) = (Instant::now(), Arc::clone(&addresses));
-            known.insert(name, Known { at, addresses, asked: None });
+            _ if known.get(&name).is_some_and(|known| known.addresses.is_none()) => {
+                known.remove(&name);
+            }
+            _ => {}
         }
-        Ok(addresses)
+        addresses
+    }
+}
+
+fn make_room(known: &mut HashMap<String, Known>, name: &str) {
+    if known.len() >= MOST && !known.contains_key(name) {
+        known.clear();
     }
 }
 
@@ -134,8 +158,15 @@ impl Resolve for CachedDns {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::driver::{Connections, ProxyChoice};
-    use std::sync::mpsc;
+    use crate::{
+        HttpClient,
+        client::Drivers,
+        driver::{Connections, ProxyChoice},
+    };
+    use std::sync::{
+        atomic::{AtomicUsize, Ordering::SeqCst},
+        mpsc,
+    };
 
     const NOW: Duration = Duration::ZERO;
 
@@ -175,8 +206,8 @@ mod tests {
         assert_eq!(*at_once.unwrap().unwrap(), *one());
         let (_, mut end) = dns.known()["h"].asked.clone().unwrap();
         answer.send(two()).unwrap();
-        end.changed().await.unwrap_err();
-        assert_eq!(*dns.known()["h"].addresses, *two());
+        end.changed().await.unwrap();
+        assert_eq!(dns.known()["h"].addresses.as_deref(), Some(&*two()));
         // The next one is asked again.
         assert_eq!(*dns.addresses("h", |_| Ok(one())).await.unwrap(), *one());
     }
@@ -207,6 +238,33 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_name_that_nobody_knows_yet_is_looked_up_once_for_all_who_wait() {
+        let dns = CachedDns::new(NOW);
+        let (answer, late) = mpsc::channel();
+        let first = dns.addresses("h", move |_| late.recv().unwrap());
+        let second = dns.addresses("h", |_| panic!("one is under way"));
+        let answered = async { answer.send(Ok(one())).unwrap() };
+        let (first, second, ()) = tokio::join!(first, second, answered);
+        assert_eq!((&*first.unwrap(), &*second.unwrap()), (&*one(), &*one()));
+        // Nor is it longer waited for by one than by the other, or told otherwise.
+        let (answer, late) = mpsc::channel();
+        let first = dns.addresses("gone", move |_| late.recv().unwrap());
+        let second = dns.addresses("gone", |_| panic!("one is under way"));
+        let refusal = io::Error::new(io::ErrorKind::NotFound, "no such name");
+        let answered = async { answer.send(Err(refusal)).unwrap() };
+        let (first, second, ()) = tokio::join!(first, second, answered);
+        for end in [first, second] {
+            let error = end.unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::NotFound);
+            assert_eq!(error.to_string(), "no such name");
+        }
+        assert!(!dns.known().contains_key("gone"), "names that do not exist take no room");
+        // One that panics leaves nobody waiting, and the next asks anew.
+        assert!(dns.addresses("x", |_| panic!("on purpose")).await.is_err());
+        assert_eq!(*dns.addresses("x", |_| Ok(two())).await.unwrap(), *two());
+    }
+
+    #[tokio::test]
     async fn a_lookup_that_never_ends_is_given_up() {
         let dns = CachedDns::new(NOW);
         dns.addresses("h", |_| Ok(one())).await.unwrap();
@@ -226,6 +284,24 @@ mod tests {
         // Whatever comes of it.
         let _ = client.get("http://localhost:1/").send().await;
         assert!(connections.dns.known().contains_key("localhost"));
+    }
+
+    #[tokio::test]
+    async fn addresses_are_kept_for_as_long_as_the_builder_is_told() {
+        for (keep, lookups) in [(Duration::from_secs(60), 1), (NOW, 3)] {
+            let client = HttpClient::builder("http://h").keep_dns(keep).build().unwrap();
+            let Drivers::Built(connections, _) = &client.0.drivers else { panic!("not ours") };
+            let asked = Arc::new(AtomicUsize::new(0));
+            for _ in 0..3 {
+                let asked = Arc::clone(&asked);
+                let lookup = move |_: &str| {
+                    asked.fetch_add(1, SeqCst);
+                    Ok(one())
+                };
+                connections.dns.addresses("h", lookup).await.unwrap();
+            }
+            assert_eq!(asked.load(SeqCst), lookups, "{keep:?}");
+        }
     }
 
     #[tokio::test]
