@@ -10,7 +10,7 @@ pub(crate) struct Hop {
     pub(crate) method: Method,
     /// With the client's default headers.
     pub(crate) defaults: bool,
-    /// With the request's own Authorization, Cookie, and headers of a default's name.
+    /// With the request's own Authorization, Cookie, Host, and headers of a default's name.
     pub(crate) secrets: bool,
     pub(crate) body: bool,
 }
@@ -51,7 +51,10 @@ impl Hop {
 /// Takes out what does not belong to a hop without secrets, or without a body.
 pub(crate) fn clean(headers: &mut HeaderMap, secrets: bool, body: bool) {
     if !secrets {
-        for name in [header::AUTHORIZATION, header::COOKIE, header::PROXY_AUTHORIZATION] {
+        // A Host of the caller's own names the server that was asked first.
+        for name in
+            [header::AUTHORIZATION, header::COOKIE, header::HOST, header::PROXY_AUTHORIZATION]
+        {
             headers.remove(name);
         }
     }

@@ -214,7 +214,8 @@ impl Request {
     }
 
     /// The limit of this request as a whole, waits included, and of the body if it is streamed. The
-    /// policy's deadline, or one around the call, holds too if it is earlier.
+    /// policy's deadline, or one around the call, holds too if it is earlier; the policy's bounds only
+    /// the head of a streamed answer.
     pub const fn deadline(mut self, limit: Duration) -> Self {
         self.deadline = Some(limit);
         self

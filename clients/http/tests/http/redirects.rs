@@ -81,6 +81,7 @@ async fn where_allowed_nothing_secret_goes_along_and_tls_stays() {
     let double = to(307, "https://other.example/end");
     let client = builder(&double).follow_redirects_elsewhere().build().unwrap();
     let request = client.put("x").body("data").header("cookie", "s3cret").header("x-mine", "1");
+    let request = request.header("host", "tenant.own.example");
     assert_eq!(request.bearer_auth("mine").await.unwrap().text(), "the end");
     let seen = double.requests();
     assert_eq!(seen[0].headers["authorization"], "Bearer mine");
