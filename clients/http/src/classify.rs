@@ -169,13 +169,13 @@ impl HttpFailure {
         again: bool,
         turn: Option<Duration>,
     ) -> Self {
+        // Of the others [`Classify::retry_after`] tells: they say when to come again, and not that nothing
+        // was done.
         let hint = retry_after(&response.headers).max(turn);
         let verdict = match response.status.as_u16() {
             408 => Verdict::unknown().with_outcome(Outcome::Neutral),
             // The second attempt does not come early: if it is refused too, so will be a third.
             425 if again => Verdict::permanent().with_outcome(Outcome::Neutral),
-        // Of the others [`Classify::retry_after`] tells: they say when to come again, and not that nothing
-        // was done.
             425 => Verdict::transient().with_outcome(Outcome::Neutral),
             429 => Verdict::throttled(hint),
             503 if !matches!(idempotency, Idempotency::Unsafe) => {
@@ -271,14 +271,14 @@ impl Classify for HttpFailure {
         self.verdict
     }
 
+    fn retry_after(&self) -> Option<Duration> {
+        self.response().and_then(|response| retry_after(&response.headers))
+    }
+
     fn code(&self) -> Option<String> {
         self.response().map(|response| response.status.as_u16().to_string())
     }
 }
-
-    fn retry_after(&self) -> Option<Duration> {
-        self.response().and_then(|response| retry_after(&response.headers))
-    }
 
 impl fmt::Debug for HttpFailure {
     /// Our own words, as everywhere; the driver's error is the source.
@@ -363,13 +363,16 @@ fn transport_words(error: &reqwest::Error, f: &mut fmt::Formatter<'_>) -> fmt::R
                  base URL",
             );
         }
+        // The driver does not say whether it was a proxy that it tried to reach.
         f.write_str(if error.is_dns() {
-            "the name of the host could not be looked up; check the base URL"
+            "the name of the host could not be looked up; check the base URL, and the proxy if there \
+             is one"
         } else if error.is_timeout() {
-            "the server could not be reached: no connection in time; check that it runs and the \
-             base URL"
+            "the server could not be reached: no connection in time; check that it runs, the base \
+             URL, and the proxy if there is one"
         } else {
-            "the server could not be reached; check that it runs and the base URL"
+            "the server could not be reached; check that it runs, the base URL, and the proxy if \
+             there is one"
         })?;
         return match find::<std::io::Error>(error) {
             Some(io) if !error.is_dns() && !error.is_timeout() => write!(f, " ({})", io.kind()),

@@ -221,6 +221,7 @@ async fn requests_go_through_the_proxy_that_is_named_with_its_credentials() {
     let error = client.post("users").await.unwrap_err();
     assert_eq!((error.effect(), server.seen()), (mainstay_policy::Effect::NeverSent, 3));
     assert!(server.request(1).starts_with("connect api.example:443"));
+    assert!(report(&error).to_string().contains("proxy"), "{}", report(&error));
 }
 
 /// Again in a process of its own, whose environment names a proxy.
