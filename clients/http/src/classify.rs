@@ -2,7 +2,7 @@
 
 use crate::{response::Response, retry_after::retry_after};
 use http::StatusCode;
-use mainstay_policy::{Classify, Effect, Idempotency, Outcome, Verdict};
+use mainstay_policy::{Classify, Effect, Error, Idempotency, Outcome, Verdict};
 use rustls::{AlertDescription, CertificateError};
 use std::{error::Error as StdError, fmt, time::Duration};
 
@@ -192,7 +192,7 @@ fn verdict_of(error: &reqwest::Error) -> Verdict {
     if error.is_builder() || error.is_redirect() {
         return Verdict::permanent().with_outcome(Outcome::Neutral);
     }
-    if find::<rustls::Error>(error).is_some_and(is_about_certificates) {
+    if Error::find_in::<rustls::Error>(error).is_some_and(is_about_certificates) {
         // The same certificate is there at the next attempt. As wrong credentials are elsewhere, it
         // is a failure of the dependency.
         return Verdict::permanent().with_outcome(Outcome::Failure);
@@ -201,10 +201,10 @@ fn verdict_of(error: &reqwest::Error) -> Verdict {
         return Verdict::never_sent();
     }
     // The first of them: one that was cancelled wraps another that looks like half an answer.
-    if find::<hyper::Error>(error).is_some_and(hyper::Error::is_canceled) {
+    if Error::find_in::<hyper::Error>(error).is_some_and(hyper::Error::is_canceled) {
         return Verdict::never_sent();
     }
-    if let Some(h2) = find::<h2::Error>(error).filter(|h2| h2.is_remote()) {
+    if let Some(h2) = Error::find_in::<h2::Error>(error).filter(|h2| h2.is_remote()) {
         let (refused, calm) = (h2::Reason::REFUSED_STREAM, h2::Reason::ENHANCE_YOUR_CALM);
         if h2.is_reset() && h2.reason() == Some(refused) {
             // It said so itself, in good health.
@@ -227,7 +227,7 @@ fn is_going_away(h2: &h2::Error) -> bool {
 
 /// Streams that the peer did begin end with an error of their own.
 fn is_given_up(error: &reqwest::Error) -> bool {
-    find::<h2::Error>(error).is_some_and(is_going_away)
+    Error::find_in::<h2::Error>(error).is_some_and(is_going_away)
 }
 
 const fn is_about_certificates(error: &rustls::Error) -> bool {
@@ -249,21 +249,6 @@ const fn is_about_certificates(error: &rustls::Error) -> bool {
                     | A::CertificateRequired
             )
     )
-}
-
-/// The first error of this type; at an `io::Error` its payload is next, which `source()` skips.
-fn find<'a, T: StdError + 'static>(error: &'a (dyn StdError + 'static)) -> Option<&'a T> {
-    let mut next = Some(error);
-    while let Some(error) = next {
-        if let Some(found) = error.downcast_ref() {
-            return Some(found);
-        }
-        next = match error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref) {
-            Some(payload) => Some(payload),
-            None => error.source(),
-        };
-    }
-    None
 }
 
 impl Classify for HttpFailure {
@@ -329,11 +314,13 @@ impl fmt::Display for HttpFailure {
 }
 
 fn is_broken(error: &reqwest::Error) -> bool {
-    find::<hyper::Error>(error).is_some() || find::<h2::Error>(error).is_some()
+    Error::find_in::<hyper::Error>(error).is_some() || Error::find_in::<h2::Error>(error).is_some()
 }
 
 fn transport_words(error: &reqwest::Error, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-    if let Some(tls) = find::<rustls::Error>(error).filter(|tls| is_about_certificates(tls)) {
+    if let Some(tls) =
+        Error::find_in::<rustls::Error>(error).filter(|tls| is_about_certificates(tls))
+    {
         return f.write_str(match tls {
             rustls::Error::AlertReceived(_) => {
                 "the server does not accept our certificate; check client_certificate"
@@ -357,7 +344,7 @@ fn transport_words(error: &reqwest::Error, f: &mut fmt::Formatter<'_>) -> fmt::R
         );
     }
     if error.is_connect() {
-        if find::<rustls::Error>(error).is_some() {
+        if Error::find_in::<rustls::Error>(error).is_some() {
             return f.write_str(
                 "what answered does not speak TLS as we do; check the scheme and the port in the \
                  base URL",
@@ -374,18 +361,18 @@ fn transport_words(error: &reqwest::Error, f: &mut fmt::Formatter<'_>) -> fmt::R
             "the server could not be reached; check that it runs, the base URL, and the proxy if \
              there is one"
         })?;
-        return match find::<std::io::Error>(error) {
+        return match Error::find_in::<std::io::Error>(error) {
             Some(io) if !error.is_dns() && !error.is_timeout() => write!(f, " ({})", io.kind()),
             _ => Ok(()),
         };
     }
-    if find::<hyper::Error>(error).is_some_and(hyper::Error::is_parse) {
+    if Error::find_in::<hyper::Error>(error).is_some_and(hyper::Error::is_parse) {
         return f.write_str(
             "the answer is not HTTP, or its headers are too long; check the scheme and the port in \
              the base URL",
         );
     }
-    if find::<h2::Error>(error).is_some_and(|h2| h2.is_remote() && h2.is_reset()) {
+    if Error::find_in::<h2::Error>(error).is_some_and(|h2| h2.is_remote() && h2.is_reset()) {
         return f.write_str("the server gave the request up before an answer");
     }
     f.write_str("the connection was lost before an answer")
