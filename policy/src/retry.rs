@@ -431,12 +431,13 @@ impl<'p> Run<'p> {
     }
 
     /// The effect of the whole call: what may have happened in one attempt may have happened,
-    /// whatever the next one says, unless that is the backend's answer.
-    fn effect(&self, last: Effect) -> Effect {
-        match last {
-            Effect::Permanent => last,
+    /// whatever the next one says, unless that is the backend's answer. A failure of the backend, such
+    /// as that it lets nobody in, is none.
+    fn effect(&self, last: Verdict) -> Effect {
+        match last.effect {
+            Effect::Permanent if last.outcome != Outcome::Failure => Effect::Permanent,
             _ if self.unknown => Effect::Unknown,
-            _ => last,
+            effect => effect,
         }
     }
 
@@ -483,7 +484,7 @@ impl<'p> Run<'p> {
         last: Option<E>,
         now: Instant,
     ) -> CallError<E> {
-        let effect = self.effect(failed.verdict.effect);
+        let effect = self.effect(failed.verdict);
         let retry_after = wait.or(failed.asked_to_wait());
         let (breaker, operation) = (&self.policy.breaker, self.operation.name());
         let (attempts, elapsed) = self.close(effect, failed.code, now);

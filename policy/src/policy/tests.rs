@@ -129,6 +129,27 @@ async fn repeats_only_what_may_be_repeated() {
     }
 }
 
+/// An answer says of the attempts before it too that they did nothing; a refused login does not.
+#[tokio::test(start_paused = true)]
+async fn what_may_have_happened_is_not_denied_by_who_was_not_let_in() {
+    for (n, (last, unknown)) in [
+        (Verdict::permanent(), false),
+        (Verdict::permanent().with_outcome(Outcome::Failure), true),
+        (Verdict::never_sent(), true),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let policy = database(&format!("t-denied-{n}")).max_attempts(2).build().unwrap();
+        let end = policy.run(&READ, async |attempt| match attempt.number() {
+            1 => Err::<(), _>(Fault(Verdict::unknown())),
+            _ => Err(Fault(last)),
+        });
+        let error = end.await.unwrap_err();
+        assert_eq!((error.attempts(), error.is_outcome_unknown()), (2, unknown), "{last:?}");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_hang_ends_by_the_deadline_and_its_write_is_sent_once() {
     let policy = database("t-hang").timeout(S).deadline(2 * S).build().unwrap();
