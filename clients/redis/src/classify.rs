@@ -36,7 +36,11 @@ impl RedisFailure {
     /// With a fallback it is not worth a wait: the verdict keeps the policy from repeating it.
     pub(crate) fn closed(cause: Option<Driver>, away: IfAway) -> Self {
         match cause {
-            Some(error) if *error.kind() == ErrorKind::Auth => Self::driver(error),
+            // The server has the connection and refuses it until somebody changes a setting.
+            Some(error) if is_auth(&error) => {
+                let verdict = Verdict::permanent().with_outcome(Outcome::Failure);
+                Self::new(What::Driver(error), verdict)
+            }
             cause => {
                 let verdict = if away == IfAway::FallBack {
                     Verdict::permanent().with_outcome(Outcome::Failure)
@@ -229,11 +233,10 @@ fn code(error: &Driver) -> &str {
 
 fn verdict(error: &Driver) -> Verdict {
     match error.kind() {
-        // The server has the connection and refuses it until somebody changes a setting.
-        ErrorKind::Auth => Verdict::permanent().with_outcome(Outcome::Failure),
+        // fred ends everything on that connection with these words, done or not.
+        ErrorKind::Auth => Verdict::unknown(),
         ErrorKind::Sentinel | ErrorKind::Routing => Verdict::never_sent(),
         ErrorKind::Backpressure => Verdict::never_sent().with_outcome(Outcome::Neutral),
-        // fred ends everything on that connection with these words, done or not.
         ErrorKind::Cluster if code(error) == "CLUSTERDOWN" => Verdict::unknown(),
         // Before an answer; the redirections that a server sends are followed.
         ErrorKind::Cluster if !is_code(code(error)) => Verdict::never_sent(),
@@ -467,7 +470,7 @@ mod tests {
             (K::Unknown, "channel closed", Effect::Unknown, Failure),
             (K::Unknown, "CROSSSLOT Keys in request", Effect::Permanent, Success),
             (K::Cluster, "MOVED 1 127.0.0.1:1", Effect::Transient, Neutral),
-            (K::Auth, "WRONGPASS invalid", Effect::Permanent, Failure),
+            (K::Auth, "NOAUTH Authentication required.", Effect::Unknown, Failure),
             (K::Unknown, "NOPERM no permission", Effect::Permanent, Success),
             (K::InvalidArgument, "WRONGTYPE Operation", Effect::Permanent, Success),
             (K::Unknown, "ERR unknown command", Effect::Permanent, Success),
@@ -484,9 +487,11 @@ mod tests {
     fn a_refused_password_is_no_outage() {
         let auth = || Driver::new(ErrorKind::Auth, "WRONGPASS invalid");
         assert!(!RedisFailure::driver(auth()).is_outage());
-        assert!(!RedisFailure::closed(Some(auth()), IfAway::FallBack).is_outage());
+        let closed = RedisFailure::closed(Some(auth()), IfAway::FallBack);
+        assert!(!closed.is_outage() && closed.is_auth());
+        assert_eq!(closed.classify().effect, Effect::Permanent, "nothing is sent");
         // Nor is it an answer to what was asked, whose turn never came.
-        assert!(!RedisFailure::closed(Some(auth()), IfAway::FallBack).is_final());
+        assert!(!closed.is_final());
         assert!(whole(vec![Err(RedisFailure::driver(auth()))]).is_err());
         assert!(RedisFailure::closed(None, IfAway::FallBack).is_outage());
         assert!(RedisFailure::connecting(IfAway::FallBack).is_outage());

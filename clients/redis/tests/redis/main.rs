@@ -10,6 +10,8 @@ mod commands;
 #[cfg(feature = "test-servers")]
 mod counters;
 #[cfg(feature = "test-servers")]
+mod debug;
+#[cfg(feature = "test-servers")]
 mod degraded;
 #[cfg(feature = "test-servers")]
 mod failover;
@@ -157,4 +159,13 @@ async fn until_true(what: &str, limit: Duration, mut holds: impl AsyncFnMut() ->
         tokio::time::sleep(ms(5)).await;
     }
     started.elapsed()
+}
+
+/// How often the server did this command, by its own count.
+#[cfg(feature = "test-servers")]
+fn calls(redis: &mainstay_test_support::Redis, command: &str) -> u32 {
+    let stats = redis.say("INFO commandstats");
+    let line =
+        stats.lines().find_map(|line| line.strip_prefix(&format!("cmdstat_{command}:calls=")));
+    line.map_or(0, |line| line.split(',').next().unwrap().parse().unwrap())
 }

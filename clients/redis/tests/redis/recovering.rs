@@ -14,17 +14,17 @@ use tokio::task::JoinHandle;
 const MINUTE: Duration = Duration::from_secs(60);
 
 impl Place {
-    fn ok(&self, command: &str) {
+    pub(crate) fn ok(&self, command: &str) {
         assert_eq!(self.redis.say(command), "+OK\r\n", "{command}");
     }
 
-    async fn give_back_but_forget_nothing(&self, cache: &RedisClient) {
+    pub(crate) async fn give_back_but_forget_nothing(&self, cache: &RedisClient) {
         self.ok("ACL SETUSER default -del -hdel");
         self.proxy.listen();
         until(cache, RedisState::Recovering).await;
     }
 
-    fn forget(&self) {
+    pub(crate) fn forget(&self) {
         self.ok("ACL SETUSER default +del +hdel");
     }
 }
