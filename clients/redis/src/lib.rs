@@ -29,7 +29,7 @@
 //! |---|---|---|---|
 //! | `get`, `hget`, `mget` | Redis | what was written here, else what was seen within `max_stale` and its own lifetime, where that is known, else a miss from [`Source::Nobody`] | as while away, until Redis has forgotten its own value |
 //! | `exists` | Redis | whether memory knows it | as while away |
-//! | `ttl` | Redis | of what was written here, or asked for before; else `unavailable` | as while away |
+//! | `ttl` | Redis | of a value that memory knows, if it was written here or its lifetime asked for before; else, and of hashes, `unavailable` | as while away; of a hash waits, as `hgetall` |
 //! | `hgetall` | Redis | a hash seen or written whole; nothing known: empty, [`Source::Nobody`]; a part known: `unavailable` | waits for Redis to be told, up to 1 s |
 //! | `set`, `mset`, `del`, `hset`, `hdel` | Redis; an unknown outcome counts as away | kept here, `Ok`; refused when `max_dirty` is reached (of an unknown outcome: still unknown) | sent once Redis has been told, else kept here |
 //! | `expire`, `persist` | Redis | of a value that memory knows, for no longer than `max_stale` if it was only seen; else, and of hashes, `unavailable` | as `set` |

@@ -157,8 +157,8 @@ impl RedisClient {
         self.read(&Exists::new(self.slot(key, None)?)).await
     }
 
-    /// How long a key still lives. While degraded: of values that this client wrote or asked this of
-    /// before, otherwise an error, since the server may hold what memory does not know.
+    /// How long a key still lives. While degraded: of values in memory that this client wrote or asked
+    /// this of before, otherwise an error, since the server may hold what memory does not know.
     ///
     /// # Errors
     /// As [`RedisClient::get`].

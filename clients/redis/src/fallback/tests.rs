@@ -357,14 +357,21 @@ fn counters_count_here_only_if_they_may() {
 
 #[test]
 fn read_only_takes_no_write() {
-    let fallback = Fallback::new(&FallbackConfig::read_only(), true);
-    let (k, now) = (Slot::key("k"), Instant::now());
-    assert_eq!(fallback.write(&k, &put("1"), now), Err(Refusal::Unavailable));
-    let asked = ask_read(&fallback, &k);
-    filled(&fallback, &k, asked, bytes("1"), now).unwrap();
-    assert_eq!(read(&fallback, &k, now), Ok(bytes("1")));
-    ask_write(&fallback, &k);
-    assert_eq!(read(&fallback, &k, now), Ok(None), "a write that failed leaves no older value");
+    // Nor does it count, though counters may be counted here.
+    for config in [FallbackConfig::read_only(), FallbackConfig::read_only().count_offline()] {
+        let fallback = Fallback::new(&config, true);
+        let (k, now) = (Slot::key("k"), Instant::now());
+        let minute = Some(Duration::from_secs(60));
+        for change in [put("1"), Change::Remove, Change::Expire(minute), Change::Add(1)] {
+            assert!(!fallback.takes(&change));
+            assert_eq!(fallback.write(&k, &change, now), Err(Refusal::Unavailable));
+        }
+        let asked = ask_read(&fallback, &k);
+        filled(&fallback, &k, asked, bytes("1"), now).unwrap();
+        assert_eq!(read(&fallback, &k, now), Ok(bytes("1")));
+        ask_write(&fallback, &k);
+        assert_eq!(read(&fallback, &k, now), Ok(None), "a write that failed leaves no older value");
+    }
 }
 
 #[test]

@@ -16,6 +16,8 @@ mod degraded;
 #[cfg(feature = "test-servers")]
 mod failover;
 #[cfg(feature = "test-servers")]
+mod kept;
+#[cfg(feature = "test-servers")]
 mod link;
 mod load;
 mod local;
@@ -28,6 +30,8 @@ mod once;
 #[cfg(feature = "test-servers")]
 mod outage;
 #[cfg(feature = "test-servers")]
+mod read_only;
+#[cfg(feature = "test-servers")]
 mod recovering;
 #[cfg(feature = "test-servers")]
 mod refusals;
@@ -37,6 +41,8 @@ mod runtimes;
 mod sentinel;
 #[cfg(feature = "test-servers")]
 mod standing;
+#[cfg(feature = "test-servers")]
+mod table;
 #[cfg(feature = "test-servers")]
 mod timers;
 #[cfg(all(feature = "test-servers", feature = "tls"))]

@@ -2,9 +2,9 @@
 //! a model of what the crate's documentation promises. The same for calls that overlap is in
 //! `src/fallback/model.rs`, without a server.
 
-use crate::{client, ms, until};
+use crate::{ms, until};
 use mainstay_policy::Error;
-use mainstay_redis::{RedisClient, RedisState, Source};
+use mainstay_redis::{FallbackConfig, RedisClient, RedisState, Source};
 use mainstay_test_support::{Proxy, Redis};
 use proptest::{collection::vec, prelude::*};
 use std::{
@@ -60,13 +60,30 @@ fn step() -> impl Strategy<Value = Step> {
 
 #[test]
 fn the_client_does_what_is_documented_whatever_the_faults() {
+    histories("t-model", FallbackConfig::new(), 24, (50, 20));
+}
+
+#[test]
+fn so_does_one_whose_memory_takes_no_writes() {
+    histories("t-model-reader", FallbackConfig::read_only(), 12, (25, 3));
+}
+
+/// With more answers of the server and of memory than these.
+fn histories(name: &str, fallback: FallbackConfig, cases: u32, more_than: (u32, u32)) {
+    let takes = fallback == FallbackConfig::new();
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let redis = Redis::start();
     let proxy = Proxy::in_front_of(redis.address());
-    let cache = client("t-model", proxy.addr());
+    let cache = RedisClient::builder()
+        .name(name)
+        .url(Redis::url_at(proxy.addr()))
+        .policy(|p| p.timeout(ms(1500)).base_delay(ms(10)).recovery_timeout(ms(200)))
+        .fallback(fallback)
+        .build()
+        .unwrap();
     let config = ProptestConfig {
-        cases: 24,
+        cases,
         failure_persistence: None,
         max_shrink_iters: 60,
         ..ProptestConfig::default()
@@ -79,7 +96,7 @@ fn the_client_does_what_is_documented_whatever_the_faults() {
         .run(&vec(step(), 20..70), |steps| {
             **case_cell.borrow_mut() += 1;
             let case = **case_cell.borrow();
-            let mut world = World::new(&redis, &proxy, &cache, case);
+            let mut world = World::new(&redis, &proxy, &cache, takes, case);
             runtime.block_on(async {
                 world.settle().await;
                 for step in &steps {
@@ -97,7 +114,7 @@ fn the_client_does_what_is_documented_whatever_the_faults() {
         .unwrap_or_else(|error| panic!("{error}"));
     println!("{case} histories, reads by source: {told:?}");
     let told = |source| told.get(source).copied().unwrap_or(0);
-    assert!(told("Redis") > 50 && told("Fallback") > 20, "both tiers were asked");
+    assert!(told("Redis") > more_than.0 && told("Fallback") > more_than.1, "both tiers were asked");
 }
 
 /// What may be at a key or field.
@@ -124,6 +141,8 @@ struct World<'a> {
     redis: &'a Redis,
     proxy: &'a Proxy,
     cache: &'a RedisClient,
+    /// Memory takes writes while the server is away.
+    takes: bool,
     case: u32,
     away: bool,
     /// No fault since the client was connected with nothing left to tell the server.
@@ -137,12 +156,19 @@ struct World<'a> {
 }
 
 impl<'a> World<'a> {
-    fn new(redis: &'a Redis, proxy: &'a Proxy, cache: &'a RedisClient, case: u32) -> Self {
+    fn new(
+        redis: &'a Redis,
+        proxy: &'a Proxy,
+        cache: &'a RedisClient,
+        takes: bool,
+        case: u32,
+    ) -> Self {
         let slots = (0..3).flat_map(|n| [format!("t{n}"), format!("h{n}")]);
         Self {
             redis,
             proxy,
             cache,
+            takes,
             case,
             away: false,
             calm: false,
@@ -225,6 +251,24 @@ impl<'a> World<'a> {
         assert!(!self.calm, "refused although nothing was wrong: {error:?}");
     }
 
+    /// A write has ended.
+    fn wrote<T>(&mut self, name: &str, value: Option<String>, end: Result<T, Error>) {
+        let sure = self.calm || !self.takes;
+        match end {
+            Ok(_) => {
+                assert!(self.takes || !self.dark, "{name}: taken by memory");
+                self.slot(name).write(value, sure);
+            }
+            Err(error) => {
+                assert!(!self.takes, "{name}: {error:?}");
+                self.refused(&error);
+                if error.is_outcome_unknown() {
+                    self.slot(name).possible.insert(value);
+                }
+            }
+        }
+    }
+
     async fn play(&mut self, step: &Step) {
         let (cache, sure) = (self.cache, self.calm);
         match step {
@@ -268,8 +312,8 @@ impl<'a> World<'a> {
                 if let Some(ttl) = ttl {
                     set = set.ttl(Duration::from_secs(*ttl));
                 }
-                set.await.unwrap();
-                self.slot(&name).write(Some(value), sure);
+                let end = set.await;
+                self.wrote(&name, Some(value), end);
             }
             Step::SetIfAbsent(n) => {
                 let (name, value) = (format!("t{n}"), self.value());
@@ -296,8 +340,8 @@ impl<'a> World<'a> {
             }
             Step::Del(n) => {
                 let name = format!("t{n}");
-                cache.del(self.key(&name)).await.unwrap();
-                self.slot(&name).write(None, sure);
+                let end = cache.del(self.key(&name)).await;
+                self.wrote(&name, None, end);
             }
             Step::Exists(n) => {
                 let name = format!("t{n}");
@@ -310,7 +354,7 @@ impl<'a> World<'a> {
                 let name = format!("t{n}");
                 match cache.expire(self.key(&name), Duration::from_secs(500)).await {
                     // It may be kept here, and then be deleted there.
-                    Ok(_) => self.slot(&name).lossy |= !sure,
+                    Ok(_) => self.slot(&name).lossy |= !sure && self.takes,
                     Err(error) => self.refused(&error),
                 }
             }
@@ -321,13 +365,13 @@ impl<'a> World<'a> {
             }
             Step::Hset(n) => {
                 let (name, value) = (format!("h{n}"), self.value());
-                cache.hset(self.key("h"), &name, value.clone()).await.unwrap();
-                self.slot(&name).write(Some(value), sure);
+                let end = cache.hset(self.key("h"), &name, value.clone()).await;
+                self.wrote(&name, Some(value), end);
             }
             Step::Hdel(n) => {
                 let name = format!("h{n}");
-                cache.hdel(self.key("h"), &name).await.unwrap();
-                self.slot(&name).write(None, sure);
+                let end = cache.hdel(self.key("h"), &name).await;
+                self.wrote(&name, None, end);
             }
             Step::Hgetall => match cache.hgetall_answer::<String>(self.key("h")).await {
                 Ok(all) => {

@@ -18,7 +18,7 @@ fn plain(name: &str, redis: &Redis) -> RedisClient {
 }
 
 /// The server's code, in the driver's error that is kept as the source.
-fn code(error: &Error) -> String {
+pub(crate) fn code(error: &Error) -> String {
     let driver = error.downcast_ref::<fred::error::Error>();
     driver.map_or("", |error| error.details()).split(' ').next().unwrap_or_default().to_owned()
 }
@@ -28,7 +28,7 @@ const fn next(n: &mut u32) -> u32 {
     *n
 }
 
-fn ok(redis: &Redis, command: &str) {
+pub(crate) fn ok(redis: &Redis, command: &str) {
     let answer = redis.say(command);
     assert!(answer.starts_with("+OK"), "{command}: {answer}");
 }
