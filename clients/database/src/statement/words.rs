@@ -37,9 +37,12 @@ impl Meaning {
             meaning.selects = n == 0 && is(first, &["select"]) && !part.into;
             meaning.reads = n == 0 && (meaning.selects || part.only_reads());
             meaning.changes |= part.changes_session();
-            meaning.begins |= is(first, &["begin", "start", "savepoint", "xa"]);
+            // What else is done by XA, it does to one that was begun.
+            let xa = is(first, &["xa"]) && part.second_is(&["begin", "start"]);
+            meaning.begins |= is(first, &["begin", "start", "savepoint"]) || xa;
             meaning.only_begins = n == 0
-                && (is(first, &["begin", "savepoint", "xa"])
+                && (is(first, &["begin", "savepoint"])
+                    || xa
                     || (is(first, &["start"]) && part.second_is(&["transaction"])));
             meaning.ends |= part.ends_transaction();
             meaning.halfway |= is(first, COMMITTING) || (wrote && !one_text_is_one_transaction);
@@ -116,15 +119,20 @@ impl<'s> Part<'s> {
     }
 
     fn changes_session(&self) -> bool {
-        let (first, temporary) = (self.first, |word: &[u8]| is(word, &["temp", "temporary"]));
+        self.changes_at_once() || self.inner().any(|part| part.changes_at_once())
+    }
+
+    fn changes_at_once(&self) -> bool {
+        let first = self.first;
+        let temporary = |word: &[u8]| is(word, &["pg_temp", "temp", "temporary"]);
         match self.rest.dialect {
             Dialect::Postgres if is(first, &["set"]) => {
                 !self.second_is(&["local", "constraints", "transaction"])
             }
             // To the others LOCAL is the session, and TRANSACTION the next one.
             _ if is(first, &["set"]) => true,
-            // Perhaps after `or replace`, `local` or `global`.
-            _ if is(first, &["create"]) => self.words().take(4).any(temporary),
+            // Perhaps after `or replace`, `local`, `global` or `table if not exists`.
+            _ if is(first, &["create"]) => self.words().take(5).any(temporary),
             _ if is(first, SESSION) => true,
             // A cursor `with hold`.
             Dialect::Postgres if is(first, &["declare"]) => {
@@ -135,6 +143,9 @@ impl<'s> Part<'s> {
                 words.any(|word| is(word, &["into"])) && words.take(2).any(temporary)
             }
             Dialect::Postgres => is(first, &["load"]),
+            Dialect::MySql if is(first, &["declare"]) => {
+                self.handler().any(|part| part.changes_at_once())
+            }
             Dialect::MySql => is(first, &["backup", "flush", "handler"]),
             Dialect::Sqlite => false,
         }

@@ -101,6 +101,16 @@ fn what_changes_the_session_is_known_by_its_first_words() {
         ("/* a /* b */ ; set x = 1; */ select 1", [false, true]),
         ("select $$;set x = 1$$, $x$;set $$ x;$x$, $1", [false, true]),
         ("select E'\\';set x', e'';", [false, false]),
+        ("if a then set x = 1; end if", [false, true]),
+        ("while a do create temporary table t (n int); end while", [false, true]),
+        ("begin not atomic set x = 1; end", [false, true]),
+        ("begin not atomic declare exit handler for not found set x = 1; end", [false, true]),
+        ("if a then select 1; end if", [false, false]),
+        ("create table pg_temp.t (n int)", [true, true]),
+        ("create table if not exists pg_temp.t (n int)", [true, true]),
+        ("create or replace function pg_temp.f() returns int language sql return 1", [true, true]),
+        ("create or replace recursive view pg_temp.v (n) as values (1)", [true, true]),
+        ("select 1 as n into table pg_temp.t", [true, false]),
     ] {
         let changes = [Postgres, MySql].map(|dialect| Meaning::of(sql, dialect).changes);
         assert_eq!(changes, expected, "{sql}");
@@ -114,6 +124,11 @@ fn a_begin_on_its_own_is_told_from_one_that_goes_on() {
         ("BEGIN IMMEDIATE;", true),
         ("/* why */ start transaction read only", true),
         ("savepoint here", true),
+        ("xa start 'x'", true),
+        ("XA BEGIN 'x'", true),
+        ("xa recover", false),
+        ("xa commit 'x'", false),
+        ("xa rollback 'x'", false),
         ("start slave", false),
         ("begin; insert into t values (1); commit", false),
         ("begin not atomic insert into t values (1); end", false),

@@ -57,6 +57,8 @@ async fn what_mariadb_commits_before_is_refused_in_a_transaction() {
                rollback";
     sqlx::raw_sql(own).execute(&mut connection).await.unwrap();
     assert_eq!(rows().await.unwrap(), 2);
+    // It begins nothing, and may go to any connection.
+    assert!(sqlx::query("xa recover").fetch_all(&db).await.unwrap().is_empty());
 }
 
 /// By the server's own doing: what came before it stays, whatever is rolled back after it.
