@@ -356,7 +356,7 @@ impl<DB: Backend> Wire<DB> {
         Box::pin(try_stream! {
             let statement = self.prepared(statement)?;
             self.look_before_step().await;
-            let (limit, usable) = (self.policy.time_for_attempt(), self.is_usable());
+            let usable = self.is_usable();
             let ended = {
                 let Self { lease, policy, record, .. } = &mut *self;
                 let (connection, marks, pool) = lease.parts();
@@ -367,6 +367,8 @@ impl<DB: Backend> Wire<DB> {
                 let mut watch = record.watch(policy, STATEMENT);
                 let failure = loop {
                     marks.unfinished = true;
+                    // Of a deadline around it less is left with each row.
+                    let limit = policy.time_for_attempt();
                     match within(limit, steps.next()).await {
                         Some(Some(Ok(step))) => {
                             // Dropped here, the driver reads the rest away before a session's next

@@ -1,8 +1,9 @@
 //! What is given up here ends on the server, and its connection is handed to nobody.
 
 use super::*;
+use futures_util::TryStreamExt;
 use mainstay_database::SqliteDatabase;
-use mainstay_policy::{Deadline, Hedge, get_resilience_health};
+use mainstay_policy::{Deadline, Decider, Hedge, get_resilience_health};
 
 /// Statements with this mark that PostgreSQL is at.
 async fn pg_runs(referee: &PgDatabase, mark: &str) -> bool {
@@ -211,4 +212,28 @@ async fn only_a_read_has_a_second_copy() {
     assert_eq!(copies(), 0, "a `select` may call what writes");
     sqlx::query(slow).execute(db.read()).await.unwrap();
     assert_eq!(copies(), 1);
+}
+
+/// What is left of it is less with every row, each of which comes in time.
+#[tokio::test]
+async fn a_stream_of_many_rows_ends_by_the_deadline_around_it() {
+    let db = postgres("cancel-stream");
+    // More than the server keeps back for the next one.
+    let rows = "select repeat('x', 9000), pg_sleep(0.05) from generate_series(1, 100)";
+    let mut session = db.session().await.unwrap();
+    for held in [false, true] {
+        let started = Instant::now();
+        let read = async {
+            let mut rows = if held {
+                sqlx::query(rows).fetch(&mut session)
+            } else {
+                sqlx::query(rows).fetch(&db)
+            };
+            while rows.try_next().await?.is_some() {}
+            Ok::<_, Error>(())
+        };
+        let error = Deadline::within(ms(500)).scope(read).await.unwrap_err();
+        assert_eq!(error.decider(), Some(Decider::Deadline), "{}", text(&error));
+        assert!(started.elapsed() < ms(2_500), "{:?}", started.elapsed());
+    }
 }
