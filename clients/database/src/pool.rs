@@ -380,11 +380,15 @@ impl<DB: Backend> Pool<DB> {
         link.answered();
         let inner = &*self.0;
         let too_many = inner.size.load(Relaxed) > inner.limits.max_connections;
+        // Who closes the pool, or has all connections go, takes what is idle out under this lock,
+        // after saying so.
+        let mut idle = lock(&inner.idle);
         if link.is_lent() || too_many || inner.closed.load(SeqCst) || self.is_stale(&link) {
+            drop(idle);
             link.close();
             return;
         }
-        lock(&inner.idle).push(link);
+        idle.push(link);
     }
 
     async fn connect(&self) -> Result<Link<DB>, ConnectError> {

@@ -110,16 +110,8 @@ impl Marks {
 }
 
 impl<DB: Backend> Lease<DB> {
-    pub(super) const fn new(link: Link<DB>, permit: Permit<DB>) -> Self {
-        let marks = Marks {
-            unfinished: false,
-            quiet: false,
-            open: false,
-            rest: false,
-            streaming: false,
-            changed: false,
-        };
-        Self { link: Some(link), permit, marks }
+    pub(super) fn new(link: Link<DB>, permit: Permit<DB>) -> Self {
+        Self { link: Some(link), permit, marks: Marks::default() }
     }
 
     pub(crate) fn connection(&mut self) -> Option<&mut DB::Connection> {
