@@ -189,33 +189,15 @@ const fn level(isolation: Isolation) -> &'static str {
     }
 }
 
-/// For drivers that see to the other rows themselves.
-#[cfg_attr(not(any(feature = "postgres", feature = "sqlite")), allow(dead_code))]
-fn first_alone<'c, DB>(
-    connection: &'c mut DB::Connection,
-    statement: Statement<DB>,
-) -> BoxFuture<'c, Result<First<DB>, sqlx::Error>>
-where
-    DB: Database<Arguments: 'static>,
-    &'c mut DB::Connection: Executor<'c, Database = DB>,
-{
-    let first = connection.fetch_optional(statement);
-    Box::pin(async move { Ok((first.await?, false)) })
-}
-
 /// For drivers that stop at the first row. Of a read one more step tells whether that was all; what
 /// may write is read to its end, where it may yet fail, and before which it is not done.
 #[cfg_attr(not(any(feature = "mysql", feature = "sqlite")), allow(dead_code))]
-fn first_row<'c, DB>(
-    connection: &'c mut DB::Connection,
+fn first_row<DB: Sealed>(
+    connection: &mut DB::Connection,
     statement: Statement<DB>,
-) -> BoxFuture<'c, Result<First<DB>, sqlx::Error>>
-where
-    DB: Database<Arguments: 'static>,
-    &'c mut DB::Connection: Executor<'c, Database = DB>,
-{
+) -> BoxFuture<'_, Result<First<DB>, sqlx::Error>> {
     let reads = statement.only_reads();
-    let mut steps = connection.fetch_many(statement);
+    let mut steps = DB::fetch_many(connection, statement);
     Box::pin(async move {
         let mut first = None;
         while let Some(step) = steps.try_next().await? {
@@ -240,24 +222,6 @@ macro_rules! driver_calls {
             static CLIENTS: Singletons<DatabaseClient<$DB>> = Singletons::new();
             &CLIENTS
         }
-        fn execute(
-            connection: &mut Self::Connection,
-            statement: Statement<Self>,
-        ) -> BoxFuture<'_, Result<Self::QueryResult, sqlx::Error>> {
-            sqlx::Executor::execute(connection, statement)
-        }
-        fn fetch_many(
-            connection: &mut Self::Connection,
-            statement: Statement<Self>,
-        ) -> BoxStream<'_, Result<Step<Self>, sqlx::Error>> {
-            sqlx::Executor::fetch_many(connection, statement)
-        }
-        fn fetch_all(
-            connection: &mut Self::Connection,
-            statement: Statement<Self>,
-        ) -> BoxFuture<'_, Result<Vec<Self::Row>, sqlx::Error>> {
-            sqlx::Executor::fetch_all(connection, statement)
-        }
         fn fetch_first(
             connection: &mut Self::Connection,
             statement: Statement<Self>,
@@ -280,3 +244,30 @@ macro_rules! driver_calls {
     };
 }
 pub(crate) use driver_calls;
+
+/// And this, for drivers whose rows end by a word or an error.
+#[cfg_attr(not(any(feature = "postgres", feature = "mysql")), allow(unused_macros))]
+macro_rules! driver_rows {
+    () => {
+        fn execute(
+            connection: &mut Self::Connection,
+            statement: Statement<Self>,
+        ) -> BoxFuture<'_, Result<Self::QueryResult, sqlx::Error>> {
+            sqlx::Executor::execute(connection, statement)
+        }
+        fn fetch_many(
+            connection: &mut Self::Connection,
+            statement: Statement<Self>,
+        ) -> BoxStream<'_, Result<Step<Self>, sqlx::Error>> {
+            sqlx::Executor::fetch_many(connection, statement)
+        }
+        fn fetch_all(
+            connection: &mut Self::Connection,
+            statement: Statement<Self>,
+        ) -> BoxFuture<'_, Result<Vec<Self::Row>, sqlx::Error>> {
+            sqlx::Executor::fetch_all(connection, statement)
+        }
+    };
+}
+#[cfg(any(feature = "postgres", feature = "mysql"))]
+pub(crate) use driver_rows;

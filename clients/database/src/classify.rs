@@ -34,6 +34,8 @@ pub enum Class {
     Contended,
     /// Serialization failure or deadlock: the transaction may be run again.
     Conflict,
+    /// The connection had prepared it before a table was changed; not executed.
+    Stale,
     /// The server is going away.
     GoingAway,
     /// Ended by a time limit, rolled back.
@@ -344,6 +346,7 @@ pub(crate) fn keeps_connection<DB: Sealed>(error: &sqlx::Error) -> bool {
         sqlx::Error::Database(e) => !matches!(
             DB::class(e.as_ref()),
             Class::GoingAway
+                | Class::Stale
                 | Class::WrongNode
                 | Class::Refused
                 | Class::NoDatabase
@@ -383,7 +386,9 @@ pub(crate) const fn verdict(class: Class, phase: Phase) -> Verdict {
         Class::Busy | Class::Full | Class::Exhausted | Class::WrongNode | Class::Cancelled => {
             Verdict::transient()
         }
-        Class::Contended | Class::Conflict => Verdict::transient().with_outcome(Outcome::Neutral),
+        Class::Contended | Class::Conflict | Class::Stale => {
+            Verdict::transient().with_outcome(Outcome::Neutral)
+        }
         Class::GoingAway => lost(phase),
         Class::Refused | Class::NoDatabase | Class::File | Class::Damaged => {
             Verdict::permanent().with_outcome(Outcome::Failure)

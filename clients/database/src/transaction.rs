@@ -40,9 +40,9 @@ where
 impl<DB: Backend> DatabaseClient<DB> {
     /// Runs a closure in a transaction and commits it; the closure may run several times.
     ///
-    /// It runs again after a serialization failure, a deadlock, a lock that was not to be had, or a
-    /// connection lost before COMMIT was sent, so it must do nothing outside the database. An error
-    /// of its own rolls back and is returned as it is.
+    /// It runs again after a serialization failure, a deadlock, a lock that was not to be had, a table
+    /// that was changed since a statement was prepared, or a connection lost before COMMIT was sent, so
+    /// it must do nothing outside the database. An error of its own rolls back and is returned as it is.
     ///
     /// # Errors
     /// The closure's own. A COMMIT whose answer was lost is never sent again:

@@ -139,6 +139,8 @@ impl Sealed for MySql {
         match number(error).unwrap_or_default() {
             // Whichever option is in the way: only its name tells.
             1290 if !error.message().contains("read-only") => Class::Permanent,
+            // Of some resource it has had enough for this hour: only that one's name tells.
+            1226 if !error.message().contains("connections") => Class::Busy,
             number => class(number),
         }
     }
@@ -169,6 +171,7 @@ impl Sealed for MySql {
     }
 
     driver_calls!(MySql, first_row);
+    driver_rows!();
 }
 
 // The SQLSTATE does not tell: a lock wait has HY000.

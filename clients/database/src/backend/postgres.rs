@@ -143,12 +143,20 @@ impl Sealed for Postgres {
     }
 
     fn class(error: &dyn DatabaseError) -> Class {
-        class(error.code().as_deref().unwrap_or_default())
+        let code = error.code();
+        match (severity(error), code.as_deref().unwrap_or_default()) {
+            // All its processes die with it, whatever came of a COMMIT.
+            (Some(PgSeverity::Panic), _) => Class::GoingAway,
+            // What PgBouncer says when it hangs up, whyever: its server may be gone in mid-statement.
+            (Some(PgSeverity::Fatal), "08P01") => Class::GoingAway,
+            // What it does not support is a plan whose columns are others by now.
+            (_, "0A000") if routine(error) == Some("RevalidateCachedQuery") => Class::Stale,
+            (_, code) => class(code),
+        }
     }
 
     fn ends_connection(error: &dyn DatabaseError) -> bool {
-        let severity = error.try_downcast_ref::<PgDatabaseError>().map(PgDatabaseError::severity);
-        matches!(severity, Some(PgSeverity::Fatal | PgSeverity::Panic))
+        matches!(severity(error), Some(PgSeverity::Fatal | PgSeverity::Panic))
     }
 
     /// It refuses whatever follows until the end of the transaction or a savepoint.
@@ -156,7 +164,25 @@ impl Sealed for Postgres {
         false
     }
 
-    driver_calls!(Postgres, first_alone);
+    driver_calls!(Postgres, first);
+    driver_rows!();
+}
+
+/// The driver sees to the other rows itself.
+fn first(
+    connection: &mut PgConnection,
+    statement: Statement<Postgres>,
+) -> BoxFuture<'_, Result<First<Postgres>, sqlx::Error>> {
+    let first = connection.fetch_optional(statement);
+    Box::pin(async move { Ok((first.await?, false)) })
+}
+
+fn severity(error: &dyn DatabaseError) -> Option<PgSeverity> {
+    error.try_downcast_ref::<PgDatabaseError>().map(PgDatabaseError::severity)
+}
+
+fn routine(error: &dyn DatabaseError) -> Option<&str> {
+    error.try_downcast_ref::<PgDatabaseError>()?.routine()
 }
 
 fn class(code: &str) -> Class {

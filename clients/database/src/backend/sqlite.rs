@@ -1,9 +1,10 @@
 //! SQLite. Codes: <https://www.sqlite.org/rescode.html>.
 
 use super::*;
+use async_stream::try_stream;
 use sqlx::{
     Sqlite,
-    sqlite::{SqliteConnectOptions, SqliteConnection},
+    sqlite::{SqliteConnectOptions, SqliteConnection, SqliteQueryResult, SqliteRow},
 };
 use std::sync::{
     Arc,
@@ -96,6 +97,64 @@ impl Sealed for Sqlite {
     }
 
     driver_calls!(Sqlite, first);
+
+    fn execute(
+        connection: &mut SqliteConnection,
+        statement: Statement<Self>,
+    ) -> BoxFuture<'_, Result<SqliteQueryResult, sqlx::Error>> {
+        let mut steps = Self::fetch_many(connection, statement);
+        Box::pin(async move {
+            let mut done = SqliteQueryResult::default();
+            while let Some(step) = steps.try_next().await? {
+                done.extend(step.left());
+            }
+            Ok(done)
+        })
+    }
+
+    /// A worker that dies of a row says nothing, and sqlx takes that for the end of the rows: after it
+    /// comes the statement's result.
+    fn fetch_many(
+        connection: &mut SqliteConnection,
+        statement: Statement<Self>,
+    ) -> BoxStream<'_, Result<Step<Self>, sqlx::Error>> {
+        Box::pin(try_stream! {
+            let mut ended = false;
+            {
+                let mut steps = sqlx::Executor::fetch_many(&mut *connection, statement);
+                while let Some(step) = steps.try_next().await? {
+                    ended = step.is_left();
+                    yield step;
+                }
+            }
+            // Nor has a text that is empty one.
+            if !ended {
+                lives(connection).await?;
+            }
+        })
+    }
+
+    fn fetch_all(
+        connection: &mut SqliteConnection,
+        statement: Statement<Self>,
+    ) -> BoxFuture<'_, Result<Vec<SqliteRow>, sqlx::Error>> {
+        let mut steps = Self::fetch_many(connection, statement);
+        Box::pin(async move {
+            let mut rows = Vec::new();
+            while let Some(step) = steps.try_next().await? {
+                rows.extend(step.right());
+            }
+            Ok(rows)
+        })
+    }
+}
+
+/// Whether its worker does.
+async fn lives(connection: &mut SqliteConnection) -> Result<(), sqlx::Error> {
+    /// One that is about to end may take the question along.
+    const LONGEST: Duration = Duration::from_secs(1);
+    let ping = tokio::time::timeout(LONGEST, connection.ping());
+    ping.await.unwrap_or(Err(sqlx::Error::WorkerCrashed))
 }
 
 /// The driver's own stops at the first row, and throws away that what it did failed to commit.
@@ -104,7 +163,14 @@ fn first(
     statement: Statement<Sqlite>,
 ) -> BoxFuture<'_, Result<First<Sqlite>, sqlx::Error>> {
     if statement.only_reads() {
-        first_alone(connection, statement)
+        Box::pin(async move {
+            let row = connection.fetch_optional(statement).await?;
+            if row.is_none() {
+                // Or a worker that died, as above.
+                lives(connection).await?;
+            }
+            Ok((row, false))
+        })
     } else {
         first_row(connection, statement)
     }

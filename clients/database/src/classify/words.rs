@@ -73,6 +73,7 @@ pub(crate) const fn words(class: Class) -> &'static str {
         Class::Full => "it takes no more connections for now",
         Class::Contended => "a lock was not to be had in time",
         Class::Conflict => "another transaction was in the way; run this one again",
+        Class::Stale => "it was prepared before a table was changed; run it again",
         Class::GoingAway => "the server is going away",
         Class::Cancelled => "ended by a time limit and rolled back",
         Class::Exhausted => "the server's disk or memory is full",

@@ -88,6 +88,10 @@ impl Record {
         match class {
             // The server has changed its part: no connection to it is of use.
             Some(Class::WrongNode) => pool.evict(),
+            // They have prepared it as well.
+            Some(Class::Stale) => pool.evict(),
+            // SQLite's worker dies of a row with more columns than it knows, on each of them.
+            None if matches!(error, sqlx::Error::WorkerCrashed) => pool.evict(),
             // Those that are idle may be gone as well.
             _ if marks.unfinished => pool.suspect(),
             _ => {}

@@ -6,6 +6,8 @@ mod around;
 #[cfg(feature = "sqlite")]
 mod bad_input;
 #[cfg(feature = "sqlite")]
+mod files;
+#[cfg(feature = "sqlite")]
 mod macros;
 #[cfg(all(feature = "metrics", feature = "sqlite"))]
 mod metrics;

@@ -17,7 +17,8 @@ use std::{
 pub enum Pgbouncer {}
 
 impl Server<postgres::Postgres> {
-    /// A PgBouncer before this server that lends its two connections for one transaction each.
+    /// A PgBouncer before this server that lends its two connections for one transaction each, and
+    /// looks every second whether a server that was gone is back.
     #[must_use]
     pub fn pooler(&self) -> Server<Pgbouncer> {
         let dir = directory::temporary();
@@ -25,7 +26,7 @@ impl Server<postgres::Postgres> {
         let settings = format!(
             "[databases]\n* = host=127.0.0.1 port={port} user=postgres\n[pgbouncer]\nlisten_addr = 127.0.0.1\n\
              unix_socket_dir =\nauth_type = any\npool_mode = transaction\ndefault_pool_size = 2\n\
-             max_client_conn = 200\n"
+             max_client_conn = 200\nserver_login_retry = 1\n"
         );
         fs::write(dir.path().join("ini"), settings).unwrap();
         Server::start_in(dir, &[])

@@ -4,6 +4,7 @@
 mod mariadb;
 mod postgres;
 mod sqlite;
+mod stale;
 
 use super::*;
 use mainstay_database::sqlx::AssertSqlSafe;

@@ -3,6 +3,7 @@
 
 use super::*;
 use mainstay_database::SessionOptions;
+use mainstay_policy::BreakerState;
 use sqlx::{Executor, SqlSafeStr};
 
 fn behind(name: &str, url: String) -> PgDatabase {
@@ -128,4 +129,83 @@ async fn a_table_may_be_changed_through_the_client() {
     let waited = Error::from(sqlx::query(alter).execute(&db).await.unwrap_err());
     assert!(waited.is_outcome_unknown() && waited.attempts() == 1, "{}", text(&waited));
     session.rollback().await.unwrap();
+}
+
+/// Of a server process that died the pooler says by the code of a message that makes no sense that
+/// its connection broke. What that one had done is there.
+#[tokio::test]
+async fn what_a_process_did_before_it_died_is_unknown() {
+    // A commit is done, and then waits for a standby that there is not.
+    let server = Postgres::start_with(&["--synchronous_standby_names=nobody"]);
+    let direct: PgDatabase = client("pooler-died-direct", server.url());
+    let create = "set synchronous_commit = local; create table t (n int)";
+    sqlx::raw_sql(create).execute(&direct).await.unwrap();
+    let waits = "select pid from pg_stat_activity where wait_event = 'SyncRep'";
+    let waits = async || sqlx::query_scalar::<_, i32>(waits).fetch_optional(&direct).await;
+    for (before, name) in (0_i64..).zip(["query", "raw", "commit"]) {
+        let pooler = server.pooler();
+        let db = behind(&format!("pooler-died-{name}"), pooler.url());
+        let write = async {
+            let insert = "insert into t values (1)";
+            match name {
+                "query" => {
+                    sqlx::query(insert).execute(&db).await?;
+                }
+                "raw" => {
+                    sqlx::raw_sql(insert).execute(&db).await?;
+                }
+                _ => {
+                    let mut session = db.session().await?;
+                    sqlx::query(insert).execute(&mut session).await?;
+                    session.commit().await?;
+                }
+            }
+            Ok::<_, Error>(())
+        };
+        let kill = async {
+            until("it waits", || async { waits().await.unwrap().is_some() }).await;
+            let process = waits().await.unwrap().unwrap().to_string();
+            let killed = std::process::Command::new("kill").args(["-9", &process]).status();
+            assert!(killed.unwrap().success());
+        };
+        let (written, ()) = tokio::join!(write, kill);
+        let error = written.unwrap_err();
+        println!("{name}: {}", text(&error));
+        assert!(error.is_outcome_unknown(), "{name}: {}", text(&error));
+        assert!(text(&error).contains("08P01"), "{name}: {}", text(&error));
+        // Who sees none of the others yet has not heard of its end.
+        until("the server is back, and the row is there", || async {
+            let rows = sqlx::query_scalar::<_, i64>("select count(*) from t").fetch_one(&direct);
+            rows.await.is_ok_and(|rows| rows == before + 1)
+        })
+        .await;
+    }
+}
+
+/// The pooler answers, and what it says is no answer of the server.
+#[tokio::test]
+async fn a_server_that_is_gone_behind_the_pooler_opens_the_breaker() {
+    let mut server = Postgres::start();
+    let pooler = server.pooler();
+    let db: PgDatabase = DatabaseClient::builder()
+        .name("pooler-gone")
+        .url(pooler.url())
+        .transaction_pooler()
+        .policy(|p| p.max_attempts(1).timeout(ms(2_000)).failure_threshold(3))
+        .build()
+        .unwrap();
+    db.session().await.unwrap().rollback().await.unwrap();
+    server.stop();
+    // Who comes before it knows waits in vain.
+    until("it has found out", || async {
+        text(&db.session().await.unwrap_err()).contains("08P01")
+    })
+    .await;
+    db.policy().breaker().reset();
+    for _ in 0..3 {
+        assert_eq!(db.policy().breaker().state(), BreakerState::Closed);
+        let error = db.session().await.unwrap_err();
+        assert!(text(&error).contains("08P01") && !error.is_outcome_unknown(), "{}", text(&error));
+    }
+    assert_eq!(db.policy().breaker().state(), BreakerState::Open);
 }

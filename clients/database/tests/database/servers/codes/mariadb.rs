@@ -192,3 +192,22 @@ async fn it_kills_connections() {
     }
     until_at_rest(&db).await;
 }
+
+/// 1226 has two meanings: so many connections, or so many statements in an hour.
+#[tokio::test]
+async fn a_quota_of_statements_is_no_lack_of_connections() {
+    type My = sqlx::MySql;
+    let name = "codes-maria-quota";
+    let referee = mariadb("codes-maria-quota-referee");
+    let limited = "create user limited identified by '' with max_queries_per_hour 20";
+    run(&referee, limited).await.unwrap();
+    run(&referee, "grant all on mysql.* to limited").await.unwrap();
+    let db: MySqlDatabase = once(name, &MARIADB.url().replace("root@", "limited@"));
+    let mut last = Ok(());
+    for _ in 0..20 {
+        last = run(&db, "select 1").await;
+    }
+    let words = text(&last.unwrap_err());
+    assert!(words.contains("no more connections or work"), "{words}");
+    judge::<My>(name, "42000", run(&db, "select 1"), ILL).await;
+}

@@ -23,6 +23,8 @@ async fn its_answers() {
     });
     judge("08P01", missing, OWN_FAULT).await;
     judge("22012", sql("select 1 / 0"), OWN_FAULT).await;
+    // As that of a statement which is older than its table, which see.
+    judge("0A000", sql("select count(*) from t for update"), OWN_FAULT).await;
     judge("P0001", sql("do $$ begin raise 'mine'; end $$"), OWN_FAULT).await;
     judge("57014", sql("set local statement_timeout = 20; select pg_sleep(9)"), ILL).await;
     judge("25006", sql("set transaction read only; insert into t values (3, 3)"), ILL).await;
@@ -201,4 +203,25 @@ async fn one_that_lost_a_process_is_back_at_once() {
     drop(held);
     until_at_rest(&db).await;
     futures_util::future::try_join_all((0..10).map(|_| db.acquire())).await.unwrap();
+}
+
+/// What it writes of a COMMIT before it answers does not fit on the disk: it dies of that, and when it
+/// is back, the COMMIT may be there.
+#[tokio::test]
+async fn it_dies_of_a_full_disk_in_mid_commit() {
+    type Pg = sqlx::Postgres;
+    let server = Postgres::start();
+    let name = "codes-pg-panic";
+    let referee: PgDatabase = client("codes-pg-panic-referee", server.url());
+    run(&referee, "create table t (n int)").await.unwrap();
+    let db: PgDatabase = once(name, &server.url());
+    let mut session = db.session().await.unwrap();
+    let path = "select current_setting('data_directory') || '/pg_wal/' || \
+                pg_walfile_name(pg_current_wal_insert_lsn())";
+    let path: String = sqlx::query_scalar(path).fetch_one(&mut session).await.unwrap();
+    sqlx::query("insert into t values (1)").execute(&mut session).await.unwrap();
+    // The process opens it when it first writes to it.
+    std::fs::remove_file(&path).unwrap();
+    std::os::unix::fs::symlink("/dev/full", &path).unwrap();
+    judge::<Pg>(name, "53100", session.commit(), LOST).await;
 }

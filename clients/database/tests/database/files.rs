@@ -1,0 +1,52 @@
+//! A file of SQLite that others change, lock or spoil.
+
+use super::{accounts, ms};
+use futures_util::TryStreamExt;
+use mainstay_database::{SqliteDatabase, sqlx::AssertSqlSafe};
+use mainstay_policy::Error;
+
+fn other(dir: &tempfile::TempDir, name: &str) -> SqliteDatabase {
+    let url = format!("sqlite://{}", dir.path().join("a.db").display());
+    SqliteDatabase::builder()
+        .name(name)
+        .url(url)
+        .max_connections(2)
+        .policy(|p| p.max_attempts(2).base_delay(ms(5)))
+        .build()
+        .unwrap()
+}
+
+/// The driver's worker dies of a row that has grown, on each connection that had read the table
+/// before, and does not say so.
+#[tokio::test]
+async fn a_table_that_was_changed_elsewhere_costs_one_attempt() {
+    let (dir, admin) = accounts("f-changed-admin").await;
+    let db = other(&dir, "f-changed");
+    let select = "select * from account";
+    for (columns, way) in (3..).zip(["all", "first", "stream", "transaction"]) {
+        let mut held = [db.acquire().await.unwrap(), db.acquire().await.unwrap()];
+        for connection in &mut held {
+            assert_eq!(sqlx::query(select).fetch_all(connection).await.unwrap().len(), 2);
+        }
+        drop(held);
+        let add = format!("alter table account add column by_{way} text");
+        sqlx::raw_sql(AssertSqlSafe(add)).execute(&admin).await.unwrap();
+        let row = match way {
+            "all" => sqlx::query(select).fetch_all(&db).await.unwrap().remove(0),
+            "first" => sqlx::query(select).fetch_one(&db).await.unwrap(),
+            "stream" => sqlx::query(select).fetch(&db).try_next().await.unwrap().unwrap(),
+            _ => {
+                let read = db.transaction(async |tx| {
+                    Ok::<_, Error>(sqlx::query(select).fetch_one(&mut *tx).await?)
+                });
+                read.await.unwrap()
+            }
+        };
+        assert_eq!(sqlx::Row::columns(&row).len(), columns, "{way}");
+    }
+    // What gives no row is told from what gives none any more.
+    let none = sqlx::query("select * from account where id = 9").fetch_optional(&db).await;
+    assert!(none.unwrap().is_none());
+    assert!(sqlx::raw_sql("-- nothing").fetch_all(&db).await.unwrap().is_empty());
+    assert_eq!(sqlx::raw_sql("").execute(&db).await.unwrap().rows_affected(), 0);
+}
