@@ -112,6 +112,19 @@ pub(crate) mod sealed {
             connection: &'c mut Self::Connection,
             tuning: &'c Tuning,
         ) -> BoxFuture<'c, Result<Greeting<Self::Key>, sqlx::Error>>;
+        /// A round trip to the server itself, for a probe.
+        fn prove<'c>(
+            connection: &'c mut Self::Connection,
+            tuning: &'c Tuning,
+        ) -> BoxFuture<'c, Result<(), sqlx::Error>> {
+            if tuning.pooler {
+                // A ping it may answer by itself.
+                let asked = Self::execute(connection, Statement::text("select 1"));
+                Box::pin(async move { asked.await.map(drop) })
+            } else {
+                Box::pin(connection.ping())
+            }
+        }
         /// Stops a statement from here; false where that takes a side connection.
         fn stop(_key: &Self::Key) -> bool {
             false
@@ -175,7 +188,6 @@ pub(crate) mod sealed {
 pub(crate) use sealed::Sealed;
 
 /// Our own text, put together here and never from a caller's.
-#[cfg_attr(not(any(feature = "postgres", feature = "mysql")), allow(dead_code))]
 fn own(sql: String) -> SqlStr {
     AssertSqlSafe(sql).into_sql_str()
 }

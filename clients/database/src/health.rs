@@ -7,9 +7,10 @@ use std::time::{Duration, Instant};
 const TIMEOUT: Duration = Duration::from_secs(1);
 
 impl<DB: Backend> DatabaseClient<DB> {
-    /// A round trip on an idle connection, else on a new one. Takes at most 1 s and never feeds the
-    /// breaker; degraded when the server answers while every connection is in use, or that it takes
-    /// no more connections than it has, some of them ours. The detail holds the pool's
+    /// A round trip on an idle connection, else on a new one: to the server itself, also where a
+    /// pooler stands before it, and to SQLite's file. Takes at most 1 s and never feeds the breaker;
+    /// degraded when the server answers while every connection is in use, or that it takes no more
+    /// connections than it has, some of them ours. The detail holds the pool's
     /// [`status`](crate::PoolStatus).
     pub async fn health_check(&self) -> Health {
         let started = Instant::now();

@@ -147,7 +147,13 @@ impl<DB: Backend> Hosts<DB> {
 
     /// Whether there is one, for a probe: callers do not follow it.
     pub(crate) async fn reach(&self) -> Result<(), ConnectError> {
-        self.find(ALL_ASKED).await.map(drop)
+        let (mut connected, _) = self.find(ALL_ASKED).await?;
+        // A pooler lets everybody in by what it remembers, and a file is opened without being read.
+        if self.tuning.pooler || !DB::HAS_HOSTS {
+            let proved = DB::prove(&mut connected.connection, &self.tuning).await;
+            proved.map_err(|error| ConnectError::Driver(Arc::new(error)))?;
+        }
+        Ok(())
     }
 
     /// A connection, and whether its host fits. The next host is asked when one before it has failed,

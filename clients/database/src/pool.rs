@@ -472,7 +472,7 @@ impl<DB: Backend> Pool<DB> {
         let mut lease = Lease::new(link, permit);
         (lease.marks.unfinished, lease.marks.quiet) = (true, true);
         let Some(connection) = lease.connection() else { return false };
-        let answered = sqlx::Connection::ping(connection).await.is_ok();
+        let answered = DB::prove(connection, self.0.hosts.tuning()).await.is_ok();
         (lease.marks.unfinished, lease.marks.quiet) = (!answered, !answered);
         if !answered {
             self.suspect();

@@ -30,8 +30,7 @@ impl Sealed for Sqlite {
         if let Some(statements) = tuning.statement_cache {
             options = options.statement_cache_capacity(statements);
         }
-        let wait = tuning.statement_timeout.map_or(LONGEST_LOCK_WAIT, |limit| limit / 2);
-        Ok(options.busy_timeout(wait.min(LONGEST_LOCK_WAIT)))
+        Ok(options.busy_timeout(lock_wait(tuning)))
     }
 
     fn in_memory(options: &SqliteConnectOptions) -> bool {
@@ -57,6 +56,26 @@ impl Sealed for Sqlite {
             let goes_on = move || !seen.load(Ordering::Relaxed);
             connection.lock_handle().await?.set_progress_handler(BETWEEN_LOOKS, goes_on);
             Ok(Greeting { key: Some(stop), ..Greeting::default() })
+        })
+    }
+
+    /// A ping asks the connection's thread. A file that others have locked is there.
+    fn prove<'c>(
+        connection: &'c mut SqliteConnection,
+        tuning: &'c Tuning,
+    ) -> BoxFuture<'c, Result<(), sqlx::Error>> {
+        Box::pin(async move {
+            // A probe has no time to wait for its turn.
+            connection.execute(sqlx::raw_sql("pragma busy_timeout = 0")).await?;
+            let read = connection.execute(sqlx::raw_sql("pragma schema_version")).await;
+            let wait = format!("pragma busy_timeout = {}", lock_wait(tuning).as_millis());
+            connection.execute(sqlx::raw_sql(own(wait))).await?;
+            match read {
+                Err(sqlx::Error::Database(e)) if Self::class(e.as_ref()) == Class::Contended => {
+                    Ok(())
+                }
+                read => read.map(drop),
+            }
         })
     }
 
@@ -155,6 +174,11 @@ async fn lives(connection: &mut SqliteConnection) -> Result<(), sqlx::Error> {
     const LONGEST: Duration = Duration::from_secs(1);
     let ping = tokio::time::timeout(LONGEST, connection.ping());
     ping.await.unwrap_or(Err(sqlx::Error::WorkerCrashed))
+}
+
+fn lock_wait(tuning: &Tuning) -> Duration {
+    let wait = tuning.statement_timeout.map_or(LONGEST_LOCK_WAIT, |limit| limit / 2);
+    wait.min(LONGEST_LOCK_WAIT)
 }
 
 /// The driver's own stops at the first row, and throws away that what it did failed to commit.

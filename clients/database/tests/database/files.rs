@@ -3,7 +3,8 @@
 use super::{accounts, ms};
 use futures_util::TryStreamExt;
 use mainstay_database::{SqliteDatabase, sqlx::AssertSqlSafe};
-use mainstay_policy::Error;
+use mainstay_policy::{Error, HealthStatus};
+use std::time::Instant;
 
 fn other(dir: &tempfile::TempDir, name: &str) -> SqliteDatabase {
     let url = format!("sqlite://{}", dir.path().join("a.db").display());
@@ -49,4 +50,37 @@ async fn a_table_that_was_changed_elsewhere_costs_one_attempt() {
     assert!(none.unwrap().is_none());
     assert!(sqlx::raw_sql("-- nothing").fetch_all(&db).await.unwrap().is_empty());
     assert_eq!(sqlx::raw_sql("").execute(&db).await.unwrap().rows_affected(), 0);
+}
+
+/// On a connection that is closed then, as nobody knows what a pragma did.
+async fn lock_wait(db: &SqliteDatabase) -> i64 {
+    sqlx::query_scalar("pragma busy_timeout").fetch_one(db).await.unwrap()
+}
+
+/// An open connection answers, whatever has become of its file.
+#[tokio::test]
+async fn health_is_that_of_the_file() {
+    let (dir, used) = accounts("f-health").await;
+    let new = other(&dir, "f-health-new");
+    let all = async |status| {
+        for db in [&used, &new] {
+            let started = Instant::now();
+            let health = db.health_check().await;
+            println!("{:?} after {:?}: {}", health.status, started.elapsed(), health.detail);
+            assert_eq!(health.status, status, "{}", health.detail);
+        }
+    };
+    all(HealthStatus::Healthy).await;
+    // Whoever has it is at work.
+    let lock = other(&dir, "f-health-lock");
+    let mut locking = lock.acquire().await.unwrap();
+    sqlx::raw_sql("begin exclusive").execute(&mut locking).await.unwrap();
+    all(HealthStatus::Healthy).await;
+    sqlx::raw_sql("rollback").execute(&mut locking).await.unwrap();
+    // It waits for a lock as long as before.
+    assert_eq!(used.pool_status().size, 1);
+    assert_eq!(lock_wait(&used).await, lock_wait(&used).await);
+    sqlx::query("select * from account").execute(&used).await.unwrap();
+    std::fs::write(dir.path().join("a.db"), [7; 8192]).unwrap();
+    all(HealthStatus::Unhealthy).await;
 }

@@ -3,7 +3,7 @@
 
 use super::*;
 use mainstay_database::SessionOptions;
-use mainstay_policy::BreakerState;
+use mainstay_policy::{BreakerState, HealthStatus};
 use sqlx::{Executor, SqlSafeStr};
 
 fn behind(name: &str, url: String) -> PgDatabase {
@@ -208,4 +208,32 @@ async fn a_server_that_is_gone_behind_the_pooler_opens_the_breaker() {
         assert!(text(&error).contains("08P01") && !error.is_outcome_unknown(), "{}", text(&error));
     }
     assert_eq!(db.policy().breaker().state(), BreakerState::Open);
+}
+
+/// It lets everybody in from what it remembers of the server: only what the server answers tells.
+#[tokio::test]
+async fn the_pooler_does_not_speak_for_the_health_of_its_server() {
+    let mut server = Postgres::start();
+    let pooler = server.pooler();
+    let [used, new] = ["used", "new"].map(|n| behind(&format!("pooler-health-{n}"), pooler.url()));
+    sqlx::query("select 1").execute(&used).await.unwrap();
+    let all = async |status| {
+        for (db, idle) in [(&used, 1), (&new, 0)] {
+            let health = db.health_check().await;
+            assert_eq!(health.status, status, "with {idle}: {}", health.detail);
+            println!("with {idle} idle: {}", health.detail);
+        }
+    };
+    until_at_rest(&used).await;
+    assert_eq!((used.pool_status().idle, new.pool_status().idle), (1, 0));
+    all(HealthStatus::Healthy).await;
+    server.stop();
+    all(HealthStatus::Unhealthy).await;
+    all(HealthStatus::Unhealthy).await;
+    server.restart();
+    until("it has found the server again", || async {
+        used.health_check().await.status == HealthStatus::Healthy
+    })
+    .await;
+    all(HealthStatus::Healthy).await;
 }
