@@ -180,8 +180,8 @@ pub fn settings() -> Result<Arc<Settings>, ConfigError> {
 
 /// Reads the settings again and applies them to the policies that exist, in place: breakers and
 /// budgets keep their state, running calls end under the limits they began with. What code has set
-/// stays. Connections do not change, nor bulkheads and rate limits but for being switched off and on with
-/// all else.
+/// stays. Connections that are open do not change (the database's new ones have the new limit of a
+/// statement), nor bulkheads and rate limits but for being switched off and on with all else.
 ///
 /// # Errors
 /// Every bad value, and every policy whose settings now contradict each other; then nothing has

@@ -17,7 +17,7 @@ use crate::{
 };
 use futures_core::{future::BoxFuture, stream::BoxStream};
 use futures_util::TryStreamExt;
-use mainstay_policy::Singletons;
+use mainstay_policy::{Policy, Singletons};
 use sqlx::{
     AssertSqlSafe, Connection, Database, Either, Executor, SqlSafeStr, SqlStr, error::DatabaseError,
 };
@@ -40,8 +40,8 @@ pub(crate) type Call<DB, T> = for<'c> fn(
 pub struct Tuning {
     #[cfg_attr(not(feature = "postgres"), allow(dead_code))] // The others have no such thing.
     pub(crate) application_name: Option<String>,
-    /// The server ends a statement itself when it takes longer.
-    pub(crate) statement_timeout: Option<Duration>,
+    /// The server ends a statement itself when it takes longer than this one's timeout.
+    pub(crate) policy: Option<Policy>,
     pub(crate) statement_cache: Option<usize>,
     #[cfg_attr(not(any(feature = "postgres", feature = "mysql")), allow(dead_code))]
     // SQLite is a file.
@@ -51,6 +51,13 @@ pub struct Tuning {
     /// A pooler hands each transaction to another server connection: nothing of a session lasts.
     pub(crate) pooler: bool,
     pub(crate) target: Target,
+}
+
+impl Tuning {
+    /// As it is now: a reload changes it.
+    pub(crate) fn statement_timeout(&self) -> Option<Duration> {
+        self.policy.as_ref().and_then(Policy::timeout)
+    }
 }
 
 /// What the server says of itself and of a new connection.

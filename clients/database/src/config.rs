@@ -181,7 +181,7 @@ impl<DB: Backend> DatabaseClientBuilder<DB> {
             policy = change(policy).name(name);
         }
         let policy = policy.build()?;
-        let tuning = connection.tuning(policy.timeout());
+        let tuning = connection.tuning(policy.clone());
         if let Some(pool) = self.adopted {
             let options = (*pool.connect_options()).clone();
             let max_connections = pool.options().get_max_connections();

@@ -72,7 +72,7 @@ impl Sealed for MySql {
         tuning: &'c Tuning,
     ) -> BoxFuture<'c, Result<Greeting<Thread>, sqlx::Error>> {
         Box::pin(async move {
-            if let Some(limit) = tuning.statement_timeout.filter(|_| !tuning.pooler) {
+            if let Some(limit) = tuning.statement_timeout().filter(|_| !tuning.pooler) {
                 let seconds = limit.as_secs_f64().max(0.001);
                 let mariadb = format!("set session max_statement_time = {seconds:.3}");
                 match connection.execute(sqlx::raw_sql(own(mariadb))).await {

@@ -94,7 +94,7 @@ impl Sealed for Postgres {
             if tuning.pooler && tuning.target == Target::Any {
                 return Ok(Greeting::default());
             }
-            let limit = tuning.statement_timeout.filter(|_| !tuning.pooler);
+            let limit = tuning.statement_timeout().filter(|_| !tuning.pooler);
             let limit = limit.map_or(0, |limit| limit.as_millis().clamp(1, i32::MAX as u128));
             let text = format!(
                 "select pid, extract(epoch from backend_start)::text, pg_is_in_recovery(), \

@@ -177,7 +177,7 @@ async fn lives(connection: &mut SqliteConnection) -> Result<(), sqlx::Error> {
 }
 
 fn lock_wait(tuning: &Tuning) -> Duration {
-    let wait = tuning.statement_timeout.map_or(LONGEST_LOCK_WAIT, |limit| limit / 2);
+    let wait = tuning.statement_timeout().map_or(LONGEST_LOCK_WAIT, |limit| limit / 2);
     wait.min(LONGEST_LOCK_WAIT)
 }
 

@@ -1,7 +1,7 @@
 //! What is set for connections and their pool, in code, file and environment.
 
 use super::{Limits, Tuning};
-use mainstay_policy::{ConfigError, Error, Settings};
+use mainstay_policy::{ConfigError, Error, Policy, Settings};
 use std::{fmt, path::PathBuf, time::Duration};
 
 /// How far the server is trusted.
@@ -114,10 +114,10 @@ impl Connection {
         }
     }
 
-    pub(super) fn tuning(self, statement_timeout: Option<Duration>) -> Tuning {
+    pub(super) fn tuning(self, policy: Policy) -> Tuning {
         Tuning {
             application_name: self.application_name,
-            statement_timeout,
+            policy: Some(policy),
             statement_cache: self.statement_cache.map(|n| n as usize),
             tls: self.tls,
             tls_ca: self.tls_ca,

@@ -12,6 +12,7 @@ mod mistakes;
 mod plain_sqlx;
 mod pool;
 mod pooler;
+mod reload;
 mod returning;
 mod session;
 mod tls;
