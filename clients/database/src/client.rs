@@ -265,7 +265,7 @@ impl<DB: Backend> DatabaseClient<DB> {
         let read_only = intent == Intent::Read;
         // Behind a pooler, what prepares a statement and what executes it may meet two connections
         // of the server, unless they are in one transaction.
-        let split = pool.is_pooler() && statement.has_arguments;
+        let split = pool.is_pooler() && statement.is_prepared;
         if split || (read_only && pool.reads_in_transaction()) {
             let options = SessionOptions { isolation: None, read_only };
             let wire = Wire::begin(&pool, self.policy(), limit, &options).await?;
@@ -298,7 +298,7 @@ impl<DB: Backend> DatabaseClient<DB> {
         let halfway = !select && statement.may_stop_halfway();
         let call = &call;
         let prepared = &Prepared {
-            has_arguments: statement.has_arguments(),
+            is_prepared: statement.is_prepared(),
             only_begins: !select && statement.only_begins(),
         };
         let result = self.policy().run(&operation, move |attempt| {
@@ -331,7 +331,7 @@ impl<DB: Backend> DatabaseClient<DB> {
 
 /// What of a statement decides how it is sent.
 struct Prepared {
-    has_arguments: bool,
+    is_prepared: bool,
     only_begins: bool,
 }
 

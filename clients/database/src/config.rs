@@ -147,8 +147,10 @@ impl<DB: Backend> DatabaseClientBuilder<DB> {
     /// A pooler such as PgBouncer stands before the server and gives each transaction another
     /// connection of the server's. Setting: `pooler` (`transaction`, `none`).
     ///
-    /// Statements then have no name on the server, and one with bound values is a transaction of
-    /// its own, as what prepares it and what runs it would otherwise meet two connections;
+    /// Statements then have no name on the server, and each is a transaction of its own, as what
+    /// prepares it and what runs it would otherwise meet two connections. Not so
+    /// [`raw_sql`](sqlx::raw_sql), which is prepared by nobody: take it for what cannot run in a
+    /// transaction, such as `vacuum` and `create index concurrently`.
     /// [`prepare`](sqlx::Executor::prepare) is refused. What is given up ends when the pooler says so.
     pub const fn transaction_pooler(mut self) -> Self {
         self.connection.pooler = Some(true);

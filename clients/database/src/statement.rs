@@ -43,8 +43,8 @@ impl<DB: Database> Statement<DB> {
         Self { persistent: false, ..self }
     }
 
-    /// It is prepared first, in a message of its own.
-    pub(crate) const fn has_arguments(&self) -> bool {
+    /// It is prepared first, in a message of its own: all but `raw_sql`, also without a bound value.
+    pub(crate) const fn is_prepared(&self) -> bool {
         self.arguments.is_some()
     }
 
