@@ -415,7 +415,7 @@ fn read<DB: Sealed>(error: &sqlx::Error, phase: Phase) -> (Verdict, String) {
             return (self::verdict(class, phase), words);
         }
         E::Io(e) => {
-            if let Some(tls) = e.get_ref().and_then(|e| e.downcast_ref::<rustls::Error>()) {
+            if let Some(tls) = mainstay_policy::Error::find_in::<rustls::Error>(e) {
                 let (is_certificate, words) = tls_words(tls);
                 // Another attempt meets the same certificate.
                 let verdict = if is_certificate { failure } else { lost(phase) };
