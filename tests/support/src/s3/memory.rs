@@ -57,6 +57,7 @@ struct Object {
 struct Upload {
     key: String,
     full: bool,
+    algorithm: Option<ChecksumAlgorithm>,
     said: Said,
     initiated: Timestamp,
     parts: BTreeMap<i32, (Bytes, ETag, String)>,
@@ -301,6 +302,7 @@ impl S3 for Memory {
         let upload = Upload {
             key: input.key.clone(),
             full,
+            algorithm: input.checksum_algorithm.clone(),
             said: said!(input),
             initiated: SystemTime::now().into(),
             parts: BTreeMap::new(),
@@ -330,7 +332,13 @@ impl S3 for Memory {
         Self::unlock(&upload.said, input.sse_customer_key_md5.as_ref())?;
         upload.parts.insert(input.part_number, (bytes, etag.clone(), crc32.clone()));
         let checksum_crc32 = (self.sums != Sums::Without).then_some(crc32);
-        done(UploadPartOutput { e_tag: Some(etag), checksum_crc32, ..Default::default() })
+        let (e_tag, server_side_encryption) = (Some(etag), upload.said.encryption.clone());
+        done(UploadPartOutput {
+            e_tag,
+            checksum_crc32,
+            server_side_encryption,
+            ..Default::default()
+        })
     }
 
     async fn upload_part_copy(
@@ -424,6 +432,8 @@ impl S3 for Memory {
             upload_id: Some(id.clone()),
             key: Some(told(&upload.key)),
             initiated: Some(upload.initiated.clone()),
+            checksum_algorithm: upload.algorithm.clone(),
+            storage_class: upload.said.storage_class.clone(),
             ..Default::default()
         });
         let uploads = Some(uploads.collect());
@@ -441,6 +451,7 @@ impl S3 for Memory {
             input.part_number_marker.map_or(0, |text| text.to_string().parse().unwrap());
         let data = self.data();
         let upload = data.uploads.get(&input.upload_id).ok_or_else(|| s3_error!(NoSuchUpload))?;
+        Self::unlock(&upload.said, input.sse_customer_key_md5.as_ref())?;
         let all: Vec<_> = upload.parts.range(after + 1..).collect();
         let parts = all.iter().take(4).map(|&(&number, (bytes, etag, crc32))| Part {
             part_number: Some(number),
