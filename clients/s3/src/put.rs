@@ -7,10 +7,11 @@ use crate::{
     numbers::{Direction, count_bytes, count_repeat},
     options::{PutOptions, put_options},
     stall::watched,
+    transfer::upload::mark,
 };
 use aws_sdk_s3::{Client, primitives::ByteStream};
 use bytes::Bytes;
-use mainstay_policy::{Error, Operation};
+use mainstay_policy::Error;
 use std::{fmt, pin::Pin};
 
 /// A conditional write's mark in the object's metadata: it tells whether a 412 that answers a
@@ -57,7 +58,46 @@ impl IntoFuture for Put {
             let target = Target::object(&self.bucket, &self.key)?;
             let options = self.options.with_type_of(&self.key, None);
             options.check()?;
-            self.client.put_as(&PUT, target, self.bytes, &options).await
+            let mark = options.condition.is_some().then(mark);
+            let mark = mark.as_deref();
+            let (client, length) = (&self.client, self.bytes.len() as u64);
+            let doubt = &Doubt::default();
+            let written = client.call(&PUT, target, length, |sdk, attempt| {
+                count_repeat(Direction::Upload, attempt);
+                let mut put = options.put(sdk.put_object()).bucket(&self.bucket).key(&self.key);
+                if let Some(mark) = mark {
+                    put = put.metadata(MARK, mark);
+                }
+                let body = ByteStream::from(self.bytes.clone());
+                // The SDK's CRC-32 header guards the bytes; signing them too costs a SHA-256.
+                let put = put.body(body).customize().disable_payload_signing();
+                let (idle, options) = (client.policy().timeout(), &options);
+                async move {
+                    doubt.sent();
+                    let put = watched(idle, |watch| async {
+                        let put = put.interceptor(watch).send();
+                        put.await.map_err(|e| S3Failure::of_write(e, attempt))
+                    });
+                    let error = match put.await {
+                        Ok(put) => {
+                            let (etag, version_id) = (put.e_tag, put.version_id);
+                            return Ok(Written { etag, version_id });
+                        }
+                        Err(error) => doubt.of(error),
+                    };
+                    let echo = error.is_precondition_failed() && error.is_in_doubt();
+                    match mark.filter(|_| echo) {
+                        // Another attempt may have written the object.
+                        Some(mark) => {
+                            landed(&sdk, target, options, mark, attempt).await?.ok_or(error)
+                        }
+                        None => Err(error),
+                    }
+                }
+            });
+            let written = written.await?;
+            count_bytes(Direction::Upload, length);
+            Ok(written)
         })
     }
 }
@@ -84,56 +124,6 @@ impl S3Client {
     pub fn put(&self, bucket: &str, key: &str, bytes: impl Into<Bytes>) -> Put {
         let (client, bucket, key) = (self.clone(), bucket.to_owned(), key.to_owned());
         Put { client, bucket, key, bytes: bytes.into(), options: PutOptions::new() }
-    }
-
-    pub(crate) async fn put_as(
-        &self,
-        operation: &Operation,
-        target: Target<'_>,
-        bytes: Bytes,
-        options: &PutOptions,
-    ) -> Result<Written, Error> {
-        let mark = options.condition.is_some().then(|| format!("{:032x}", fastrand::u128(..)));
-        let mark = mark.as_deref();
-        let doubt = &Doubt::default();
-        let key = target.key.unwrap_or_default();
-        let written = self
-            .call(operation, target, bytes.len() as u64, |sdk, attempt| {
-                count_repeat(Direction::Upload, attempt);
-                let mut put = options.put(sdk.put_object()).bucket(target.bucket).key(key);
-                if let Some(mark) = mark {
-                    put = put.metadata(MARK, mark);
-                }
-                let body = ByteStream::from(bytes.clone());
-                // The SDK's CRC-32 header guards the bytes; signing them too costs a SHA-256.
-                let put = put.body(body).customize().disable_payload_signing();
-                let idle = self.policy().timeout();
-                async move {
-                    doubt.sent();
-                    let put = watched(idle, |watch| async {
-                        let put = put.interceptor(watch).send();
-                        put.await.map_err(|e| S3Failure::of_write(e, attempt))
-                    });
-                    let error = match put.await {
-                        Ok(put) => {
-                            let (etag, version_id) = (put.e_tag, put.version_id);
-                            return Ok(Written { etag, version_id });
-                        }
-                        Err(error) => doubt.of(error),
-                    };
-                    let echo = error.is_precondition_failed() && error.is_in_doubt();
-                    match mark.filter(|_| echo) {
-                        // Another attempt may have written the object.
-                        Some(mark) => {
-                            landed(&sdk, target, options, mark, attempt).await?.ok_or(error)
-                        }
-                        None => Err(error),
-                    }
-                }
-            })
-            .await?;
-        count_bytes(Direction::Upload, bytes.len() as u64);
-        Ok(written)
     }
 }
 

@@ -8,7 +8,7 @@ use crate::{
     Checksums, CustomerKey, S3Client, S3Failure, Written,
     call::{COMPLETE_UPLOAD, Doubt, HEAD, Target, UPLOAD, UPLOAD_PART},
     checksum::{Crc, Sum, Told, fold},
-    encryption::Encryption,
+    encryption::{Encryption, with_key},
     numbers::Direction,
     options::{PutOptions, put_options},
     stall::watched,
@@ -382,16 +382,12 @@ impl<'a> Job<'a> {
         let send = |sdk: Client, attempt| async move {
             let block = self.block(read, part).await?;
             let text = block.sum.map(|sum| sum.crc.text(sum.value));
-            let send = sdk
-                .upload_part()
+            let send = with_key!(sdk.upload_part(), customer)
                 .bucket(self.target.bucket)
                 .key(self.key())
                 .upload_id(&begun.id)
                 .part_number(part.number)
                 .set_checksum_crc32(text.clone())
-                .set_sse_customer_algorithm(customer.map(CustomerKey::algorithm))
-                .set_sse_customer_key(customer.map(CustomerKey::base64))
-                .set_sse_customer_key_md5(customer.map(CustomerKey::md5))
                 .body(ByteStream::from(block.bytes))
                 .customize()
                 .disable_payload_signing();
@@ -430,14 +426,10 @@ impl<'a> Job<'a> {
         let mode = self.source.crc.map(|_| ChecksumMode::Enabled);
         let customer = self.customer();
         let head = self.client().call(&HEAD, self.target, 0, |sdk, attempt| {
-            let head = sdk
-                .head_object()
+            let head = with_key!(sdk.head_object(), customer)
                 .bucket(self.target.bucket)
                 .key(self.key())
                 .set_checksum_mode(mode.clone())
-                .set_sse_customer_algorithm(customer.map(CustomerKey::algorithm))
-                .set_sse_customer_key(customer.map(CustomerKey::base64))
-                .set_sse_customer_key_md5(customer.map(CustomerKey::md5))
                 .send();
             async move {
                 let head = head.await.map_err(|e| S3Failure::sdk(e, attempt))?;
