@@ -11,6 +11,7 @@ use mainstay_policy::{
     ConfigError, Error, PerRuntime, Policy, PolicyBuilder, Settings, Singletons, settings,
 };
 use std::{fmt, sync::Arc};
+use tokio::runtime::Handle;
 
 struct Inner {
     driver: Driver,
@@ -108,8 +109,18 @@ impl S3Client {
                 links.get_or_init(|| connection.connect(&self.0.policy))
             }
         }
-        .ok_or_else(|| Error::invalid("an S3 call needs a tokio runtime around it"))
+        .ok_or_else(no_runtime)
     }
+}
+
+/// # Errors
+/// Outside a tokio runtime, whose threads read and write files.
+pub(crate) fn check_runtime() -> Result<(), Error> {
+    Handle::try_current().map(drop).map_err(|_| no_runtime())
+}
+
+fn no_runtime() -> Error {
+    Error::invalid("an S3 call needs a tokio runtime around it")
 }
 
 static DEFAULT: Singletons<S3Client> = Singletons::new();

@@ -5,7 +5,7 @@ use super::{
     part,
     upload::pending::{abort, list},
 };
-use crate::S3Client;
+use crate::{S3Client, client::check_runtime};
 use mainstay_policy::Error;
 use std::{
     path::Path,
@@ -55,6 +55,7 @@ impl S3Client {
 /// # Errors
 /// A directory that cannot be read, or a file that cannot be removed.
 pub async fn remove_partial_downloads(directory: impl AsRef<Path>) -> Result<usize, Error> {
+    check_runtime()?;
     let directory = directory.as_ref().to_owned();
     let shown = directory.display().to_string();
     let removed = part::blocking(move || remove_abandoned(&directory)).await;

@@ -14,6 +14,7 @@ use crate::{
     Checksums, CustomerKey, S3Client, S3Failure,
     call::{DOWNLOAD, Target},
     checksum::{Crc, Sum},
+    client::check_runtime,
     numbers::Direction,
     transfer::{
         OutOfTime,
@@ -136,6 +137,7 @@ impl Download {
     }
 
     async fn run(self) -> Result<(), Error> {
+        check_runtime()?;
         self.tuning.check()?;
         let target = Target::object(&self.bucket, &self.key)?;
         let turn = &Arc::default();

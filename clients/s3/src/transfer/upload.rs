@@ -8,6 +8,7 @@ use crate::{
     Checksums, CustomerKey, S3Client, S3Failure, Written,
     call::{COMPLETE_UPLOAD, Doubt, HEAD, Target, UPLOAD, UPLOAD_PART},
     checksum::{Crc, Sum, Told, fold},
+    client::check_runtime,
     encryption::{Encryption, with_key},
     numbers::Direction,
     options::{PutOptions, put_options},
@@ -128,6 +129,7 @@ impl Upload {
     }
 
     async fn run(mut self) -> Result<Written, Error> {
+        check_runtime()?;
         self.tuning.check()?;
         self.options = self.options.with_type_of(&self.key, Some(&self.path));
         self.options.check()?;

@@ -1,13 +1,17 @@
 //! How the client may be held: spawned, shared by runtimes, over an SDK that exists.
 
 use crate::{builder, client, quick};
-use mainstay_s3::S3Client;
+use mainstay_policy::ErrorKind;
+use mainstay_s3::{S3Client, remove_partial_downloads};
 use mainstay_test_support::{
     S3,
     s3::{Answer, BUCKET},
 };
-
-use std::time::Duration;
+use std::{
+    pin::pin,
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
 
 #[test]
 fn one_client_serves_two_runtimes() {
@@ -43,6 +47,24 @@ async fn a_client_of_the_sdk_is_all_it_needs() {
     s3.put(BUCKET, "k", "v").await.unwrap();
     assert_eq!(s3.get(BUCKET, "k").await.unwrap(), "v");
     assert_eq!(s3.policy().name(), "s3:https://s3.us-east-1.amazonaws.com");
+}
+
+#[test]
+fn a_transfer_outside_a_runtime_is_an_error_and_no_panic() {
+    fn ends<T>(transfer: impl IntoFuture<Output = Result<T, mainstay_policy::Error>>) {
+        let mut transfer = pin!(transfer.into_future());
+        match transfer.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(Err(error)) => {
+                assert_eq!(error.kind(), ErrorKind::InvalidInput);
+                assert!(error.to_string().contains("needs a tokio runtime around it"), "{error}");
+            }
+            _ => panic!("there is nothing to wait for"),
+        }
+    }
+    let s3 = builder("http://localhost:1").build().unwrap();
+    ends(s3.upload_file("f", "b", "k"));
+    ends(s3.download_file("b", "k", "f"));
+    ends(remove_partial_downloads("."));
 }
 
 #[test]
