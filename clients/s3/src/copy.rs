@@ -9,14 +9,13 @@ use crate::{
     numbers::{Direction, count_bytes, count_repeat},
     object::ObjectHead,
     options::put_options,
+    transfer::part::LONGEST,
 };
 use aws_sdk_s3::types::{MetadataDirective, TaggingDirective};
 use mainstay_policy::Error;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use std::{fmt, pin::Pin};
 
-/// What S3 copies in one request.
-const LONGEST: u64 = 5 * 1024 * 1024 * 1024;
 /// Of a longer object, each.
 const PART: u64 = 512 * 1024 * 1024;
 /// The store copies faster than it is sent to: so many times as much in the same time.

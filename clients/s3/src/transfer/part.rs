@@ -10,6 +10,8 @@ use std::{fmt, fs::File, io, path::Path};
 pub(crate) const PART: u64 = 8 * MIB;
 /// S3 takes no more parts than this.
 pub(crate) const MAX_PARTS: u64 = 10_000;
+/// What S3 takes, or copies, in one request.
+pub(crate) const LONGEST: u64 = 5 * 1024 * MIB;
 const MIB: u64 = 1024 * 1024;
 /// What is read from a file at once.
 const STEP: usize = 256 * 1024;
@@ -30,6 +32,11 @@ pub(crate) fn parts(from: u64, length: u64, size: u64) -> impl Iterator<Item = P
         start += part.length;
         (part.length > 0).then_some(part)
     })
+}
+
+/// Whether a file of this length goes in one request, rather than in parts of this size.
+pub(crate) fn goes_in_one(length: u64, size: u64) -> bool {
+    length < size.saturating_mul(2) && length <= LONGEST
 }
 
 /// The part size for a file of this length: S3 limits their number.
@@ -189,6 +196,14 @@ mod tests {
         for (wanted, length) in [(None, 5 * MIB * MIB), (Some(64 * 1024), 10 * 1024 * MIB)] {
             assert!(length.div_ceil(size_for(wanted, length)) <= MAX_PARTS);
         }
+    }
+
+    #[test]
+    fn one_request_is_no_longer_than_two_parts_and_than_s3_takes() {
+        assert!(goes_in_one(0, PART) && goes_in_one(2 * PART - 1, PART));
+        assert!(!goes_in_one(2 * PART, PART));
+        let long = 4 * 1024 * MIB;
+        assert!(goes_in_one(LONGEST, long) && !goes_in_one(LONGEST + 1, long));
     }
 
     #[test]

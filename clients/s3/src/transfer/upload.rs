@@ -67,14 +67,14 @@ impl S3Client {
 
 /// An upload to be awaited.
 ///
-/// From twice the part size on (16 MiB) a file goes in parts, each repeated on its own, and the object
-/// carries the metadata `mainstay-upload`, a random mark of this upload. Bytes carry a CRC-32, unless
-/// [`Checksums::Off`]; the whole object's is compared at the end, as far as the store tells one. A store that
+/// From twice the part size on (16 MiB), and from over 5 GiB in any case, a file goes in parts, each repeated on its
+/// own, and the object carries the metadata `mainstay-upload`, a random mark of this upload. Bytes carry a CRC-32,
+/// unless [`Checksums::Off`]; the whole object's is compared at the end, as far as the store tells one. A store that
 /// throttles gets fewer parts at once.
 ///
 /// It holds at most part size times [`parallel`](Self::parallel) of the file in memory, 64 MiB by default, and some
-/// 4 MiB beside. A file of over 78 GiB has longer parts, of which fewer are held, but two at least: from 312 GiB on
-/// that is a five-thousandth of the file.
+/// 4 MiB beside; with `parallel(1)` up to two parts' length, which goes in one request. A file of over 78 GiB has
+/// longer parts, of which fewer are held, but two at least: from 312 GiB on that is a five-thousandth of the file.
 ///
 /// # Errors
 /// A missing local file, a missing bucket, a file that changed while it was read, or what kept
@@ -141,7 +141,7 @@ impl Upload {
         let tracker = Tracker::new(Direction::Upload, source.length, self.tuning.listener.clone());
         let size = part::size_for(self.tuning.part_size, source.length);
         let job = Job { upload: &self, target, source: &source, tracker: &tracker, size };
-        let end = match source.length < size.saturating_mul(2) {
+        let end = match part::goes_in_one(source.length, size) {
             true => job.in_one().await,
             false => job.in_parts().await,
         };
