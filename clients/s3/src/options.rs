@@ -20,6 +20,8 @@ use std::{collections::BTreeMap, fmt, path::Path, time::SystemTime};
 
 /// What S3 takes of metadata, names and values together.
 const METADATA: usize = 2 * 1024;
+/// What a mark of ours has beside its name: 128 random bits in hexadecimal.
+const MARK_LENGTH: usize = 32;
 /// What S3 takes of tags.
 const TAGS: usize = 10;
 
@@ -119,7 +121,8 @@ impl PutOptions {
         self
     }
 
-    /// Adds a pair of metadata (`x-amz-meta-...`), 2 KiB in all; S3 makes names lower case.
+    /// Adds a pair of metadata (`x-amz-meta-...`), 2 KiB in all; S3 makes names lower case. A write in parts or on
+    /// a condition adds a mark of some 50 bytes.
     pub fn metadata(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
         self.metadata.insert(name.into(), value.into());
         self
@@ -180,6 +183,20 @@ impl PutOptions {
         self.encryption.as_ref().map_or(Ok(()), Encryption::check)
     }
 
+    /// # Errors
+    /// Metadata that leaves no room for this mark, which is added to it.
+    pub(crate) fn check_room(&self, mark: &str) -> Result<(), Error> {
+        let own = self.metadata.iter().filter(|(name, _)| *name != mark);
+        let length = length_of(own) + mark.len() + MARK_LENGTH;
+        if length > METADATA {
+            return Err(Error::invalid(format!(
+                "the metadata has {length} bytes with `{mark}`, which is added, and S3 takes \
+                 {METADATA}; keep it in an object of its own"
+            )));
+        }
+        Ok(())
+    }
+
     /// The type of the content, where the caller said none: by the key's extension, else by the
     /// local file's.
     pub(crate) fn with_type_of(mut self, key: &str, file: Option<&Path>) -> Self {
@@ -228,6 +245,10 @@ fn header(what: &str, value: &str) -> Result<(), Error> {
     )))
 }
 
+fn length_of<'a>(metadata: impl Iterator<Item = (&'a String, &'a String)>) -> usize {
+    metadata.map(|(name, value)| name.len() + value.len()).sum()
+}
+
 fn check_metadata(metadata: &BTreeMap<String, String>) -> Result<(), Error> {
     for (name, value) in metadata {
         let token = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
@@ -240,7 +261,7 @@ fn check_metadata(metadata: &BTreeMap<String, String>) -> Result<(), Error> {
             header(&format!("metadata value of `{name}`"), value)?;
         }
     }
-    let length: usize = metadata.iter().map(|(name, value)| name.len() + value.len()).sum();
+    let length = length_of(metadata.iter());
     if length > METADATA {
         return Err(Error::invalid(format!(
             "the metadata has {length} bytes, and S3 takes {METADATA}; keep it in an object of its \

@@ -60,6 +60,9 @@ impl IntoFuture for Put {
             options.check()?;
             let mark = options.condition.is_some().then(mark);
             let mark = mark.as_deref();
+            if mark.is_some() {
+                options.check_room(MARK)?;
+            }
             let (client, length) = (&self.client, self.bytes.len() as u64);
             let doubt = &Doubt::default();
             let written = client.call(&PUT, target, length, |sdk, attempt| {

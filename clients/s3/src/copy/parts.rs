@@ -40,6 +40,7 @@ impl Copy {
                 tags => tags?,
             };
         }
+        options.check_room(MARK)?;
         let mark = mark();
         let mut pending = Pending::new(client, target, false);
         let id = pending.create(target, |sdk, attempt| {

@@ -140,8 +140,12 @@ impl Upload {
         let source = source.map_err(|error| self.unreadable(error))?;
         let tracker = Tracker::new(Direction::Upload, source.length, self.tuning.listener.clone());
         let size = part::size_for(self.tuning.part_size, source.length);
+        let in_one = part::goes_in_one(source.length, size);
+        if !in_one || self.options.condition.is_some() {
+            self.options.check_room(MARK)?;
+        }
         let job = Job { upload: &self, target, source: &source, tracker: &tracker, size };
-        let end = match part::goes_in_one(source.length, size) {
+        let end = match in_one {
             true => job.in_one().await,
             false => job.in_parts().await,
         };

@@ -147,6 +147,34 @@ async fn an_object_with_a_customers_key_is_read_with_it_alone() {
     assert_eq!((without.kind(), without.attempts()), (ErrorKind::Backend, 1));
 }
 
+/// Of 2 KiB a mark takes 46 or 47 bytes.
+#[tokio::test]
+async fn metadata_that_leaves_no_room_for_a_mark_is_refused_where_one_is_added() {
+    const PART: u64 = 64 * 1024;
+    let (store, _) = S3::in_memory(Sums::Full).await;
+    let (s3, dir) = (client(&store), tempfile::tempdir().unwrap());
+    let file = dir.path().join("file");
+    let with = |length: usize| PutOptions::new().metadata("n", "v".repeat(length - 1));
+    let upload = |options| s3.upload_file(&file, BUCKET, "k").part_size(PART).options(options);
+    for length in [9, 3 * PART as usize] {
+        fs::write(&file, bytes(length)).unwrap();
+        let in_parts = length > 9;
+        for options in [with(2_002).if_absent(), with(if in_parts { 2_002 } else { 2_049 })] {
+            let error = upload(options).await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InvalidInput, "{error}");
+            assert!(error.to_string().contains("204"), "{error}");
+        }
+    }
+    let put = |options| s3.put(BUCKET, "k", "v").options(options);
+    for options in [with(2_003).if_absent(), with(2_049)] {
+        assert_eq!(put(options).await.unwrap_err().kind(), ErrorKind::InvalidInput);
+    }
+    assert_eq!(store.seen(|_| true), 0);
+    upload(with(2_001)).await.unwrap();
+    put(with(2_048)).await.unwrap();
+    s3.put(BUCKET, "new", "v").options(with(2_002).if_absent()).await.unwrap();
+}
+
 #[tokio::test]
 async fn bad_input_is_refused_at_once_and_not_repeated_in_words() {
     let (store, _) = S3::in_memory(Sums::Full).await;
