@@ -18,8 +18,11 @@ pub(crate) const PUT: Operation = safe("put");
 pub(crate) const GET: Operation = Operation::read("get");
 pub(crate) const DELETE: Operation = safe("delete");
 pub(crate) const HEAD: Operation = Operation::read("head");
+/// At what a write in doubt has done, which its caller tells.
+pub(crate) const LOOK: Operation = HEAD.told_by_client();
 pub(crate) const LIST: Operation = Operation::read("list");
 pub(crate) const COPY: Operation = safe("copy");
+pub(crate) const COPY_PART: Operation = safe("copy_part").told_by_client();
 pub(crate) const DELETE_MANY: Operation = safe("delete_many");
 pub(crate) const TAGS: Operation = Operation::read("tags");
 pub(crate) const SET_TAGS: Operation = safe("set_tags");
@@ -30,9 +33,12 @@ pub(crate) const CREATE_UPLOAD: Operation = safe("create_upload").told_by_client
 pub(crate) const UPLOAD_PART: Operation = safe("upload_part").told_by_client();
 pub(crate) const COMPLETE_UPLOAD: Operation = safe("complete_upload").told_by_client();
 pub(crate) const ABORT_UPLOAD: Operation = safe("abort_upload");
-pub(crate) const LIST_UPLOADS: Operation = Operation::read("list_uploads");
-pub(crate) const LIST_PARTS: Operation = Operation::read("list_parts");
+pub(crate) const LIST_UPLOADS: Operation = Operation::read("list_uploads").told_by_client();
+pub(crate) const LIST_PARTS: Operation = Operation::read("list_parts").told_by_client();
 pub(crate) const DOWNLOAD: Operation = safe("download_file");
+
+/// These change no object, whatever came of them: only a completion does.
+const ASIDE: [Operation; 5] = [CREATE_UPLOAD, UPLOAD_PART, COPY_PART, LIST_UPLOADS, LIST_PARTS];
 
 /// Up to this many bytes fit into the plain attempt timeout.
 const SMALL: u64 = 1024 * 1024;
@@ -173,10 +179,17 @@ impl S3Client {
         let end = run.await;
         end.map_err(|error| {
             let mut error = error.map(|e| e.about(target.bucket, target.key.is_some()));
-            if let CallError::Backend { effect, error, .. } = &mut error
-                && error.is_in_doubt()
-            {
-                *effect = Effect::Unknown;
+            let aside = ASIDE.iter().any(|aside| aside.name() == operation.name());
+            match &mut error {
+                CallError::Backend { effect, error, .. } if error.is_in_doubt() => {
+                    *effect = Effect::Unknown;
+                }
+                CallError::Backend { effect, .. } | CallError::Stopped { effect, .. }
+                    if aside && *effect == Effect::Unknown =>
+                {
+                    *effect = Effect::Transient;
+                }
+                _ => {}
             }
             Error::from_call(policy.name(), operation.name(), error)
         })

@@ -3,7 +3,7 @@
 use super::{Copy, source};
 use crate::{
     CustomerKey, PutOptions, S3Failure, Written,
-    call::{COMPLETE_UPLOAD, COPY, Doubt, HEAD, Target},
+    call::{COMPLETE_UPLOAD, COPY_PART, Doubt, LOOK, Target},
     encryption::with_key,
     get::length,
     numbers::{Direction, count_bytes, count_part, count_repeat},
@@ -92,7 +92,7 @@ impl Copy {
     ) -> Result<CompletedPart, Error> {
         let (client, key) = (&self.source.client, self.source.customer.as_ref());
         let from = source(&self.source);
-        let copy = client.call(&COPY, target, part.length / super::FASTER, |sdk, attempt| {
+        let copy = client.call(&COPY_PART, target, part.length / super::FASTER, |sdk, attempt| {
             count_repeat(Direction::Copy, attempt);
             let copy = with_key!(sdk.upload_part_copy(), options.customer())
                 .bucket(&self.bucket)
@@ -125,7 +125,7 @@ impl Copy {
 
     /// What was written, if the object is the one of this copy.
     async fn landed(&self, target: Target<'_>, mark: &str, size: u64) -> Option<Written> {
-        let head = self.source.client.call(&HEAD, target, 0, |sdk, attempt| {
+        let head = self.source.client.call_untold(&LOOK, target, 0, |sdk, attempt| {
             let head = with_key!(sdk.head_object(), self.options.customer());
             let send = head.bucket(&self.bucket).key(&self.key).send();
             async move { send.await.map_err(|e| S3Failure::sdk(e, attempt)) }
@@ -233,6 +233,22 @@ mod tests {
         let error = around.call(copy).await.unwrap_err();
         assert!(error.is_outcome_unknown() && error.last() == Some(&2), "{error:?}");
         assert!(memory.object("to").unwrap() == bytes());
+    }
+
+    /// A part makes no object.
+    #[tokio::test]
+    async fn one_that_fails_before_its_end_has_certainly_not_happened() {
+        let (store, memory, s3) = begun().await;
+        store.front(|line| match line.contains("partNumber=2") {
+            true => Answer::Close,
+            false => Answer::Pass,
+        });
+        let around = Policy::builder(Kind::Custom, "around-a-copied-part").build().unwrap();
+        let copy = || async { long(&s3, "to").await.map_err(|e| e.is_outcome_unknown()) };
+        let error = around.call(copy).await.unwrap_err();
+        assert!(!error.is_outcome_unknown() && error.last() == Some(&false), "{error:?}");
+        assert!(memory.object("to").is_none());
+        none_left(&memory).await;
     }
 
     #[tokio::test]

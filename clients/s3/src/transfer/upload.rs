@@ -6,7 +6,7 @@ mod source;
 
 use crate::{
     Checksums, CustomerKey, S3Client, S3Failure, Written,
-    call::{COMPLETE_UPLOAD, Doubt, HEAD, Target, UPLOAD, UPLOAD_PART},
+    call::{COMPLETE_UPLOAD, Doubt, LOOK, Target, UPLOAD, UPLOAD_PART},
     checksum::{Crc, Sum, Told, fold},
     client::check_runtime,
     encryption::{Encryption, with_key},
@@ -431,7 +431,7 @@ impl<'a> Job<'a> {
     ) -> Result<Written, Error> {
         let mode = self.source.crc.map(|_| ChecksumMode::Enabled);
         let customer = self.customer();
-        let head = self.client().call(&HEAD, self.target, 0, |sdk, attempt| {
+        let head = self.client().call_untold(&LOOK, self.target, 0, |sdk, attempt| {
             let head = with_key!(sdk.head_object(), customer)
                 .bucket(self.target.bucket)
                 .key(self.key())
