@@ -61,6 +61,24 @@ impl Encryption {
         }
     }
 
+    /// Whether an answer about a part tells of this: by the store with which kind of key, and in KMS with which.
+    /// A key of the customer's needs no such look: a part with another one is refused.
+    pub(crate) fn is_told(&self, by: Option<&ServerSideEncryption>, key: Option<&str>) -> bool {
+        let wanted = match self {
+            Self::Customer(_) => return true,
+            Self::Store => None,
+            Self::Kms { key } => key.as_deref(),
+        };
+        // Of an alias the key's own id is told, and of an id its ARN.
+        let is_it = |told: &str, wanted: &str| {
+            let before = told.strip_suffix(wanted);
+            before.is_some_and(|before| before.is_empty() || before.ends_with(['/', ':']))
+        };
+        let wanted = wanted.filter(|wanted| !wanted.contains("alias/"));
+        by == self.by_the_store().as_ref()
+            && wanted.is_none_or(|wanted| key.is_none_or(|told| is_it(told, wanted)))
+    }
+
     pub(crate) const fn customer(&self) -> Option<&CustomerKey> {
         match self {
             Self::Customer(key) => Some(key),
@@ -126,5 +144,26 @@ mod tests {
         assert_eq!(format!("{:?}", Encryption::Customer(key)), "Customer(CustomerKey(..))");
         assert!(Encryption::kms_with("a b").check().is_err());
         assert!(Encryption::kms_with("alias/mine").check().is_ok());
+    }
+
+    #[test]
+    fn what_a_store_tells_of_a_part_is_what_was_asked_for_or_another() {
+        use ServerSideEncryption::{Aes256, AwsKms};
+        let arn = "arn:aws:kms:eu-central-1:111122223333:key/12ab";
+        for (wanted, by, key, same) in [
+            (Encryption::Store, Some(Aes256), None, true),
+            (Encryption::Store, None, None, false),
+            (Encryption::Store, Some(AwsKms), Some(arn), false),
+            (Encryption::kms(), Some(AwsKms), Some(arn), true),
+            (Encryption::kms(), Some(Aes256), None, false),
+            (Encryption::kms_with(arn), Some(AwsKms), Some(arn), true),
+            (Encryption::kms_with("12ab"), Some(AwsKms), Some(arn), true),
+            (Encryption::kms_with("2ab"), Some(AwsKms), Some(arn), false),
+            (Encryption::kms_with("alias/mine"), Some(AwsKms), Some(arn), true),
+            (Encryption::kms_with("12ab"), Some(AwsKms), None, true),
+            (Encryption::Customer(CustomerKey::new([7; 32])), None, None, true),
+        ] {
+            assert_eq!(wanted.is_told(by.as_ref(), key), same, "{wanted:?} {by:?} {key:?}");
+        }
     }
 }

@@ -43,7 +43,7 @@
 //! | copy | repeated | it is pinned to one version of its source |
 //! | copy with a condition | repeated; a 412 to the repeat is an unknown outcome | the copy carries no mark: read the target |
 //! | delete, delete_many | repeated | what is gone counts as deleted. In a bucket that keeps versions a repeat adds a marker, and between the two another writer's object may go |
-//! | upload_file | each part repeated | the end, if it got no answer, is looked into by a mark (`mainstay-upload`); where that is not found, the outcome is unknown. Before its end nothing has happened |
+//! | upload_file | each part repeated | the end, if it got no answer, is looked into by a mark (`mainstay-upload`), of a resumed upload by its checksum; where the object is not this one, the outcome is unknown. Before its end nothing has happened |
 //! | presign | not sent | it is worked out here |
 //!
 //! What the store refused (`SlowDown`, 503, 409 of a condition) is repeated in any case, and what it

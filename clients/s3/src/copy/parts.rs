@@ -42,7 +42,7 @@ impl Copy {
         }
         options.check_room(MARK)?;
         let mark = mark();
-        let mut pending = Pending::new(client, target, false);
+        let mut pending = Pending::new(client, target, false, options.customer());
         let id = pending.create(target, |sdk, attempt| {
             let create = options.create(sdk.create_multipart_upload());
             let create = create.bucket(&self.bucket).key(&self.key).metadata(MARK, &mark).send();

@@ -123,6 +123,10 @@ impl Upload {
     /// store that lists no parts or no checksums gets all of them again. Where it is found to list none the upload
     /// could not be gone on with, and is aborted as without this. Two resumed uploads to one key at once disturb each
     /// other.
+    ///
+    /// Type, metadata and tags are then those that the upload was begun with, and so are storage class and
+    /// encryption where none is given here. One of another class is left alone; one with another encryption is an
+    /// error, as [it](S3Client::abort_uploads) is to be aborted first.
     pub fn resume(mut self) -> Self {
         self.tuning.resume = true;
         self
@@ -191,8 +195,15 @@ struct Begun {
     id: String,
     /// Whether the store keeps the checksum of the whole, and not one of checksums.
     whole: bool,
+    /// Empty of an upload that was found: its mark is not known.
     mark: String,
     earlier: Earlier,
+}
+
+impl Begun {
+    fn is_resumed(&self) -> bool {
+        self.mark.is_empty()
+    }
 }
 
 impl<'a> Job<'a> {
@@ -208,9 +219,13 @@ impl<'a> Job<'a> {
         self.target.key.unwrap_or_default()
     }
 
+    fn encryption(&self) -> Option<&'a Encryption> {
+        self.upload.options.encryption.as_ref()
+    }
+
     /// The caller's key, which every request needs that touches bytes.
     fn customer(&self) -> Option<&'a CustomerKey> {
-        self.upload.options.encryption.as_ref().and_then(Encryption::customer)
+        self.upload.options.customer()
     }
 
     /// Reads within the attempt: an open breaker refuses before the file is touched.
@@ -272,14 +287,23 @@ impl<'a> Job<'a> {
 
     async fn in_parts(&self) -> Result<Written, Error> {
         let keep = self.upload.tuning.resume;
-        let mut pending = Pending::new(self.client(), self.target, keep);
+        let mut pending = Pending::new(self.client(), self.target, keep, self.customer());
         let found = if keep { self.find_earlier(&mut pending).await? } else { None };
         let begun = match found {
-            Some(begun) => begun,
-            None => self.create(&mut pending).await?,
+            Some(begun) => {
+                pending.begun(&begun.id);
+                begun
+            }
+            None => {
+                let begun = self.create(&mut pending).await?;
+                pending.begun(&begun.id);
+                if pending.is_kept() {
+                    self.keep_if_listed(&begun.id, &mut pending).await;
+                }
+                begun
+            }
         };
-        pending.begun(&begun.id);
-        match self.send_and_complete(&begun).await {
+        match self.send_and_complete(&begun, &mut pending).await {
             Ok(written) => {
                 pending.completed();
                 Ok(written)
@@ -319,7 +343,11 @@ impl<'a> Job<'a> {
         Ok(Begun { id, whole, mark, earlier: Earlier::default() })
     }
 
-    async fn send_and_complete(&self, begun: &Begun) -> Result<Written, Error> {
+    async fn send_and_complete(
+        &self,
+        begun: &Begun,
+        pending: &mut Pending,
+    ) -> Result<Written, Error> {
         let Tuning { part_size, parallel, .. } = self.upload.tuning;
         let parts = part::parts(0, self.source.length, self.size);
         let mut sent: Vec<Sent> = stream::iter(parts.map(|part| self.send_part(begun, part)))
@@ -334,8 +362,17 @@ impl<'a> Job<'a> {
         match self.complete(begun, sent, sums).await {
             Err(error) if is_damaged(&error) => Err(error),
             // A completion that went unacknowledged makes its repeat fail: look.
-            Err(error) if error.is_outcome_unknown() || error.attempts() > 1 => {
-                self.landed(&COMPLETE_UPLOAD, &begun.mark, sums.unwrap_or_default(), error).await
+            Err(error)
+                if error.is_outcome_unknown() || (error.attempts() > 1 && !begun.is_resumed()) =>
+            {
+                let sums = sums.unwrap_or_default();
+                let written = self.landed(&COMPLETE_UPLOAD, &begun.mark, sums, error).await?;
+                if begun.is_resumed() {
+                    // Known by its bytes, it may be an earlier one: then the upload is there still.
+                    pending.leave_nothing();
+                    let _ = pending.abort();
+                }
+                Ok(written)
             }
             end => end,
         }
@@ -406,22 +443,30 @@ impl<'a> Job<'a> {
             if sent.checksum_crc32.is_some() && sent.checksum_crc32 != text && text.is_some() {
                 return Err(S3Failure::short());
             }
+            let (by, key) = (sent.server_side_encryption(), sent.ssekms_key_id());
+            let as_wanted = self.encryption().is_none_or(|wanted| wanted.is_told(by, key));
             let part = CompletedPart::builder()
                 .part_number(part.number)
                 .set_e_tag(sent.e_tag)
                 .set_checksum_crc32(sent.checksum_crc32)
                 .build();
-            Ok(Sent { part, sum: block.sum })
+            Ok((Sent { part, sum: block.sum }, as_wanted))
         };
         let (client, length) = (self.client(), part.length);
         let sent = client.move_part(Direction::Upload, &UPLOAD_PART, self.target, length, send);
-        let sent = sent.await?;
+        let (sent, as_wanted) = sent.await?;
+        if begun.is_resumed() && !as_wanted {
+            return Err(Error::invalid(
+                "an unfinished upload with other encryption is there; abort it, such as with \
+                 abort_uploads(), or upload without resume()",
+            ));
+        }
         self.tracker.moved(length);
         Ok(sent)
     }
 
-    /// What was written, if the object is the one of this upload, by its mark, or else by its checksum; this error
-    /// of the write if not.
+    /// What was written, if the object is the one of this upload, by its mark, or where that is not known by its
+    /// checksum; this error of the write if not.
     async fn landed(
         &self,
         write: &Operation,
@@ -445,7 +490,7 @@ impl<'a> Job<'a> {
                     these_bytes(told, sums)?;
                 }
                 // One that was there before cannot meet a condition that it be absent or another.
-                let free = self.upload.options.condition.is_none();
+                let free = mark.is_empty() && self.upload.options.condition.is_none();
                 let same = free && !sums.is_empty() && told.is_some_and(|told| told.is_of(sums));
                 let length = head.content_length().and_then(|n| u64::try_from(n).ok());
                 let ours = (marked || same) && length == Some(self.source.length);

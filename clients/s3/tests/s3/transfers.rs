@@ -5,6 +5,7 @@ mod killed;
 mod network;
 mod parts;
 mod stalls;
+mod unfinished;
 
 use crate::{builder, bytes, eventually, files, quick};
 use aws_sdk_s3::types::{CompletedMultipartUpload, CompletedPart};
@@ -275,21 +276,6 @@ async fn a_file_that_changes_while_it_is_sent_is_refused() {
         assert!(memory.object("k").is_none());
         eventually("it is aborted", || memory.uploads() == 0).await;
     }
-}
-
-#[tokio::test]
-async fn a_lost_creation_leaves_no_upload() {
-    let (store, memory, s3, dir) = begun(Sums::Full).await;
-    let (file, data) = (dir.path().join("file"), bytes(3 * 65_536));
-    fs::write(&file, &data).unwrap();
-    let asked = AtomicUsize::new(0);
-    store.front(move |line| match line.contains("?uploads") && line.starts_with("POST") {
-        true if asked.fetch_add(1, Relaxed) == 0 => Answer::ApplyThenClose,
-        _ => Answer::Pass,
-    });
-    s3.upload_file(&file, BUCKET, "k").part_size(PART).await.unwrap();
-    assert_eq!(memory.object("k").unwrap(), data);
-    eventually("the first is aborted", || memory.uploads() == 0).await;
 }
 
 #[tokio::test]

@@ -1,7 +1,7 @@
 //! An upload in parts that is aborted unless it was completed.
 
 use crate::{
-    S3Client, S3Failure,
+    CustomerKey, S3Client, S3Failure,
     call::{ABORT_UPLOAD, CREATE_UPLOAD, LIST_UPLOADS, Target, fits_xml},
     list::decoded,
 };
@@ -11,7 +11,7 @@ use aws_sdk_s3::{
 };
 use mainstay_policy::{Classify, Effect, Error};
 use std::{
-    sync::atomic::{AtomicBool, Ordering::Relaxed},
+    sync::atomic::{AtomicU32, Ordering::Relaxed},
     time::{Duration, SystemTime},
 };
 use tokio::{runtime::Handle, task::JoinHandle};
@@ -32,11 +32,18 @@ pub(crate) struct Pending {
     asked: Option<SystemTime>,
     /// It is to be gone on with later.
     keep: bool,
+    /// The caller's key, with which its parts are listed.
+    customer: Option<CustomerKey>,
     runtime: Handle,
 }
 
 impl Pending {
-    pub(crate) fn new(client: &S3Client, target: Target<'_>, keep: bool) -> Self {
+    pub(crate) fn new(
+        client: &S3Client,
+        target: Target<'_>,
+        keep: bool,
+        customer: Option<&CustomerKey>,
+    ) -> Self {
         Self {
             client: client.clone(),
             bucket: target.bucket.to_owned(),
@@ -44,6 +51,7 @@ impl Pending {
             id: None,
             asked: None,
             keep,
+            customer: customer.cloned(),
             runtime: Handle::current(),
         }
     }
@@ -64,20 +72,22 @@ impl Pending {
                  parts cannot; give another key, or for a file a part_size() of over half its length",
             ));
         }
-        let lost = &AtomicBool::new(false);
+        // Attempts whose answer was lost, or not waited for.
+        let lost = &AtomicU32::new(0);
         self.asked = Some(SystemTime::now());
         let created = self.client.call(&CREATE_UPLOAD, target, 0, |sdk, attempt| {
             let create = create(sdk, attempt);
             async move {
+                lost.fetch_add(1, Relaxed);
                 let created = create.await;
-                if created.as_ref().is_err_and(|e| e.classify().effect == Effect::Unknown) {
-                    lost.store(true, Relaxed);
+                if !created.as_ref().is_err_and(|e| e.classify().effect == Effect::Unknown) {
+                    lost.fetch_sub(1, Relaxed);
                 }
                 created
             }
         });
         let created = created.await;
-        if !lost.load(Relaxed) {
+        if lost.load(Relaxed) == 0 {
             self.asked = None;
         }
         created
@@ -85,6 +95,10 @@ impl Pending {
 
     pub(crate) fn begun(&mut self, id: &str) {
         self.id = Some(id.to_owned());
+    }
+
+    pub(crate) fn is_kept(&self) -> bool {
+        self.keep
     }
 
     /// It is aborted unless completed, whatever was wanted before.
@@ -95,6 +109,7 @@ impl Pending {
     /// Nothing is left to abort but what a lost answer may have left.
     pub(crate) fn completed(&mut self) {
         self.id = None;
+        self.leave_nothing();
         let _ = self.abort();
     }
 
@@ -105,13 +120,15 @@ impl Pending {
             return None;
         }
         let (client, bucket, key) = (self.client.clone(), self.bucket.clone(), self.key.clone());
+        let customer = self.customer.clone();
         Some(self.runtime.spawn(async move {
+            let target = Target { bucket: &bucket, key: Some(&key) };
             let abort = async {
                 if let Some(id) = id {
                     patient(|| abort(&client, &bucket, &key, &id)).await?;
                 }
                 match asked {
-                    Some(asked) => abort_nameless(&client, &bucket, &key, asked).await,
+                    Some(asked) => abort_nameless(&client, target, asked, customer.as_ref()).await,
                     None => Ok(()),
                 }
             };
@@ -120,7 +137,9 @@ impl Pending {
             // Nobody waits for this one.
             tokio::spawn(async move {
                 tokio::time::sleep(LATE).await;
-                bounded(&client, &bucket, abort_nameless(&client, &bucket, &key, asked)).await;
+                let target = Target { bucket: &bucket, key: Some(&key) };
+                let abort = abort_nameless(&client, target, asked, customer.as_ref());
+                bounded(&client, &bucket, abort).await;
             });
         }))
     }
@@ -180,17 +199,18 @@ where
 /// that was lost.
 async fn abort_nameless(
     client: &S3Client,
-    bucket: &str,
-    key: &str,
+    target: Target<'_>,
     since: SystemTime,
+    customer: Option<&CustomerKey>,
 ) -> Result<(), Error> {
+    let (bucket, key) = (target.bucket, target.key.unwrap_or_default());
     let since = since.checked_sub(SKEW).unwrap_or(since);
     let uploads = patient(|| list(client, bucket, key)).await?;
     for upload in uploads.into_iter().filter(|upload| upload.key() == Some(key)) {
         let initiated = upload.initiated().and_then(|t| SystemTime::try_from(*t).ok());
         let (Some(initiated), Some(id)) = (initiated, upload.upload_id()) else { continue };
         if (since..=SystemTime::now() + SKEW).contains(&initiated)
-            && super::resume::parts(client, bucket, key, id).await?.parts.is_empty()
+            && super::resume::parts(client, target, id, customer).await?.parts.is_empty()
         {
             patient(|| abort(client, bucket, key, id)).await?;
         }

@@ -7,11 +7,14 @@ use super::{
     source::Block,
 };
 use crate::{
-    S3Client, S3Failure,
+    CustomerKey, S3Client, S3Failure,
     call::{LIST_PARTS, Target},
+    encryption::with_key,
     transfer::part::Part,
 };
-use aws_sdk_s3::types::{ChecksumType, CompletedPart, Part as Listed};
+use aws_sdk_s3::types::{
+    ChecksumAlgorithm, ChecksumType, CompletedPart, MultipartUpload, Part as Listed, StorageClass,
+};
 use mainstay_policy::Error;
 use std::collections::HashMap;
 use tokio::sync::OnceCell;
@@ -28,7 +31,7 @@ impl Job<'_> {
     /// from the beginning, and this one cannot be gone on with either.
     pub(super) async fn find_earlier(&self, pending: &mut Pending) -> Result<Option<Begun>, Error> {
         match self.latest().await {
-            Err(e) if e.downcast_ref().is_some_and(S3Failure::is_no_list) => {
+            Err(error) if is_no_list(&error) => {
                 pending.leave_nothing();
                 Ok(None)
             }
@@ -36,17 +39,34 @@ impl Job<'_> {
         }
     }
 
+    /// The same of one that was just begun, where there was none to list the parts of.
+    pub(super) async fn keep_if_listed(&self, id: &str, pending: &mut Pending) {
+        let listed = parts(self.client(), self.target, id, self.customer()).await;
+        if listed.is_err_and(|error| is_no_list(&error)) {
+            pending.leave_nothing();
+        }
+    }
+
     async fn latest(&self) -> Result<Option<Begun>, Error> {
-        let (client, bucket, key) = (self.client(), self.target.bucket, self.key());
-        let uploads = pending::list(client, bucket, key).await?;
+        let (client, key) = (self.client(), self.key());
+        let uploads = pending::list(client, self.target.bucket, key).await?;
         let ours = uploads.into_iter().filter(|upload| upload.key() == Some(key));
+        let ours = ours.filter(|upload| self.can_be_made_of(upload));
         let latest =
             ours.max_by_key(|upload| upload.initiated().map(|t| (t.secs(), t.subsec_nanos())));
         let Some(id) = latest.and_then(|upload| upload.upload_id) else { return Ok(None) };
-        let earlier = parts(client, bucket, key, &id).await?;
+        let earlier = parts(client, self.target, &id, self.customer()).await?;
         // Its mark is not known; what is there is told by its checksum.
         let (whole, mark) = (earlier.whole, String::new());
         Ok(Some(Begun { id, whole, mark, earlier }))
+    }
+
+    /// Whether an upload, so far as the store tells, takes our parts and becomes what was asked for here.
+    fn can_be_made_of(&self, upload: &MultipartUpload) -> bool {
+        let sums = upload.checksum_algorithm().is_none_or(|told| *told == ChecksumAlgorithm::Crc32);
+        let told = upload.storage_class().map(StorageClass::as_str);
+        let class = self.upload.options.storage_class.as_deref();
+        sums && class.is_none_or(|class| told.is_none_or(|told| told == class))
     }
 
     /// The part, if it is with the store already.
@@ -57,6 +77,10 @@ impl Job<'_> {
         part: Part,
     ) -> Result<Option<Sent>, Error> {
         let Some(listed) = begun.earlier.parts.get(&part.number) else { return Ok(None) };
+        // How the upload is encrypted the store tells when it gets a part: it gets the last one.
+        if self.encryption().is_some() && part.start + part.length == self.source.length {
+            return Ok(None);
+        }
         let (Some(theirs), Some(_)) = (listed.checksum_crc32(), self.source.crc) else {
             return Ok(None);
         };
@@ -75,19 +99,24 @@ impl Job<'_> {
     }
 }
 
-/// All parts of an upload.
+/// Of a list that was asked for.
+fn is_no_list(error: &Error) -> bool {
+    error.downcast_ref().is_some_and(S3Failure::is_no_list)
+}
+
+/// All parts of an upload. Of one with a key of the caller's and checksums the store wants the key.
 pub(crate) async fn parts(
     client: &S3Client,
-    bucket: &str,
-    key: &str,
+    target: Target<'_>,
     id: &str,
+    customer: Option<&CustomerKey>,
 ) -> Result<Earlier, Error> {
-    let target = Target { bucket, key: Some(key) };
     let mut earlier = Earlier::default();
     let mut next: Option<String> = None;
     loop {
         let page = client.call(&LIST_PARTS, target, 0, |sdk, attempt| {
-            let list = sdk.list_parts().bucket(bucket).key(key).upload_id(id);
+            let list = with_key!(sdk.list_parts(), customer).bucket(target.bucket);
+            let list = list.key(target.key.unwrap_or_default()).upload_id(id);
             let page = list.set_part_number_marker(next.clone()).send();
             async move { page.await.map_err(|e| S3Failure::sdk(e, attempt)) }
         });
