@@ -45,7 +45,7 @@ use std::{
     time::Duration,
 };
 use temporary::{Earlier, Temporary};
-use tokio::{sync::Mutex, time::Instant};
+use tokio::{runtime::Handle, sync::Mutex, time::Instant};
 
 /// Parts in one range at most: one slow connection holds up no more than these.
 const MOST: u64 = 8;
@@ -336,8 +336,8 @@ impl Job<'_> {
     }
 
     /// All that is missing: as many ranges at once as allowed where the network is what is slow. Where we are, two,
-    /// so that one comes while the other is asked for, and another whenever the disk has to wait: more of them
-    /// than it takes would only come from further than the processor's cache.
+    /// so that one comes while the other is asked for, and another whenever the disk has to wait, up to one for each
+    /// thread of the runtime, which reads them: more would only come from further than the processor's cache.
     ///
     /// A range is what is left divided by how many there are ("guided self-scheduling", Polychronopoulos and
     /// Kuck, 1987): few requests, and all of them end at about the same time.
@@ -347,13 +347,14 @@ impl Job<'_> {
         mut count: u64,
     ) -> Result<Vec<(Part, Option<Sum>)>, Error> {
         let parallel = self.download.tuning.parallel;
+        let workers = Handle::current().metrics().num_workers();
         let mut missing = missing.peekable();
         let (mut running, mut sums) = (FuturesUnordered::new(), Vec::new());
         future::poll_fn(|context| {
             loop {
                 let (queued, starved) =
                     (self.queued.load(Relaxed), self.starved.swap(false, Relaxed));
-                let wanted = wanted(queued, starved, running.len()).min(parallel);
+                let wanted = wanted(queued, starved, running.len(), workers).min(parallel);
                 while missing.peek().is_some() && running.len() < wanted {
                     let parts = next_run(&mut missing, (count / wanted as u64).clamp(1, MOST));
                     count = count.saturating_sub(parts.len() as u64);
@@ -394,11 +395,11 @@ impl Job<'_> {
     }
 }
 
-/// How many ranges there should be, of which so many run.
-fn wanted(queued: bool, starved: bool, running: usize) -> usize {
+/// How many ranges there should be, of which so many run, where so many threads read.
+fn wanted(queued: bool, starved: bool, running: usize, workers: usize) -> usize {
     match (queued, starved) {
         (false, _) => usize::MAX,
-        (true, true) => (running + 1).max(2),
+        (true, true) => (running + 1).min(workers).max(2),
         (true, false) => 2,
     }
 }
@@ -423,10 +424,13 @@ mod tests {
 
     #[test]
     fn a_slow_network_gets_all_streams_and_a_disk_that_waits_for_us_one_more() {
-        assert_eq!((wanted(false, false, 0), wanted(false, true, 7)), (usize::MAX, usize::MAX));
-        assert_eq!((wanted(true, false, 0), wanted(true, false, 5)), (2, 2));
-        assert_eq!((wanted(true, true, 0), wanted(true, true, 1)), (2, 2));
-        assert_eq!((wanted(true, true, 2), wanted(true, true, 5)), (3, 6));
+        let of = |queued, starved, running| wanted(queued, starved, running, 6);
+        assert_eq!((of(false, false, 0), of(false, true, 7)), (usize::MAX, usize::MAX));
+        assert_eq!((of(true, false, 0), of(true, false, 5)), (2, 2));
+        assert_eq!((of(true, true, 0), of(true, true, 1)), (2, 2));
+        assert_eq!((of(true, true, 2), of(true, true, 5)), (3, 6));
+        // More of them than threads would be read by nobody.
+        assert_eq!((of(true, true, 6), wanted(true, true, 2, 1)), (6, 2));
     }
 
     #[tokio::test(start_paused = true)]
