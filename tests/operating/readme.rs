@@ -73,7 +73,7 @@ async fn how_it_is_used(from: i64, to: i64, card: String, mut file: File) -> Res
     let reporting: PgDatabase = mainstay::get_database_client_named("reporting")?; // MAINSTAY_DATABASE_REPORTING_URL
 
     let api = mainstay::get_http_client_for("https://api.example.com/v1")?;
-    let users: Vec<User> = api.get("users").query(&[("page", 2)]).await?.json()?; // repeated when it fails
+    let users: Vec<User> = api.get("users").query(&[("page", 2)]).await?.error_for_status()?.json()?; // repeated when it fails
     api.post("users").json(&user).await?;                                   // sent once, unless refused
     api.post("users").json(&user).idempotency_key("order-17").await?;       // repeated, with its key
     let mut export = api.get("export.csv").resume_by_range().stream().await?; // piece by piece
