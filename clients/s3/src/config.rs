@@ -104,7 +104,8 @@ impl S3ClientBuilder {
     }
 
     /// The region. Default: `MAINSTAY_S3_REGION`, or that of its [name](Self::name), `AWS_REGION`,
-    /// `AWS_DEFAULT_REGION`, else `us-east-1` if there is an endpoint URL.
+    /// `AWS_DEFAULT_REGION`, else `us-east-1` if there is an endpoint URL. An endpoint of the
+    /// settings holds beside a region from code, as `AWS_ENDPOINT_URL` does.
     pub fn region(mut self, region: impl Into<String>) -> Self {
         self.region = Some(region.into());
         self

@@ -38,6 +38,7 @@ use std::{
     io,
     path::{Path, PathBuf},
     pin::Pin,
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
     time::Duration,
 };
 use tokio::sync::OnceCell;
@@ -120,12 +121,13 @@ impl Upload {
     /// fails or is dropped, so that it can be gone on with.
     ///
     /// A part that is there is kept if its checksum is that of the file, so the file may have changed; a
-    /// store that lists no parts or no checksums gets all of them again. Where it is found to list none the upload
-    /// could not be gone on with, and is aborted as without this. Two resumed uploads to one key at once disturb each
+    /// store that lists no parts or no checksums gets all of them again. Where it is found to list none, or
+    /// does not tell that parts have the encryption that was asked for, the upload could not be gone on with, and is
+    /// aborted as without this. Two resumed uploads to one key at once disturb each
     /// other.
     ///
     /// Type, metadata and tags are then those that the upload was begun with, and so are storage class and
-    /// encryption where none is given here. One of another class is left alone; one with another encryption is an
+    /// encryption where none is given here. One of another class than the usual one is left alone; one with another encryption is an
     /// error, as [it](S3Client::abort_uploads) is to be aborted first.
     pub fn resume(mut self) -> Self {
         self.tuning.resume = true;
@@ -198,6 +200,8 @@ struct Begun {
     /// Empty of an upload that was found: its mark is not known.
     mark: String,
     earlier: Earlier,
+    /// The store does not tell that a part has the encryption that was asked for.
+    untold: AtomicBool,
 }
 
 impl Begun {
@@ -313,6 +317,10 @@ impl<'a> Job<'a> {
                     // It is completed, if not with these bytes.
                     pending.completed();
                 }
+                if begun.untold.load(Relaxed) {
+                    // It could not be gone on with.
+                    pending.leave_nothing();
+                }
                 if let Some(abort) = pending.abort() {
                     let left = Deadline::current().map_or(ABORT_WAIT, Deadline::left);
                     let _ = tokio::time::timeout(left.min(ABORT_WAIT), abort).await;
@@ -340,7 +348,8 @@ impl<'a> Job<'a> {
             }
         });
         let (id, whole) = created.await?;
-        Ok(Begun { id, whole, mark, earlier: Earlier::default() })
+        let (earlier, untold) = (Earlier::default(), AtomicBool::new(false));
+        Ok(Begun { id, whole, mark, earlier, untold })
     }
 
     async fn send_and_complete(
@@ -457,9 +466,12 @@ impl<'a> Job<'a> {
         let (sent, as_wanted) = sent.await?;
         if begun.is_resumed() && !as_wanted {
             return Err(Error::invalid(
-                "an unfinished upload with other encryption is there; abort it, such as with \
-                 abort_uploads(), or upload without resume()",
+                "an unfinished upload is there that the store does not tell to have this encryption; abort it, \
+                 such as with abort_uploads(), or upload without resume()",
             ));
+        }
+        if !as_wanted {
+            begun.untold.store(true, Relaxed);
         }
         self.tracker.moved(length);
         Ok(sent)

@@ -40,6 +40,7 @@ struct Data {
     versions: BTreeMap<(String, String), Object>,
     uploads: BTreeMap<String, Upload>,
     started: u32,
+    tells_no_encryption: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -76,6 +77,11 @@ impl Memory {
     #[must_use]
     pub fn object(&self, key: &str) -> Option<Bytes> {
         self.data().objects.get(key).map(|object| object.bytes.clone())
+    }
+
+    /// Says of no part that it is encrypted, as stores that do not know of it.
+    pub fn tell_no_encryption(&self) {
+        self.data().tells_no_encryption = true;
     }
 
     /// How many uploads in parts are neither completed nor aborted.
@@ -332,9 +338,10 @@ impl S3 for Memory {
         Self::unlock(&upload.said, input.sse_customer_key_md5.as_ref())?;
         upload.parts.insert(input.part_number, (bytes, etag.clone(), crc32.clone()));
         let checksum_crc32 = (self.sums != Sums::Without).then_some(crc32);
-        let (e_tag, server_side_encryption) = (Some(etag), upload.said.encryption.clone());
+        let said = upload.said.encryption.clone();
+        let server_side_encryption = said.filter(|_| !data.tells_no_encryption);
         done(UploadPartOutput {
-            e_tag,
+            e_tag: Some(etag),
             checksum_crc32,
             server_side_encryption,
             ..Default::default()

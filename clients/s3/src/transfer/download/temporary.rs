@@ -213,8 +213,8 @@ fn to_write(old: Option<&Permissions>) -> OpenOptions {
     #[cfg(unix)]
     if let Some(old) = old {
         use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
-        // Ours to open again, to resume it.
-        options.mode((old.mode() & 0o777) | 0o600);
+        // Ours to open again, to resume it; whose group it will have is not known yet.
+        options.mode((old.mode() & 0o707) | 0o600);
     }
     #[cfg(not(unix))]
     let _ = old;
@@ -225,12 +225,15 @@ fn to_write(old: Option<&Permissions>) -> OpenOptions {
 /// permissions of any new file.
 #[cfg(unix)]
 fn permit(file: &File, target: &Path) -> io::Result<()> {
-    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
     let Ok(old) = fs::metadata(target) else { return Ok(()) };
     // It is ours now, whosever it was: to be run in its owner's name is not handed on.
     let mode = |found: &fs::Metadata| found.permissions().mode() & 0o777;
-    match old.is_file() && mode(&old) != mode(&file.metadata()?) {
-        true => file.set_permissions(Permissions::from_mode(mode(&old))),
+    let new = file.metadata()?;
+    // What a group may do is not for another one.
+    let wanted = if old.gid() == new.gid() { mode(&old) } else { mode(&old) & !0o070 };
+    match old.is_file() && wanted != mode(&new) {
+        true => file.set_permissions(Permissions::from_mode(wanted)),
         false => Ok(()),
     }
 }

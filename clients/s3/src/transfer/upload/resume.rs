@@ -16,7 +16,7 @@ use aws_sdk_s3::types::{
     ChecksumAlgorithm, ChecksumType, CompletedPart, MultipartUpload, Part as Listed, StorageClass,
 };
 use mainstay_policy::Error;
-use std::collections::HashMap;
+use std::{collections::HashMap, sync::atomic::AtomicBool};
 use tokio::sync::OnceCell;
 
 /// The parts of an upload, by number.
@@ -58,13 +58,16 @@ impl Job<'_> {
         let earlier = parts(client, self.target, &id, self.customer()).await?;
         // Its mark is not known; what is there is told by its checksum.
         let (whole, mark) = (earlier.whole, String::new());
-        Ok(Some(Begun { id, whole, mark, earlier }))
+        Ok(Some(Begun { id, whole, mark, earlier, untold: AtomicBool::new(false) }))
     }
 
     /// Whether an upload, so far as the store tells, takes our parts and becomes what was asked for here.
     fn can_be_made_of(&self, upload: &MultipartUpload) -> bool {
-        let sums = upload.checksum_algorithm().is_none_or(|told| *told == ChecksumAlgorithm::Crc32);
+        // Some stores write the element and nothing in it, and those without classes the usual one of all.
+        let told = upload.checksum_algorithm().map(ChecksumAlgorithm::as_str);
+        let sums = matches!(told, None | Some("" | "CRC32"));
         let told = upload.storage_class().map(StorageClass::as_str);
+        let told = told.filter(|told| !matches!(*told, "" | "STANDARD"));
         let class = self.upload.options.storage_class.as_deref();
         sums && class.is_none_or(|class| told.is_none_or(|told| told == class))
     }

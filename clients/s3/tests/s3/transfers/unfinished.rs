@@ -164,7 +164,7 @@ async fn an_upload_without_the_encryption_that_is_asked_for_is_not_gone_on_with(
         }
         files.store.front(|_| Answer::Pass);
         let error = encrypted().await.unwrap_err().to_string();
-        assert!(error.contains("with other encryption is there; abort it"), "{error}");
+        assert!(error.contains("does not tell to have this encryption; abort it"), "{error}");
         assert_eq!((files.memory.uploads(), files.memory.object("k")), (1, None));
         assert_eq!(files.s3.abort_uploads(BUCKET, "k", Duration::ZERO).await.unwrap(), 1);
     }
@@ -174,6 +174,28 @@ async fn an_upload_without_the_encryption_that_is_asked_for_is_not_gone_on_with(
     encrypted().await.unwrap();
     let head = files.s3.head(BUCKET, "k").await.unwrap();
     assert_eq!((head.encryption.as_deref(), files.memory.uploads()), (Some("AES256"), 0));
+}
+
+#[tokio::test]
+async fn an_upload_to_a_store_that_tells_of_no_encryption_is_not_kept() {
+    let files = Files::begun().await;
+    files.memory.tell_no_encryption();
+    files.front("PUT", "partNumber=2", Answer::Status(403, "AccessDenied"));
+    let upload = || files.upload().parallel(1).encryption(Encryption::Store).resume();
+    upload().await.unwrap_err();
+    eventually("nothing is kept", || files.memory.uploads() == 0).await;
+    files.store.front(|_| Answer::Pass);
+    upload().await.unwrap();
+}
+
+/// Stores without classes tell the usual one of all.
+#[tokio::test]
+async fn an_upload_of_the_usual_class_is_gone_on_with() {
+    let files = Files::begun().await;
+    let create = files.s3.sdk().unwrap().create_multipart_upload().bucket(BUCKET).key("k");
+    create.storage_class(StorageClass::Standard).send().await.unwrap();
+    files.upload().storage_class("GLACIER_IR").resume().await.unwrap();
+    assert_eq!(files.memory.uploads(), 0);
 }
 
 #[tokio::test]
