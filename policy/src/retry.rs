@@ -432,10 +432,10 @@ impl<'p> Run<'p> {
 
     /// The effect of the whole call: what may have happened in one attempt may have happened,
     /// whatever the next one says, unless that is the backend's answer. A failure of the backend, such
-    /// as that it lets nobody in, is none.
+    /// as that it lets nobody in, is none, nor is a refusal of a client's own.
     fn effect(&self, last: Verdict) -> Effect {
         match last.effect {
-            Effect::Permanent if last.outcome != Outcome::Failure => Effect::Permanent,
+            Effect::Permanent if last.outcome == Outcome::Success => Effect::Permanent,
             _ if self.unknown => Effect::Unknown,
             effect => effect,
         }

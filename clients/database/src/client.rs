@@ -315,7 +315,10 @@ impl<DB: Backend> DatabaseClient<DB> {
             }
         });
         result.await.map_err(|error| match error {
-            CallError::Backend { attempts, elapsed, effect, error } if error.is_answer() => {
+            // Of an attempt before it more may be unknown than it says.
+            CallError::Backend { attempts, elapsed, effect, error }
+                if effect != Effect::Unknown && error.is_answer() =>
+            {
                 error.into_driver().unwrap_or_else(|error| {
                     self.wrap(CallError::Backend { attempts, elapsed, effect, error })
                 })

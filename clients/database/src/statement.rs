@@ -65,6 +65,12 @@ impl<DB: Database> Statement<DB> {
         self.meaning.reads
     }
 
+    /// More than one in a text.
+    #[cfg(feature = "sqlite")]
+    pub(crate) const fn is_several(&self) -> bool {
+        self.meaning.several
+    }
+
     /// When it fails, a part of it may have been done and stay so: something follows a write in the
     /// same text, which only some servers make one transaction, or it commits as it goes along, as a
     /// procedure may.

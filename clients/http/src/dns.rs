@@ -25,6 +25,8 @@ const PATIENCE: Duration = Duration::from_millis(500);
 /// A lookup of this age is asked again, since it may never end: what was found before must not stand
 /// in for ever.
 const LONGEST: Duration = Duration::from_secs(30);
+/// The same where nothing stands in: a resolver that has lost a packet may answer a retry.
+const LONGEST_FIRST: Duration = Duration::from_secs(2);
 
 type Addresses = Arc<[SocketAddr]>;
 /// What a lookup ends with, for all who wait for it.
@@ -106,10 +108,11 @@ impl CachedDns {
             addresses: None,
             asked: None,
         });
+        let longest = if known.addresses.is_some() { LONGEST } else { LONGEST_FIRST };
         let under_way = known
             .asked
             .take()
-            .filter(|(since, end)| since.elapsed() < LONGEST && end.has_changed().is_ok());
+            .filter(|(since, end)| since.elapsed() < longest && end.has_changed().is_ok());
         let asked = under_way.unwrap_or_else(|| {
             let (end, found) = watch::channel(None);
             ask(end);
@@ -275,6 +278,20 @@ mod tests {
         assert_eq!(*dns.addresses("h", |_| Ok(two())).await.unwrap(), *two());
         // So that its thread ends.
         answer.send(one()).unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_first_lookup_that_hangs_does_not_hold_up_the_retries() {
+        let dns = CachedDns::new(NOW);
+        let (answer, late) = mpsc::channel();
+        let mut hangs = Box::pin(dns.addresses("h", move |_| late.recv().unwrap()));
+        assert!(timeout(Duration::ZERO, &mut hangs).await.is_err());
+        let before = Instant::now().checked_sub(LONGEST_FIRST).unwrap();
+        dns.known().get_mut("h").unwrap().asked.as_mut().unwrap().0 = before;
+        assert_eq!(*dns.addresses("h", |_| Ok(two())).await.unwrap(), *two());
+        // So that its thread ends.
+        answer.send(Ok(one())).unwrap();
+        assert_eq!(*hangs.await.unwrap(), *one());
     }
 
     #[tokio::test]

@@ -576,8 +576,12 @@ pub(crate) fn is_own_limit(error: &CallError<RedisFailure>) -> bool {
 /// Nothing of it can have reached the server.
 pub(crate) fn was_never_sent(error: &CallError<RedisFailure>) -> bool {
     match error {
-        // In an attempt before this one it may have been.
-        CallError::Backend { attempts: 1, error, .. } if error.is_closed() => true,
+        // In an attempt before this one, or of several commands one before this one, it may have been.
+        CallError::Backend { attempts: 1, effect, error, .. }
+            if *effect != Effect::Unknown && error.is_closed() =>
+        {
+            true
+        }
         error => error.effect() == Effect::NeverSent,
     }
 }

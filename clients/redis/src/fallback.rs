@@ -22,7 +22,7 @@ use crate::{
 };
 use bytes::Bytes;
 pub(crate) use dirty::{Dirty, Task};
-pub(crate) use drain::Batch;
+pub(crate) use drain::{Batch, Drain};
 pub(crate) use known::{Held, Known, Life, Pairs, Standing};
 use lru::DefaultHasher;
 pub(crate) use shadow::{Before, Shadow};

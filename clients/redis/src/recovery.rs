@@ -2,9 +2,10 @@
 //! can come back; then forgets it here too. The next read is a miss that the caller refills.
 
 use crate::{
+    classify::RedisFailure,
     client::Outcome,
     command::{Command, IfAway, RECOVER, Raw},
-    fallback::{Fallback, Task},
+    fallback::{Drain, Fallback, Task},
     link::Line,
     numbers::Numbers,
 };
@@ -53,7 +54,7 @@ async fn step(
         return None;
     }
     // One dead master of a cluster must not keep the others' keys here.
-    let told = join_all(drain.tasks.iter().map(|task| forget(task, policy, line))).await;
+    let told = join_all(drain.tasks.iter().map(|task| forget(task, &drain, policy, line))).await;
     let refused = told.iter().find_map(|told| told.as_ref().err()?.last().filter(|f| f.is_final()));
     let code = refused.map(|failure| failure.code().unwrap_or_default());
     if fallback.set_refused(code.clone())
@@ -81,14 +82,21 @@ async fn step(
 }
 
 /// Has the server forget it.
-async fn forget(task: &Task, policy: &Policy, line: &Line) -> Outcome<()> {
+async fn forget(task: &Task, drain: &Drain<'_>, policy: &Policy, line: &Line) -> Outcome<()> {
     let forget = Raw::forget(&task.key, &task.fields);
     let command = Command::Raw(&forget);
     let own = line.policy(&command, policy);
     let policy = own.as_ref().unwrap_or(policy);
     let command = &command;
     let result = policy.run(&RECOVER, |attempt| async move {
+        if !drain.holds() {
+            return Err(RedisFailure::connecting(IfAway::FallBack));
+        }
         match line.send(command, IfAway::FallBack, attempt.timeout()).await {
+            // Too late: another runtime has done it, and what is there now is newer.
+            Err(error) if error.is_wrong_type() && !drain.holds() => {
+                Err(RedisFailure::connecting(IfAway::FallBack))
+            }
             // Not a hash any more: somebody else's value, and the only way to be rid of our fields.
             Err(error) if error.is_wrong_type() => {
                 let whole = Raw::forget(&task.key, &[]);

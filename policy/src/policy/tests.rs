@@ -135,6 +135,7 @@ async fn what_may_have_happened_is_not_denied_by_who_was_not_let_in() {
     for (n, (last, unknown)) in [
         (Verdict::permanent(), false),
         (Verdict::permanent().with_outcome(Outcome::Failure), true),
+        (Verdict::permanent().with_outcome(Outcome::Neutral), true),
         (Verdict::never_sent(), true),
     ]
     .into_iter()

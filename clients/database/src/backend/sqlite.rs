@@ -137,6 +137,7 @@ impl Sealed for Sqlite {
         connection: &mut SqliteConnection,
         statement: Statement<Self>,
     ) -> BoxStream<'_, Result<Step<Self>, sqlx::Error>> {
+        let several = statement.is_several();
         Box::pin(try_stream! {
             let mut ended = false;
             {
@@ -146,8 +147,8 @@ impl Sealed for Sqlite {
                     yield step;
                 }
             }
-            // Nor has a text that is empty one.
-            if !ended {
+            // Nor has a text that is empty one, and of several statements each has one of its own.
+            if !ended || several {
                 lives(connection).await?;
             }
         })

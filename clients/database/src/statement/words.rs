@@ -25,6 +25,7 @@ pub(super) struct Meaning {
     pub(super) only_begins: bool,
     pub(super) ends: bool,
     pub(super) halfway: bool,
+    pub(super) several: bool,
 }
 
 impl Meaning {
@@ -34,6 +35,7 @@ impl Meaning {
         let mut wrote = false;
         for (n, part) in parts(sql, dialect).enumerate() {
             let first = part.first;
+            meaning.several = n > 0;
             meaning.selects = n == 0 && is(first, &["select"]) && !part.into;
             meaning.reads = n == 0 && (meaning.selects || part.only_reads());
             meaning.changes |= part.changes_session();

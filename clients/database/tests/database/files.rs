@@ -45,6 +45,16 @@ async fn a_table_that_was_changed_elsewhere_costs_one_attempt() {
         };
         assert_eq!(sqlx::Row::columns(&row).len(), columns, "{way}");
     }
+    // Of a text of several statements the first may have ended well, so that it is not sent again.
+    let several = "update account set id = id; select * from account";
+    let mut held = [db.acquire().await.unwrap(), db.acquire().await.unwrap()];
+    for connection in &mut held {
+        assert_eq!(sqlx::query(several).fetch_all(connection).await.unwrap().len(), 2);
+    }
+    drop(held);
+    sqlx::raw_sql("alter table account add column by_several text").execute(&admin).await.unwrap();
+    let error = sqlx::query(several).fetch_all(&db).await.map(|rows| rows.len()).unwrap_err();
+    assert!(Error::from(error).is_outcome_unknown());
     // What gives no row is told from what gives none any more.
     let none = sqlx::query("select * from account where id = 9").fetch_optional(&db).await;
     assert!(none.unwrap().is_none());

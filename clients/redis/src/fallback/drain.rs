@@ -6,8 +6,9 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 /// How long a batch may take before another runtime's recovery goes on without it: a runtime that
-/// nobody polls would hold up all others. Longer than the two rounds of a batch, of a second each. Late
-/// ends do no harm, as what was written since has another number.
+/// nobody polls would hold up all others. Longer than the two rounds of a batch, of a second each. A late
+/// end changes nothing here, as what was written since has another number; a deletion that its runtime had
+/// handed to the driver and not written yet may still be sent.
 const LEASE: Duration = Duration::from_secs(3);
 
 /// The batch that is under way, by the end of its lease.
@@ -80,6 +81,11 @@ impl Fallback {
 }
 
 impl Drain<'_> {
+    /// Whether no other batch can have begun since.
+    pub(crate) fn holds(&self) -> bool {
+        is_under_way(Some(self.end), Instant::now())
+    }
+
     /// Which of them the server has forgotten; says whether anything is dirty still.
     pub(crate) fn acknowledge(self, done: &[bool]) -> bool {
         let fallback = self.fallback;
