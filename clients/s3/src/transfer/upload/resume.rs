@@ -55,7 +55,11 @@ impl Job<'_> {
         let latest =
             ours.max_by_key(|upload| upload.initiated().map(|t| (t.secs(), t.subsec_nanos())));
         let Some(id) = latest.and_then(|upload| upload.upload_id) else { return Ok(None) };
-        let earlier = parts(client, self.target, &id, self.customer()).await?;
+        let earlier = match parts(client, self.target, &id, self.customer()).await {
+            // Completed or aborted since it was listed.
+            Err(error) if is_gone(&error) => return Ok(None),
+            end => end?,
+        };
         // Its mark is not known; what is there is told by its checksum.
         let (whole, mark) = (earlier.whole, String::new());
         Ok(Some(Begun { id, whole, mark, earlier, untold: AtomicBool::new(false) }))
@@ -105,6 +109,11 @@ impl Job<'_> {
 /// Of a list that was asked for.
 fn is_no_list(error: &Error) -> bool {
     error.downcast_ref().is_some_and(S3Failure::is_no_list)
+}
+
+fn is_gone(error: &Error) -> bool {
+    let failure: Option<&S3Failure> = error.downcast_ref();
+    failure.is_some_and(|failure| failure.code() == Some("NoSuchUpload"))
 }
 
 /// All parts of an upload. Of one with a key of the caller's and checksums the store wants the key.

@@ -188,6 +188,20 @@ async fn an_upload_to_a_store_that_tells_of_no_encryption_is_not_kept() {
     upload().await.unwrap();
 }
 
+/// Such as by one that was dropped, whose abort was on its way.
+#[tokio::test]
+async fn an_upload_that_goes_while_it_is_looked_at_is_begun_anew() {
+    let files = Files::begun().await;
+    let create = files.s3.sdk().unwrap().create_multipart_upload();
+    create.bucket(BUCKET).key("k").send().await.unwrap();
+    files.store.front(|line| match line.starts_with("GET") && line.contains("uploadId=") {
+        true => Answer::Status(404, "NoSuchUpload"),
+        false => Answer::Pass,
+    });
+    files.upload().resume().await.unwrap();
+    assert_eq!(files.memory.object("k").unwrap(), bytes(LENGTH));
+}
+
 /// Stores without classes tell the usual one of all.
 #[tokio::test]
 async fn an_upload_of_the_usual_class_is_gone_on_with() {
