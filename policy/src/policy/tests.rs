@@ -1,7 +1,7 @@
 //! The whole call, in memory, on a paused clock.
 
 use super::*;
-use crate::{BreakerState, Idempotency, Jitter, Verdict};
+use crate::{BreakerState, Idempotency, Jitter, Outcome, Verdict};
 use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 
 const S: Duration = Duration::from_secs(1);
