@@ -29,6 +29,7 @@ impl Program for Mariadb {
             let mut install = command(&find("mariadb-install-db", PACKAGES, &[]), dir);
             install.args(["--no-defaults", &datadir(dir), "--skip-test-db"]);
             install.arg("--auth-root-authentication-method=normal").args(SMALL);
+            install.env("TMPDIR", dir);
             install
         });
     }
@@ -41,6 +42,8 @@ impl Program for Mariadb {
         command.arg(format!("--pid-file={}", dir.join("pid").display()));
         command.args(["--bind-address=127.0.0.1", "--innodb-flush-method=nosync"]);
         command.arg("--performance-schema=OFF").args(SMALL);
+        // One that starts deletes all temporary tables in its directory for them, also another's.
+        command.env("TMPDIR", dir);
         command
     }
 
