@@ -73,6 +73,16 @@ async fn text(client: &RedisClient, key: &str) -> Option<String> {
     client.get(key).await.unwrap()
 }
 
+/// A text and a field that were written anew, and a key that was deleted, are that or missing.
+#[cfg(feature = "test-servers")]
+async fn nothing_older(client: &RedisClient) {
+    let read = text(client, "text").await;
+    assert!(read.is_none() || read.as_deref() == Some("new"), "{read:?}");
+    assert_eq!(text(client, "gone").await, None);
+    let field = client.hget::<String>("hash", "f").await.unwrap();
+    assert!(field.is_none() || field.as_deref() == Some("new"), "{field:?}");
+}
+
 /// What this thread was warned of, with its fields.
 #[derive(Clone, Default)]
 struct Warnings(Arc<Mutex<Vec<String>>>);
