@@ -225,7 +225,8 @@ impl Proxy {
         count(What::Accepted) - count(What::Ended)
     }
 
-    /// How many bytes went through, over all connections.
+    /// How many bytes went through, over all connections. Counted once they are passed on, so that
+    /// whoever read them may ask before they are.
     #[must_use]
     pub fn bytes(&self, direction: Direction) -> u64 {
         self.shared.forwarded[direction as usize].load(SeqCst)
