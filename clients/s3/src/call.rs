@@ -22,6 +22,9 @@ pub(crate) const HEAD: Operation = Operation::read("head");
 pub(crate) const LOOK: Operation = HEAD.told_by_client();
 pub(crate) const LIST: Operation = Operation::read("list");
 pub(crate) const COPY: Operation = safe("copy");
+// What a copy wants to know of its source first.
+pub(crate) const COPY_SOURCE: Operation = Operation::read("copy_source").told_by_client();
+pub(crate) const COPY_TAGS: Operation = Operation::read("copy_tags").told_by_client();
 pub(crate) const COPY_PART: Operation = safe("copy_part").told_by_client();
 pub(crate) const DELETE_MANY: Operation = safe("delete_many");
 pub(crate) const TAGS: Operation = Operation::read("tags");
@@ -38,7 +41,8 @@ pub(crate) const LIST_PARTS: Operation = Operation::read("list_parts").told_by_c
 pub(crate) const DOWNLOAD: Operation = safe("download_file");
 
 /// These change no object, whatever came of them: only a completion does.
-const ASIDE: [Operation; 5] = [CREATE_UPLOAD, UPLOAD_PART, COPY_PART, LIST_UPLOADS, LIST_PARTS];
+const ASIDE: [Operation; 7] =
+    [CREATE_UPLOAD, UPLOAD_PART, COPY_SOURCE, COPY_TAGS, COPY_PART, LIST_UPLOADS, LIST_PARTS];
 
 /// Up to this many bytes fit into the plain attempt timeout.
 const SMALL: u64 = 1024 * 1024;

@@ -4,7 +4,7 @@ mod parts;
 
 use crate::{
     CustomerKey, PutOptions, S3Client, S3Failure, Written,
-    call::{COPY, Doubt, Target},
+    call::{COPY, COPY_SOURCE, Doubt, Target},
     get::Get,
     numbers::{Direction, count_bytes, count_repeat},
     object::ObjectHead,
@@ -102,7 +102,7 @@ impl Copy {
         let target = Target::object(&self.bucket, &self.key)?;
         self.options.check()?;
         let client = &self.source.client;
-        let head = self.source.head().await?;
+        let head = self.source.head_for(&COPY_SOURCE).await?;
         if head.size > self.at_once {
             return self.in_parts(target, &head).await;
         }

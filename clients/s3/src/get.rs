@@ -16,7 +16,7 @@ use aws_sdk_s3::{
     primitives::ByteStream,
 };
 use bytes::{Bytes, BytesMut};
-use mainstay_policy::{Deadline, Error};
+use mainstay_policy::{Deadline, Error, Operation};
 use std::{
     fmt,
     ops::Range,
@@ -158,8 +158,12 @@ impl Get {
     /// # Errors
     /// As [`S3Client::head`].
     pub async fn head(&self) -> Result<ObjectHead, Error> {
+        self.head_for(&HEAD).await
+    }
+
+    pub(crate) async fn head_for(&self, operation: &Operation) -> Result<ObjectHead, Error> {
         let target = self.target()?;
-        let call = self.client.call(&HEAD, target, 0, |sdk, attempt| {
+        let call = self.client.call(operation, target, 0, |sdk, attempt| {
             let head = with_key!(sdk.head_object(), self.customer.as_ref())
                 .bucket(&self.bucket)
                 .key(&self.key)

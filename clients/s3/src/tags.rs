@@ -6,7 +6,7 @@ use crate::{
     options::check_tags,
 };
 use aws_sdk_s3::types::{Tag, Tagging};
-use mainstay_policy::Error;
+use mainstay_policy::{Error, Operation};
 use std::collections::BTreeMap;
 
 impl S3Client {
@@ -15,15 +15,16 @@ impl S3Client {
     /// # Errors
     /// A missing object or bucket, or what kept them from being read.
     pub async fn tags(&self, bucket: &str, key: &str) -> Result<BTreeMap<String, String>, Error> {
-        self.tags_of(Target::object(bucket, key)?, None).await
+        self.tags_for(&TAGS, Target::object(bucket, key)?, None).await
     }
 
-    pub(crate) async fn tags_of(
+    pub(crate) async fn tags_for(
         &self,
+        operation: &Operation,
         target: Target<'_>,
         version: Option<&str>,
     ) -> Result<BTreeMap<String, String>, Error> {
-        let tags = self.call(&TAGS, target, 0, |sdk, attempt| {
+        let tags = self.call(operation, target, 0, |sdk, attempt| {
             let tags = sdk.get_object_tagging().bucket(target.bucket);
             let tags = tags.key(target.key.unwrap_or_default());
             let tags = tags.set_version_id(version.map(str::to_owned)).send();

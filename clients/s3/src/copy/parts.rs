@@ -3,7 +3,7 @@
 use super::{Copy, source};
 use crate::{
     CustomerKey, PutOptions, S3Failure, Written,
-    call::{COMPLETE_UPLOAD, COPY_PART, Doubt, LOOK, Target},
+    call::{COMPLETE_UPLOAD, COPY_PART, COPY_TAGS, Doubt, LOOK, Target},
     encryption::with_key,
     get::length,
     numbers::{Direction, count_bytes, count_part, count_repeat},
@@ -31,14 +31,16 @@ impl Copy {
         let mut options = self.options.clone().or_of(head);
         if options.tags.is_empty() {
             let from = Target::object(&self.source.bucket, &self.source.key)?;
-            options.tags = match client.tags_of(from, self.source.version_id.as_deref()).await {
-                Err(e)
-                    if e.downcast_ref::<S3Failure>().and_then(S3Failure::status) == Some(501) =>
-                {
-                    options.tags
-                }
-                tags => tags?,
-            };
+            options.tags =
+                match client.tags_for(&COPY_TAGS, from, self.source.version_id.as_deref()).await {
+                    Err(e)
+                        if e.downcast_ref::<S3Failure>().and_then(S3Failure::status)
+                            == Some(501) =>
+                    {
+                        options.tags
+                    }
+                    tags => tags?,
+                };
         }
         options.check_room(MARK)?;
         let mark = mark();
@@ -235,20 +237,26 @@ mod tests {
         assert!(memory.object("to").unwrap() == bytes());
     }
 
-    /// A part makes no object.
+    /// To look at the source changes nothing, and a part makes no object.
     #[tokio::test]
     async fn one_that_fails_before_its_end_has_certainly_not_happened() {
-        let (store, memory, s3) = begun().await;
-        store.front(|line| match line.contains("partNumber=2") {
-            true => Answer::Close,
-            false => Answer::Pass,
-        });
-        let around = Policy::builder(Kind::Custom, "around-a-copied-part").build().unwrap();
-        let copy = || async { long(&s3, "to").await.map_err(|e| e.is_outcome_unknown()) };
-        let error = around.call(copy).await.unwrap_err();
-        assert!(!error.is_outcome_unknown() && error.last() == Some(&false), "{error:?}");
-        assert!(memory.object("to").is_none());
-        none_left(&memory).await;
+        let around = Policy::builder(Kind::Custom, "around-a-long-copy-that-fails");
+        let around = around.enable_circuit_breaker(false).build().unwrap();
+        for step in ["HEAD", "tagging", "partNumber=2"] {
+            let (store, memory, s3) = begun().await;
+            store.front(move |line| match line.contains(step) {
+                true => Answer::Close,
+                false => Answer::Pass,
+            });
+            let copy = || async { long(&s3, "to").await.map_err(|e| e.is_outcome_unknown()) };
+            let error = around.call(copy).await.unwrap_err();
+            assert!(
+                !error.is_outcome_unknown() && error.last() == Some(&false),
+                "{step}: {error:?}"
+            );
+            assert!(memory.object("to").is_none());
+            none_left(&memory).await;
+        }
     }
 
     #[tokio::test]
