@@ -100,7 +100,9 @@ impl<DB: Backend> DatabaseClient<DB> {
     ///
     /// The pool's own settings stay, its ping at every acquire too. Each acquire costs one more round
     /// trip than with a URL: it asks the server which connection this is, so that what is given up on
-    /// it can be cancelled there. On SQLite the connection's progress handler becomes ours.
+    /// it can be cancelled there. On SQLite the connection's progress handler becomes ours. When a table
+    /// was changed since a connection prepared a statement, only that connection is given up: a pool
+    /// that holds many may fail as many attempts.
     ///
     /// # Errors
     /// When the settings cannot be used.

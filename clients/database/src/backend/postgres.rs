@@ -192,7 +192,8 @@ fn class(code: &str) -> Class {
         "55P03" => Class::Contended,
         "40001" | "40P01" | "25P03" => Class::Conflict,
         "57P01" | "57P02" | "57P05" => Class::GoingAway,
-        "57014" => Class::Cancelled,
+        // The other is of a transaction that took too long; it ends the connection too.
+        "57014" | "25P04" => Class::Cancelled,
         "53100" | "53200" | "53400" => Class::Exhausted,
         "25006" => Class::WrongNode,
         "25P01" | "25P02" => Class::Aborted,
@@ -216,6 +217,8 @@ mod tests {
             ("40001", Class::Conflict),
             ("40P01", Class::Conflict),
             ("53300", Class::Full),
+            ("57014", Class::Cancelled),
+            ("25P04", Class::Cancelled),
             ("57P01", Class::GoingAway),
             ("08006", Class::GoingAway),
             ("08P01", Class::Permanent),

@@ -210,7 +210,8 @@ async fn one_that_lost_a_process_is_back_at_once() {
 #[tokio::test]
 async fn it_dies_of_a_full_disk_in_mid_commit() {
     type Pg = sqlx::Postgres;
-    let server = Postgres::start();
+    // The session is to find it, not one of the processes that write in the background.
+    let server = Postgres::start_with(&["--wal_writer_delay=10s", "--bgwriter_delay=10s"]);
     let name = "codes-pg-panic";
     let referee: PgDatabase = client("codes-pg-panic-referee", server.url());
     run(&referee, "create table t (n int)").await.unwrap();
