@@ -165,6 +165,11 @@ impl RedisFailure {
         matches!(self.0.what, What::Closed(_))
     }
 
+    /// Nothing was sent: our own link was down, or the server lets nobody in with these credentials.
+    pub(crate) fn was_not_sent(&self) -> bool {
+        self.is_closed() || self.is_auth() && self.0.verdict.effect == Effect::Permanent
+    }
+
     /// What the server itself said, its code first.
     pub(crate) fn server_text(&self) -> Option<&str> {
         match &self.0.what {

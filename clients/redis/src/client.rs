@@ -6,6 +6,7 @@ use crate::{
     classify::{RedisFailure, whole},
     command::{Change, Command, IfAway, Slot},
     config::{FallbackConfig, Limits, RedisClientBuilder, Target},
+    ends::{is_kept_here, is_outage, was_never_sent},
     fallback::{BeginRead, BeginWrite, Fallback, Known, OnKeys, Refusal},
     link::{Line, Link},
     numbers::{Numbers, Tier},
@@ -16,7 +17,7 @@ use crate::{
 use arc_swap::ArcSwapOption;
 use bytes::Bytes;
 use futures_util::future::join_all;
-use mainstay_policy::{Attempt, CallError, Decider, Effect, Error, Operation, PerRuntime, Policy};
+use mainstay_policy::{Attempt, CallError, Effect, Error, Operation, PerRuntime, Policy};
 use std::{
     fmt,
     future::Future,
@@ -478,8 +479,19 @@ impl RedisClient {
         self.0.fallback.as_ref()
     }
 
-    pub(crate) fn failed(&self, operation: &Operation, error: CallError<RedisFailure>) -> Error {
+    pub(crate) fn failed(
+        &self,
+        operation: &Operation,
+        mut error: CallError<RedisFailure>,
+    ) -> Error {
         self.0.numbers.failed();
+        let never_sent = was_never_sent(&error);
+        // Its verdict only kept the policy from repeating it.
+        if let CallError::Backend { effect, .. } = &mut error
+            && never_sent
+        {
+            *effect = Effect::NeverSent;
+        }
         Error::from_call(self.0.policy.name(), operation.name(), error)
     }
 
@@ -540,12 +552,6 @@ impl Way<'_> {
     }
 }
 
-/// The end of a call that the server refused.
-pub(crate) fn answered(error: RedisFailure, began: Instant) -> CallError<RedisFailure> {
-    let elapsed = began.elapsed();
-    CallError::Backend { attempts: 1, elapsed, effect: Effect::Permanent, error }
-}
-
 fn count(reply: Value) -> i64 {
     match reply {
         Value::Integer(n) => n,
@@ -555,45 +561,5 @@ fn count(reply: Value) -> i64 {
             1
         }
         _ => 1,
-    }
-}
-
-/// Whether a write that ended so is kept here. Also when nobody knows whether it happened: the key is
-/// dirty then, and deleted at the server before it is read there again. Only a counter cannot be taken
-/// back like that.
-fn is_kept_here(error: &CallError<RedisFailure>, line: &Line, command: &Command<'_>) -> bool {
-    is_outage(error, line, from_ref(command))
-        && !is_own_limit(error)
-        && !(matches!(command, Command::Add(..)) && error.is_outcome_unknown())
-}
-
-/// Refused by a limit of the caller's own policy: the server is well, and what is kept here would be
-/// deleted there.
-pub(crate) fn is_own_limit(error: &CallError<RedisFailure>) -> bool {
-    error.is_rejected() && matches!(error.decider(), Some(Decider::RateLimit | Decider::Bulkhead))
-}
-
-/// Nothing of it can have reached the server.
-pub(crate) fn was_never_sent(error: &CallError<RedisFailure>) -> bool {
-    match error {
-        // In an attempt before this one, or of several commands one before this one, it may have been.
-        CallError::Backend { attempts: 1, effect, error, .. }
-            if *effect != Effect::Unknown && error.is_closed() =>
-        {
-            true
-        }
-        error => error.effect() == Effect::NeverSent,
-    }
-}
-
-/// Whether the server is the problem, so that the fallback answers. An open breaker does not say why it
-/// is open: refused credentials are no outage then either.
-fn is_outage(error: &CallError<RedisFailure>, line: &Line, commands: &[Command<'_>]) -> bool {
-    match (error.last(), error.decider()) {
-        (Some(failure), _) => failure.is_outage(),
-        (None, Some(Decider::Breaker)) => {
-            !commands.iter().any(|command| line.refuses_credentials(command))
-        }
-        (None, decider) => decider.is_some(),
     }
 }

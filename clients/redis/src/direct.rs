@@ -2,14 +2,15 @@
 
 use crate::{
     classify::RedisFailure,
-    client::{RedisClient, answered},
+    client::RedisClient,
     command::{Change, Command, IfAway, Slot},
+    ends::{answered, was_never_sent},
     fallback::{Fallback, OnKeys, Refusal, Ticket},
     patience::Patience,
     value::Value,
 };
 use bytes::Bytes;
-use mainstay_policy::{Effect, Error, Operation};
+use mainstay_policy::{Error, Operation};
 use std::time::Instant;
 
 /// A command on its way. Dropped with its caller it may have happened.
@@ -89,7 +90,7 @@ impl RedisClient {
                 {
                     began.stored(slot, change);
                 }
-                (Ok(Err(error)), _) if error.effect() == Effect::NeverSent => began.never_sent(),
+                (Ok(Err(error)), _) if was_never_sent(error) => began.never_sent(),
                 (Err(_), _) => began.never_sent(),
                 _ => drop(began),
             }

@@ -124,6 +124,9 @@ impl RedisClient {
             tokio::join!(send(&ping), send(&ask))
         };
         let role = match tokio::time::timeout(left, both).await {
+            Ok((Err(error), _)) if error.is_auth() => {
+                return (HealthStatus::Unhealthy, error.to_string());
+            }
             // A user may not be allowed that either; who is told so was answered.
             Ok((Err(error), _)) if !error.is_final() => return away(error.to_string()),
             Ok((_, role)) => role,

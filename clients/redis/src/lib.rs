@@ -40,8 +40,9 @@
 //!
 //! - `unavailable` is an error with [`RedisFailure::is_unavailable`], or the one that kept the call
 //!   from the server: an open breaker, a closed link.
-//! - A write that your own rate limit or bulkhead refuses is an error, not an outage: the server is there,
-//!   and would later delete what was kept here. A read is answered from memory all the same.
+//! - A write that your own rate limit or bulkhead refuses, or that begins after its deadline, is an error,
+//!   not an outage: the server is there, and would later delete what was kept here. A read is answered
+//!   from memory all the same.
 //! - A write that was refused before it was sent leaves memory as it was.
 //! - When the server is back, every key and field written meanwhile is **deleted** there before it is
 //!   read there again; nothing is written back, which could overwrite what others wrote.
@@ -85,6 +86,7 @@ mod client;
 mod command;
 mod config;
 mod direct;
+mod ends;
 mod fallback;
 mod hashes;
 mod health;

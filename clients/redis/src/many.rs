@@ -2,8 +2,9 @@
 
 use crate::{
     answer::{Answer, Source},
-    client::{RedisClient, answered, is_own_limit, was_never_sent},
+    client::RedisClient,
     command::{Change, Command, IfAway, Raw, Route, Slot},
+    ends::{answered, is_own_limit, was_never_sent},
     fallback::{Before, BeginRead, BeginWrite, Known, OnKeys, Refusal, Ticket},
     patience::Patience,
     query::Get,
@@ -161,7 +162,8 @@ impl RedisClient {
         };
         let begun = self.begin_many(writes, &mut asked).await;
         if asked.is_empty() {
-            return begun.map(|()| true);
+            // Of none at all memory has taken none.
+            return begun.map(|()| !writes.is_empty());
         }
         let kept = asked.len() < writes.len();
         let takes = self.fallback().is_some_and(|f| f.takes(&Change::Remove));

@@ -2,8 +2,9 @@
 
 use crate::{
     classify::RedisFailure,
-    client::{RedisClient, answered},
+    client::RedisClient,
     command::{Command, Raw, Route},
+    ends::answered,
     fallback::OnKeys,
     value::{ToValue, Value},
 };

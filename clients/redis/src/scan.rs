@@ -1,8 +1,9 @@
 //! All keys of a pattern, a page at a time.
 
 use crate::{
-    client::{RedisClient, answered},
+    client::RedisClient,
     command::{Command, Raw, Route},
+    ends::answered,
     fallback::OnKeys,
     link::Node,
     strings::word,

@@ -47,8 +47,8 @@ impl RedisClient {
     ///
     /// # Errors
     /// On `.await`: a key, value or lifetime over its limit; a fallback that is full (when the server's
-    /// answer was lost: with [`Error::is_outcome_unknown`]); a rate limit or bulkhead of your policy; or,
-    /// without a fallback, a server that is away.
+    /// answer was lost: with [`Error::is_outcome_unknown`]); a rate limit or bulkhead of your policy, or
+    /// a deadline that has passed; or, without a fallback, a server that is away.
     ///
     /// # Cancel safety
     /// A write whose future is dropped may have happened or may happen yet: what the connection has

@@ -48,6 +48,8 @@ mod timers;
 #[cfg(all(feature = "test-servers", feature = "tls"))]
 mod tls;
 #[cfg(feature = "test-servers")]
+mod unsent;
+#[cfg(feature = "test-servers")]
 mod wire;
 #[cfg(feature = "test-servers")]
 mod works;
