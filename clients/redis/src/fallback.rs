@@ -276,8 +276,32 @@ impl Fallback {
     /// The server acknowledged a write that was sent at `sent`. With another write of this client
     /// since, nobody knows whose value the server holds, so nothing is kept.
     pub(crate) fn landed(&self, slot: &Slot, change: &Change, ticket: Ticket, sent: Instant) {
+        self.landed_among(slot, change, ticket, 0, sent);
+    }
+
+    /// Writes of one call, in the order in which they began, were acknowledged together: they do not
+    /// outdate each other.
+    pub(crate) fn landed_together(&self, writes: &[(&Slot, &Change, Ticket)], sent: Instant) {
+        let mut own = [0_u64; STRIPES];
+        for (.., ticket) in writes {
+            own[ticket.stripe] += 1;
+        }
+        for (slot, change, ticket) in writes {
+            self.landed_among(slot, change, *ticket, own[ticket.stripe] - 1, sent);
+        }
+    }
+
+    /// Of each write of a call so many `others` of its stripe have begun later or ended before.
+    fn landed_among(
+        &self,
+        slot: &Slot,
+        change: &Change,
+        ticket: Ticket,
+        others: u64,
+        sent: Instant,
+    ) {
         let stripe = self.stripes[ticket.stripe].lock();
-        let alone = stripe.generation() == ticket.generation;
+        let alone = stripe.generation() == ticket.generation + others;
         // Answers to what was asked before this write reached the server may still come.
         stripe.next();
         match change {
@@ -305,7 +329,7 @@ impl Fallback {
         let alone = stripe.generation() == ticket.generation;
         stripe.next();
         match known {
-            Ok(Known::Here { what, .. }) if alone && self.shadow.is_taken(&slot.key) => {
+            Ok(Known::Here { what, .. }) if alone && self.shadow.is_taken(slot) => {
                 let _ = self.shadow.store(slot, Held { life: Life::of(ttl, sent), ..what });
             }
             _ => self.shadow.forget(slot),
@@ -386,7 +410,7 @@ impl Fallback {
     }
 
     /// The same after it could not be sent. What was known before stands if this client has written
-    /// nothing there since.
+    /// nothing there since, nor seen anything.
     pub(crate) fn write_after(
         &self,
         slot: &Slot,
@@ -405,7 +429,7 @@ impl Fallback {
             Standing::Mixed => Err(Refusal::WrongType),
             Standing::Clean => match (self.shadow.read(slot, now), before) {
                 (Ok(Known::Unknown), Some((ticket, before)))
-                    if ticket.generation == stripe.generation() =>
+                    if ticket.generation == stripe.generation() && self.shadow.is_taken(slot) =>
                 {
                     self.shadow.known_before(before, now)
                 }

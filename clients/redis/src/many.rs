@@ -191,11 +191,14 @@ impl RedisClient {
                 for reply in replies {
                     reply.map_err(|failure| self.failed(&MSET, answered(failure, sent)))?;
                 }
-                for (n, taken) in asked {
-                    self.wrote();
-                    if let Some((fallback, (ticket, _))) = self.fallback().zip(taken) {
-                        fallback.landed(&writes[n].0, &writes[n].1, ticket, sent);
-                    }
+                asked.iter().for_each(|_| self.wrote());
+                let landed = asked.iter().filter_map(|(n, taken)| {
+                    let ((slot, change), (ticket, _)) = (&writes[*n], taken.as_ref()?);
+                    Some((slot, change, *ticket))
+                });
+                let landed: Vec<_> = landed.collect();
+                if let Some(fallback) = self.fallback() {
+                    fallback.landed_together(&landed, sent);
                 }
                 Ok(kept)
             }

@@ -50,10 +50,13 @@ pub(crate) struct Fields {
     pub(super) seen: HashMap<Bytes, Held>,
     pub(super) bytes: u64,
     pub(super) whole: Whole,
+    /// What the write that began last took, if nothing was seen of it since.
+    pub(super) taken: Option<Bytes>,
 }
 
 impl Fields {
     pub(super) fn put(&mut self, field: &Bytes, held: Held) {
+        self.was_seen(field);
         self.bytes += field_weight(field, &held);
         if let Some(old) = self.seen.insert(field.clone(), held) {
             self.bytes -= field_weight(field, &old);
@@ -61,9 +64,17 @@ impl Fields {
     }
 
     pub(super) fn remove(&mut self, field: &Bytes) -> Option<Held> {
+        self.was_seen(field);
         let old = self.seen.remove(field)?;
         self.bytes -= field_weight(field, &old);
         Some(old)
+    }
+
+    /// Or written, or seen gone.
+    fn was_seen(&mut self, field: &Bytes) {
+        if self.taken.as_ref() == Some(field) {
+            self.taken = None;
+        }
     }
 }
 

@@ -130,6 +130,11 @@ impl Shadow {
         !life.is_over(now) && self.recent(at, now)
     }
 
+    /// Whether anything of a hash may be told.
+    fn any_fresh(&self, fields: &Mutex<Fields>, now: Instant) -> bool {
+        lock(fields).seen.values().any(|held| self.fresh(held, now))
+    }
+
     /// Since when this text is known to be at a key, and for how long.
     fn known(&self, key: &Bytes, text: &Bytes) -> Option<(Instant, Life)> {
         let mut entries = self.entries();
@@ -169,11 +174,7 @@ impl Shadow {
             (Some(Shadowed::Text(held)), None) => Some(held),
             (Some(Shadowed::Hash(fields)), Some(field)) => lock(&fields).seen.get(field).cloned(),
             (Some(Shadowed::Text(held)), Some(_)) if !self.fresh(&held, now) => None,
-            (Some(Shadowed::Hash(fields)), None)
-                if !lock(&fields).seen.values().any(|held| self.fresh(held, now)) =>
-            {
-                None
-            }
+            (Some(Shadowed::Hash(fields)), None) if !self.any_fresh(&fields, now) => None,
             (Some(_), _) => return Err(Refusal::WrongType),
         };
         let fresh = held.filter(|held| self.fresh(held, now));
@@ -333,6 +334,7 @@ impl Shadow {
                 Some(Shadowed::Hash(fields)) => {
                     let mut held = lock(&fields);
                     let taken = held.remove(field);
+                    held.taken = Some(field.clone());
                     held.whole = held.whole.touched();
                     drop(held);
                     if taken.is_some() {
@@ -356,6 +358,7 @@ impl Shadow {
             Before::Value(held) if self.fresh(held, now) => {
                 Known::Here { at: held.at, what: held.clone() }
             }
+            Before::Hash(fields) if !self.any_fresh(fields, now) => Known::Unknown,
             Before::Hash(_) | Before::Text => return Err(Refusal::WrongType),
             Before::Value(_) | Before::Nothing => Known::Unknown,
         })
@@ -364,10 +367,10 @@ impl Shadow {
     /// Puts back what was taken by the write that began last at this key, where nothing was seen since.
     pub(crate) fn put_back(&self, slot: &Slot, before: Before) {
         match (&slot.field, before) {
-            (None, Before::Value(held)) if self.is_taken(&slot.key) => {
+            (None, Before::Value(held)) if self.is_taken(slot) => {
                 let _ = self.insert(&slot.key, Shadowed::Text(held));
             }
-            (None, Before::Hash(fields)) if self.is_taken(&slot.key) => {
+            (None, Before::Hash(fields)) if self.is_taken(slot) => {
                 let _ = self.insert(&slot.key, Shadowed::Hash(fields));
             }
             (Some(field), before) => {
@@ -380,8 +383,9 @@ impl Shadow {
                 if let Whole::Before(at) = held.whole {
                     held.whole = Whole::Since(at);
                 }
+                let still_taken = held.taken.take().as_ref() == Some(field);
                 if let Before::Value(value) = before
-                    && !held.seen.contains_key(field)
+                    && still_taken
                 {
                     held.put(field, value);
                 }
@@ -392,9 +396,17 @@ impl Shadow {
         }
     }
 
-    /// Nothing was seen of a key, and not that it is gone, since what was known of it was taken.
-    pub(crate) fn is_taken(&self, key: &Bytes) -> bool {
-        self.entries().by_key.peek(&key[..]).is_some_and(|entry| entry.shadowed.is_none())
+    /// Nothing was seen of a slot, and not that it is gone, since what was known of it was taken.
+    pub(crate) fn is_taken(&self, slot: &Slot) -> bool {
+        let entries = self.entries();
+        let Some(entry) = entries.by_key.peek(&slot.key[..]) else { return false };
+        match (&slot.field, &entry.shadowed) {
+            (None, shadowed) => shadowed.is_none(),
+            (Some(field), Some(Shadowed::Hash(fields))) => {
+                lock(fields).taken.as_ref() == Some(field)
+            }
+            (Some(_), _) => false,
+        }
     }
 
     /// Drops what is known of this slot.
@@ -405,7 +417,7 @@ impl Shadow {
                 Some(Shadowed::Hash(fields)) => {
                     let mut fields = lock(&fields);
                     // Nobody puts this back.
-                    fields.whole = Whole::Unknown;
+                    (fields.whole, fields.taken) = (Whole::Unknown, None);
                     fields.seen.is_empty()
                 }
                 _ => false,
@@ -437,9 +449,7 @@ impl Shadow {
         match &entry.shadowed {
             None => true,
             Some(Shadowed::Text(held)) => !self.fresh(held, now),
-            Some(Shadowed::Hash(fields)) => {
-                !lock(fields).seen.values().any(|held| self.fresh(held, now))
-            }
+            Some(Shadowed::Hash(fields)) => !self.any_fresh(fields, now),
         }
     }
 

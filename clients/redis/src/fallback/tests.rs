@@ -1,3 +1,5 @@
+mod unsent;
+
 use super::*;
 use crate::query::{All, Exists, Get, Ttl, TtlOf};
 use std::time::Duration;
