@@ -318,6 +318,8 @@ impl<'p> Run<'p> {
             _ if cut => self.permit.cut(now),
             Outcome::Failure if *counted_inside => {
                 self.counted_inside = true;
+                // What an attempt before this one said is not the last word any more.
+                self.outcome = Outcome::Neutral;
                 Outcome::Neutral
             }
             outcome => outcome,

@@ -167,3 +167,22 @@ async fn what_fails_inside_another_call_on_its_breaker_is_counted_once() {
     assert!(policy.call(|| other.call(fail)).await.is_err());
     assert_eq!((counts(&policy).0, counts(&other).0), (2, 1));
 }
+
+/// The last attempt is the operation's outcome, and the call inside it has counted that.
+#[tokio::test(start_paused = true)]
+async fn an_attempt_that_failed_by_itself_is_not_counted_beside_one_that_was_counted_inside() {
+    let build = |attempts| {
+        let builder = database("t-inside-after-own").failure_threshold(2);
+        builder.max_attempts(attempts).build().unwrap()
+    };
+    let (outer, inner) = (build(2), build(1));
+    let fault = || Fault(Verdict::transient());
+    let call = outer.run(&READ, async |attempt| match attempt.number() {
+        1 => Err::<(), _>(fault()),
+        _ => inner.run(&READ, async |_| Err(fault())).await.map_err(|_| fault()),
+    });
+    assert_eq!(call.await.unwrap_err().attempts(), 2);
+    let health = crate::get_resilience_health();
+    let breaker = &health.circuit_breakers[outer.name()];
+    assert_eq!((breaker.failed_calls, breaker.state), (1, BreakerState::Closed));
+}
