@@ -18,8 +18,8 @@ use std::{
 };
 use tokio::time::timeout;
 
-/// How long a stream of no bytes is read. To open a file takes less.
-const EMPTY: Duration = Duration::from_millis(250);
+/// How long a stream of no bytes is read. To open a file takes less, on a busy machine too.
+const EMPTY: Duration = Duration::from_secs(1);
 
 pub(crate) type Pieces = Pin<Box<dyn Stream<Item = io::Result<Bytes>> + Send>>;
 /// A stream until somebody has begun to read it.
@@ -91,7 +91,7 @@ impl RequestBody {
 
     /// How many bytes the stream gives. They are announced as Content-Length; a stream that gives
     /// more or fewer fails the request, but for more that comes later than its length over HTTP/1.1,
-    /// which is left. One of 0 bytes is read before anything is sent, for 250 ms at most; what comes
+    /// which is left. One of 0 bytes is read before anything is sent, for 1 s at most; what comes
     /// later is left. Without it the body is sent in chunks. Means nothing for bytes, whose length is
     /// known.
     #[must_use]
