@@ -130,8 +130,11 @@ pub(crate) fn about_now() -> Instant {
 
 /// Not after the first question: a paused clock stands where it was stopped, so that what tests see
 /// depends on no moment of the real one.
-static START: LazyLock<StdInstant> =
-    LazyLock::new(|| StdInstant::now().min(TokioInstant::now().into_std()));
+/// Long before it, since the paused clock of another test's runtime may have been stopped earlier.
+static START: LazyLock<StdInstant> = LazyLock::new(|| {
+    let now = StdInstant::now().min(TokioInstant::now().into_std());
+    now.checked_sub(Duration::from_secs(3600)).unwrap_or(now)
+});
 
 /// A sleep until `when`, which must not be "never"; `now` was read a moment ago.
 pub(crate) fn sleep_until(when: Instant, now: Instant) -> Sleep {
@@ -146,8 +149,9 @@ fn on_tokio(when: Instant, now: Instant) -> TokioInstant {
     static MEASURED: AtomicU64 = AtomicU64::new(0);
     let measured = MEASURED.load(Relaxed);
     if measured == 0 || now.0.saturating_sub(measured) > STALE {
-        let std = nanos(TokioInstant::now().into_std().saturating_duration_since(*START));
+        // In this order: whoever is interrupted between the two sleeps too long, not too short.
         let own = self::now().0;
+        let std = nanos(TokioInstant::now().into_std().saturating_duration_since(*START));
         AHEAD.store(std.cast_signed().wrapping_sub(own.cast_signed()), Relaxed);
         MEASURED.store(own.max(1), Relaxed);
     }

@@ -153,7 +153,7 @@ mod tests {
     #[test]
     #[allow(clippy::result_large_err)] // The type of Jail.
     fn each_setting_says_where_it_came_from() {
-        figment::Jail::expect_with(|jail| {
+        crate::config::tests::jail(|jail| {
             jail.create_file(
                 "mainstay.toml",
                 "[database]\ntimeout = \"3s\"\nurl = \"postgres://u:s3cret@db/x\"\n\

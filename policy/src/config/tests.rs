@@ -6,6 +6,12 @@ use proptest::prelude::*;
 
 const S: Duration = Duration::from_secs(1);
 
+/// Files and variables of its own, which the process's own settings are read before.
+pub(crate) fn jail(body: impl FnOnce(&mut figment::Jail) -> Result<(), figment::Error>) {
+    let _ = crate::settings();
+    figment::Jail::expect_with(body);
+}
+
 fn read(toml: &str) -> Result<Settings, ConfigError> {
     Settings::read("MAINSTAY_", "mainstay.toml", Figment::new().merge(Toml::string(toml)))
 }
@@ -105,7 +111,7 @@ fn what_a_kinds_default_stands_against_is_a_warning() {
 
 #[test]
 fn a_connection_setting_in_a_file_is_text_or_is_refused() {
-    figment::Jail::expect_with(|jail| {
+    jail(|jail| {
         let toml = "[database]\ntls = 1.5\nreporting_url = [\"a\"]\n[redis]\nurl = { host = \"h\" }\n\
                     [s3]\nbucket = 2024.10";
         jail.create_file("mainstay.toml", toml)?;
@@ -131,7 +137,7 @@ fn a_connection_setting_in_a_file_is_text_or_is_refused() {
 
 #[test]
 fn an_empty_variable_is_one_that_is_not_set() {
-    figment::Jail::expect_with(|jail| {
+    jail(|jail| {
         jail.create_file(
             "mainstay.toml",
             "[database]\ntls = \"verify-full\"\n[api]\ntimeout = 7\n[s3]\nbucket = 5\nregion = \"\"",
@@ -158,7 +164,7 @@ fn an_empty_variable_is_one_that_is_not_set() {
 
 #[test]
 fn a_variable_named_like_a_table_takes_nothing_away() {
-    figment::Jail::expect_with(|jail| {
+    jail(|jail| {
         jail.create_file(
             "mainstay.toml",
             "[resilience]\nmode = \"observe\"\n[database]\nurl = \"u\"",
@@ -252,7 +258,7 @@ fn the_environment_of_the_reference_system_loads_unchanged() {
         CACHE_FAILURE_THRESHOLD=3 FILE_TIMEOUT=10.0 FILE_MAX_ATTEMPTS=3 FILE_BASE_DELAY=0.2 \
         FILE_FAILURE_THRESHOLD=3 ML_TIMEOUT=300.0 ML_MAX_ATTEMPTS=2 ML_BASE_DELAY=5.0 \
         ML_FAILURE_THRESHOLD=2";
-    figment::Jail::expect_with(|jail| {
+    jail(|jail| {
         for pair in block.split_whitespace() {
             let (name, value) = pair.split_once('=').unwrap();
             jail.set_env(format!("PYNOMALY_{name}"), value);
@@ -271,7 +277,7 @@ fn the_environment_of_the_reference_system_loads_unchanged() {
 
 #[test]
 fn files_and_environment_are_named_where_they_are_wrong_and_secrets_are_not_shown() {
-    figment::Jail::expect_with(|jail| {
+    jail(|jail| {
         jail.create_file("mainstay.toml", "[api]\ntimeout = \"soon\"\nmax_attempts = 9")?;
         jail.set_env("MAINSTAY_API_MAX_ATTEMPTS", "none");
         let text = Settings::load("MAINSTAY_").unwrap_err().to_string();
@@ -299,7 +305,7 @@ fn files_and_environment_are_named_where_they_are_wrong_and_secrets_are_not_show
 
 #[test]
 fn a_connection_setting_that_looks_like_a_number_is_text_all_the_same() {
-    figment::Jail::expect_with(|jail| {
+    jail(|jail| {
         jail.create_file("mainstay.toml", "[s3]\nbucket = 123456789012")?;
         let bucket = || Settings::load("MAINSTAY_").unwrap().connection("s3", "bucket");
         assert_eq!(bucket().as_deref(), Some("123456789012"));
@@ -379,7 +385,7 @@ proptest! {
 
     #[test]
     fn any_text_is_settings_or_is_refused_without_its_secret(text in "[\\[\\]a-z=\"'#\n .0-9]{0,60}") {
-        figment::Jail::expect_with(|jail| {
+        jail(|jail| {
             jail.create_file("mainstay.toml", &format!("{text}\n[database]\nurl = \"s3cret\"\n"))?;
             let told = match Settings::load("MAINSTAY_") {
                 Ok(settings) => format!("{settings:?}"),
@@ -401,7 +407,7 @@ proptest! {
         noise in "[A-Z_]{0,12}",
     ) {
         let name = format!("MAINSTAY_{kind}_{field}").to_uppercase();
-        figment::Jail::expect_with(|jail| {
+        jail(|jail| {
             jail.set_env(format!("MAINSTAY_{noise}"), "noise");
             jail.set_env(&name, &value);
             if let Err(error) = Settings::load("MAINSTAY_") {
