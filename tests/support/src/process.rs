@@ -12,7 +12,7 @@ use std::{
 };
 
 const NOBODY: u32 = 65534;
-pub(crate) const LIMIT: Duration = Duration::from_secs(30);
+pub(crate) const LIMIT: Duration = Duration::from_secs(120);
 pub(crate) const POLL: Duration = Duration::from_millis(10);
 
 /// The program in `PATH` or in one of these directories.

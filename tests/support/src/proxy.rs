@@ -250,7 +250,7 @@ impl Proxy {
         self.shared.events.lock().unwrap().clone()
     }
 
-    /// Waits until this holds, looked at after every event and every piece that moved. Ten seconds
+    /// Waits until this holds, looked at after every event and every piece that moved. Thirty seconds
     /// without it are a panic that lists the events.
     pub async fn until(&self, what: &str, holds: impl Fn(&Self) -> bool) {
         let mut changed = self.shared.changed.subscribe();
@@ -259,7 +259,7 @@ impl Proxy {
                 changed.changed().await.unwrap();
             }
         };
-        let waited = tokio::time::timeout(Duration::from_secs(10), waiting).await;
+        let waited = tokio::time::timeout(Duration::from_secs(30), waiting).await;
         assert!(waited.is_ok(), "the proxy still waits until {what}: {:#?}", self.events());
     }
 }

@@ -41,6 +41,8 @@ pub(super) async fn serve(
 ) {
     let mut server = None;
     let end = tokio::select! {
+        // What is cut passes nothing on any more, though it may lie there already.
+        biased;
         _ = cut.changed() => End::Reset,
         end = forward(&shared, number, accept, &mut client, &mut server) => end,
     };

@@ -270,8 +270,7 @@ fn refusing_spares_open_connections_and_keeps_the_port() {
     assert_eq!(&read(&mut open), b"open");
     for _ in 0..100 {
         proxy.refuse();
-        let refused = TcpStream::connect(proxy.addr()).unwrap_err();
-        assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
+        crate::port::until_refused(proxy.addr());
         proxy.listen();
         connect(&proxy);
     }

@@ -8,14 +8,13 @@ pub(super) use sentinel::Sentinel;
 pub use tls::{TlsRedis, TlsSentinel};
 
 use super::{Program, Server};
-use crate::process::{command, find};
+use crate::process::{LIMIT, command, find};
 use rustix::process::Signal;
 use std::{
     io::{self, BufRead, BufReader, Read, Write},
     net::{SocketAddr, TcpStream},
     path::Path,
     process::Command,
-    time::Duration,
 };
 
 /// How a Redis server is run.
@@ -54,7 +53,7 @@ impl Resp for Redis {}
 
 impl<P: Resp> Server<P> {
     /// Sends a command on a connection of its own, which sees what the client under test does not,
-    /// and gives the answer as it came, marks and all. Strings and lines only; within a second.
+    /// and gives the answer as it came, marks and all. Strings and lines only.
     #[must_use]
     pub fn say(&self, command: &str) -> String {
         reply(self.tell(command)).unwrap()
@@ -64,7 +63,7 @@ impl<P: Resp> Server<P> {
     #[must_use]
     pub fn tell(&self, command: &str) -> TcpStream {
         let mut stream = TcpStream::connect(self.address()).unwrap();
-        stream.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
+        stream.set_read_timeout(Some(LIMIT)).unwrap();
         stream.write_all(format!("{command}\r\n").as_bytes()).unwrap();
         stream
     }

@@ -104,7 +104,7 @@ fn asked(server: &Postgres, query: &str) -> TcpStream {
 #[test]
 fn a_postgres_that_hangs_answers_on_no_connection() {
     let mut server = Postgres::start();
-    let mut stream = asked(&server, "select 1 from pg_sleep(0.2)");
+    let mut stream = asked(&server, "select 1 from pg_sleep(3)");
     server.hang();
     stream.set_read_timeout(Some(Duration::from_millis(400))).unwrap();
     let silent = stream.read(&mut [0]).unwrap_err();

@@ -87,7 +87,8 @@ impl RedisCluster {
         let known = format!("cluster_known_nodes:{}\r", self.nodes.len());
         self.until("they know each other", |node| {
             let info = node.say("CLUSTER INFO");
-            info.contains("cluster_state:ok") && info.contains(&known)
+            let served = info.contains("cluster_slots_ok:16384\r");
+            served && info.contains("cluster_state:ok") && info.contains(&known)
         });
         for (n, node) in self.nodes[self.masters..].iter().enumerate() {
             let id = self.id(n);
