@@ -53,7 +53,7 @@ async fn a_sleep_of_less_than_a_second_is_waited_for() {
         cache.set("k", "1").await.unwrap();
         cache.hset("h", "f", "1").await.unwrap();
         let began = Instant::now();
-        let _sleep = order(&place.redis, "DEBUG SLEEP 0.5");
+        let _sleep = order(&place.redis, "DEBUG SLEEP 0.2");
         let (one, many, field, there, set, sum) = tokio::join!(
             cache.get_answer::<String>("k"),
             cache.mget_answers::<String>(["k"]),
@@ -62,7 +62,7 @@ async fn a_sleep_of_less_than_a_second_is_waited_for() {
             async { cache.set("l", "1").await },
             cache.incr("n"),
         );
-        assert!(began.elapsed() >= ms(450), "it slept");
+        assert!(began.elapsed() >= ms(150), "it slept");
         let sources = [
             one.unwrap().source,
             many.unwrap()[0].source,
@@ -88,7 +88,7 @@ async fn memory_answers_for_a_server_asleep_and_what_it_does_as_it_wakes_is_dele
     }
     cache.hset("hash", "f", "old").await.unwrap();
     let began = Instant::now();
-    let _sleep = order(&place.redis, "DEBUG SLEEP 2.5");
+    let _sleep = order(&place.redis, "DEBUG SLEEP 4");
     let here = async {
         let (seen, text, gone, field) = tokio::join!(
             get(&cache, "seen"),
@@ -96,7 +96,7 @@ async fn memory_answers_for_a_server_asleep_and_what_it_does_as_it_wakes_is_dele
             cache.del("gone"),
             cache.hset("hash", "f", "new"),
         );
-        assert!(began.elapsed() < ms(1400), "memory takes over: {:?}", began.elapsed());
+        assert!(began.elapsed() < ms(3_500), "memory takes over: {:?}", began.elapsed());
         assert_eq!(seen, (Some("old".into()), Source::Fallback));
         text.unwrap();
         gone.unwrap();
@@ -126,10 +126,11 @@ async fn memory_answers_for_a_server_asleep_and_what_it_does_as_it_wakes_is_dele
 #[tokio::test]
 async fn without_a_fallback_a_long_sleep_leaves_a_count_unknown_and_a_new_connection() {
     let place = Place::new();
-    let client = build("t-deep-sleep", &place, ms(300), FallbackConfig::off());
+    let client = build("t-deep-sleep", &place, ms(1_000), FallbackConfig::off());
+    until(&client, RedisState::Connected).await;
     client.set("k", "1").await.unwrap();
     let before = place.proxy.accepted();
-    let _sleep = order(&place.redis, "DEBUG SLEEP 5.5");
+    let _sleep = order(&place.redis, "DEBUG SLEEP 8");
     unknown(&client.incr("n").await.unwrap_err());
     client.get::<String>("k").await.unwrap_err();
     place.proxy.until("another connection", |proxy| proxy.accepted() > before).await;
@@ -145,7 +146,7 @@ async fn who_sends_the_server_to_sleep_is_not_answered_and_the_others_are_from_m
     let cache = client("t-own-sleep", place.proxy.addr());
     cache.set("k", "old").await.unwrap();
     let sent = place.proxy.arrived(Direction::Requests);
-    let sleep = tokio::spawn(cache.run("DEBUG").arg("SLEEP").arg(2).into_future());
+    let sleep = tokio::spawn(cache.run("DEBUG").arg("SLEEP").arg(4).into_future());
     place.proxy.until("it is sent", |proxy| proxy.arrived(Direction::Requests) > sent).await;
     cache.set("k", "new").await.unwrap();
     assert_eq!(get(&cache, "k").await, (Some("new".into()), Source::Fallback));
@@ -166,7 +167,7 @@ async fn a_server_that_falls_asleep_in_a_recovery_has_acknowledged_nothing() {
     place.ok("SET k other");
     place.give_back_but_forget_nothing(&cache).await;
     // The next DEL finds it allowed, and the server asleep.
-    let _sleep = order(&place.redis, "ACL SETUSER default +del +hdel\r\nDEBUG SLEEP 2");
+    let _sleep = order(&place.redis, "ACL SETUSER default +del +hdel\r\nDEBUG SLEEP 4");
     until(&cache, RedisState::Degraded).await;
     assert_eq!(cache.dirty_keys(), 1);
     assert_eq!(get(&cache, "k").await, (Some("new".into()), Source::Fallback));
@@ -193,12 +194,12 @@ async fn memory_answers_for_a_server_that_loads_its_data() {
     for order in [
         "DEBUG POPULATE 1000 other 200",
         "CONFIG SET loading-process-events-interval-bytes 1024",
-        "CONFIG SET key-load-delay 1000",
+        "CONFIG SET key-load-delay 3000",
     ] {
         assert_eq!(redis.say(order), "+OK\r\n");
     }
     let _reload = order(&redis, "DEBUG RELOAD");
-    until_true("loading", ms(5000), async || {
+    until_true("loading", ms(30_000), async || {
         let (value, source) = get(&cache, "seen").await;
         assert_eq!(value.as_deref(), Some("old"), "{source:?}");
         source == Source::Fallback
@@ -262,7 +263,7 @@ async fn an_answer_that_ends_a_connection_leaves_what_was_under_way_unknown() {
             async { cache.set("k", "new").await },
             async {
                 let done = async || place.redis.say("GET k") == "$3\r\nnew\r\n";
-                until_true("done", ms(5000), done).await;
+                until_true("done", ms(30_000), done).await;
                 place.proxy.heal();
             },
         );

@@ -48,10 +48,14 @@ impl Work {
         let of = |server: &Redis, name: &str| {
             let info = server.say("INFO replication");
             let line = info.lines().find_map(|line| line.strip_prefix(name));
-            line.unwrap().parse::<u64>().unwrap()
+            line.and_then(|line| line.parse::<u64>().ok())
         };
-        let told = async || of(replica, "slave_repl_offset:") == of(master, "master_repl_offset:");
-        until_true("replicated", ms(5_000), told).await;
+        // It has none while it is no replica yet.
+        let told = async || {
+            let at = of(replica, "slave_repl_offset:");
+            at.is_some() && at == of(master, "master_repl_offset:")
+        };
+        until_true("replicated", ms(30_000), told).await;
         resting
     }
 

@@ -146,10 +146,10 @@ async fn what_is_refused_for_now_is_an_error_where_memory_takes_no_writes() {
         assert_eq!((code(&error).as_str(), error.effect()), (refusal.code, Effect::Transient));
         let source = if refusal.reads { Source::Redis } else { Source::Fallback };
         let seen = (Some("old".to_owned()), source);
-        until_true("read", ms(5000), async || get(&cache, "seen").await == seen).await;
+        until_true("read", ms(30_000), async || get(&cache, "seen").await == seen).await;
         assert_eq!(cache.dirty_keys(), 0);
         ok(&redis, refusal.end);
-        until_true("written", ms(5000), async || cache.set("l", "new").await.is_ok()).await;
+        until_true("written", ms(30_000), async || cache.set("l", "new").await.is_ok()).await;
         assert_eq!(redis.say("MGET k l"), "*2\r\n$3\r\nold\r\n$3\r\nnew\r\n", "{}", refusal.code);
     }
 }
@@ -196,7 +196,7 @@ async fn a_server_with_too_many_clients_is_away_for_the_next_one() {
     referee.read_exact(&mut answer).unwrap();
     ok(&redis, "CONFIG SET maxclients 1");
     let refused = async || redis.say("PING").contains("max number of clients");
-    until_true("full", ms(5000), refused).await;
+    until_true("full", ms(30_000), refused).await;
     let cache = build("t-crowded", &redis, FallbackConfig::new());
     let began = Instant::now();
     cache.set("k", "1").await.unwrap();

@@ -324,9 +324,10 @@ async fn a_failure_is_shared_and_keeps_its_type() {
 
 #[tokio::test]
 async fn an_old_value_stands_in_for_its_bound_and_no_longer() {
-    let cache = local("t-stale");
+    let cache = local("t-load-stale");
     let fails = || async { Err::<String, _>(SourceDown) };
-    let (ttl, stale) = (ms(20), ms(400));
+    let (ttl, stale) = (ms(20), ms(2_000));
+    let before = std::time::Instant::now();
     let first = cache.get_or_load("k", ttl, || async { Ok::<_, SourceDown>("1".to_owned()) });
     first.stale_if_error(stale).await.unwrap();
     let began = std::time::Instant::now();
@@ -343,8 +344,7 @@ async fn an_old_value_stands_in_for_its_bound_and_no_longer() {
         tokio::task::yield_now().await;
     };
     assert!(stood_in > 0, "it stood in");
-    // It was stored a little before we looked at the clock.
-    assert!(began.elapsed() >= stale, "{:?}", began.elapsed());
+    assert!(before.elapsed() >= ttl + stale, "{:?}", before.elapsed());
     assert!(error.downcast_ref::<SourceDown>().is_some());
 }
 
@@ -466,7 +466,7 @@ async fn a_value_is_loaded_again_before_it_is_gone() {
     for n in 0.. {
         assert!(n < 1000, "nobody loaded early");
         // 150 ms before the end the chance is exp(-150/60), 8 %.
-        assert_eq!(redis.say("PEXPIRE k 150"), ":1\r\n");
+        assert_eq!(redis.say("SET k value PX 150"), "+OK\r\n");
         let mut caller = call();
         tokio::select! {
             () = source.begun.notified() => {

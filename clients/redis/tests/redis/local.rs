@@ -3,7 +3,7 @@
 use crate::{Warnings, ms, text};
 use mainstay_policy::HealthStatus;
 use mainstay_redis::{FallbackConfig, RedisClient, RedisFailure, RedisState, Source};
-use std::time::Duration;
+use std::{sync::Mutex, time::Duration};
 
 #[tokio::test]
 async fn without_a_url_it_is_a_cache_of_this_process() {
@@ -96,8 +96,12 @@ async fn bad_input_is_said_in_words() {
     assert!(hash.downcast_ref::<RedisFailure>().unwrap().is_wrong_type());
 }
 
+/// The process has one of them.
+static SINGLETON: Mutex<()> = Mutex::new(());
+
 #[test]
 fn outside_a_runtime_the_getter_works() {
+    let _alone = SINGLETON.lock();
     let client = mainstay_redis::get_redis_client().unwrap();
     mainstay_redis::set_redis_client(client);
     let error = mainstay_redis::get_redis_client_named("absent").unwrap_err();
@@ -107,6 +111,7 @@ fn outside_a_runtime_the_getter_works() {
 /// Values are this process's; links are each runtime's own.
 #[test]
 fn the_singleton_works_from_a_second_runtime() {
+    let _alone = SINGLETON.lock();
     let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let local = RedisClient::builder().name("t-singleton").without_server().build().unwrap();
     mainstay_redis::set_redis_client(local);

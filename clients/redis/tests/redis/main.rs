@@ -140,7 +140,7 @@ fn client(name: &str, server: SocketAddr) -> RedisClient {
 async fn until(client: &RedisClient, state: mainstay_redis::RedisState) {
     let started = std::time::Instant::now();
     while client.state() != state {
-        assert!(started.elapsed() < ms(10_000), "still {:?}", client.state());
+        assert!(started.elapsed() < ms(30_000), "still {:?}", client.state());
         tokio::time::sleep(ms(5)).await;
     }
 }

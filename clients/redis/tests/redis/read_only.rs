@@ -25,7 +25,7 @@ fn reader(name: &str, url: String) -> RedisClient {
     RedisClient::builder()
         .name(name)
         .url(url)
-        .policy(|p| p.timeout(ms(500)).base_delay(ms(10)).recovery_timeout(ms(200)))
+        .policy(|p| p.timeout(ms(1_500)).base_delay(ms(10)).recovery_timeout(ms(200)))
         .fallback(FallbackConfig::read_only())
         .build()
         .unwrap()
@@ -122,7 +122,7 @@ async fn reads_are_answered_from_memory_writes_are_refused_and_the_server_forget
 
     place.give_back(&cache).await;
     let answered = async || get(&cache, "k").await == (Some("1".into()), Source::Redis);
-    until_true("answered by the server", ms(5000), answered).await;
+    until_true("answered by the server", ms(30_000), answered).await;
     assert_eq!(get(&cache, "other").await, (Some("other".into()), Source::Redis));
     assert_eq!(cache.hgetall_answer::<String>("h").await.unwrap().source, Source::Redis);
     assert_eq!(place.redis.say("DBSIZE"), ":6\r\n");
@@ -164,7 +164,7 @@ async fn a_load_is_answered_from_memory_else_by_its_loader_whose_error_it_is() {
         assert!(error.downcast_ref::<io::Error>().is_some(), "{error:?}");
     }
     assert_eq!(asked.load(Ordering::SeqCst), 2);
-    until_true("over", ms(5000), async || {
+    until_true("over", ms(30_000), async || {
         let stands_in = cache.get_or_load("old", ms(50), fails()).stale_if_error(MINUTE).await;
         assert_eq!(stands_in.unwrap(), "1");
         asked.load(Ordering::SeqCst) > 2
@@ -242,7 +242,7 @@ async fn without_a_server_from_the_start_reads_are_misses_and_writes_errors_unti
         if address == proxy.addr() {
             proxy.listen();
             until(&cache, RedisState::Connected).await;
-            until_true("taken", ms(5000), async || cache.set("k", "1").await.is_ok()).await;
+            until_true("taken", ms(30_000), async || cache.set("k", "1").await.is_ok()).await;
             assert_eq!(get(&cache, "k").await, (Some("1".into()), Source::Redis));
         }
     }

@@ -89,7 +89,7 @@ async fn a_busy_script_closes_the_gate_until_it_is_killed() {
     ok(&redis, "CONFIG SET busy-reply-threshold 20");
     let _script = redis.tell("EVAL \"while true do end\" 0");
     let mut seen = None;
-    until_true("busy", ms(5000), async || match client.get::<String>("k").await {
+    until_true("busy", ms(30_000), async || match client.get::<String>("k").await {
         Err(error) => {
             seen = Some(error);
             true
@@ -103,7 +103,7 @@ async fn a_busy_script_closes_the_gate_until_it_is_killed() {
     let error = client.get::<String>("k").await.unwrap_err();
     assert_eq!(error.effect(), Effect::NeverSent, "{error:?}");
     ok(&redis, "SCRIPT KILL");
-    until_true("free", ms(5000), async || client.get::<String>("k").await.is_ok()).await;
+    until_true("free", ms(30_000), async || client.get::<String>("k").await.is_ok()).await;
 }
 
 #[tokio::test]
@@ -113,10 +113,10 @@ async fn a_server_that_loads_its_data_is_waited_for() {
     client.set("k", "1").await.unwrap();
     ok(&redis, "DEBUG POPULATE 1000 other 200");
     ok(&redis, "CONFIG SET loading-process-events-interval-bytes 1024");
-    ok(&redis, "CONFIG SET key-load-delay 1000");
+    ok(&redis, "CONFIG SET key-load-delay 3000");
     let _reload = redis.tell("DEBUG RELOAD");
     let mut seen = None;
-    until_true("loading", ms(5000), async || match client.get::<String>("k").await {
+    until_true("loading", ms(30_000), async || match client.get::<String>("k").await {
         Err(error) => {
             seen = Some(error);
             true
@@ -148,7 +148,7 @@ async fn a_master_that_became_a_replica_is_left_at_its_first_word() {
     ok(&old, &format!("REPLICAOF 127.0.0.1 {}", new.address().port()));
     let error = client.set("k", "2").await.unwrap_err();
     assert_eq!((code(&error).as_str(), error.effect()), ("READONLY", Effect::Transient));
-    let out = until_true("writable", ms(5000), async || client.set("k", "3").await.is_ok()).await;
+    let out = until_true("writable", ms(30_000), async || client.set("k", "3").await.is_ok()).await;
     println!("writable again after {out:?}");
     assert_eq!(new.say("GET k"), "$1\r\n3\r\n");
 }
@@ -200,7 +200,7 @@ async fn a_password_that_is_changed_is_an_error_until_it_is_right_again() {
     // Not an outage: memory does not answer for it. But for what was written before the first
     // refusal, each time another key.
     let mut n = 0;
-    until_true("refused", ms(5000), async || {
+    until_true("refused", ms(30_000), async || {
         match cache.set(format!("k{}", next(&mut n)), "3").await {
             Err(error) => error.downcast_ref::<RedisFailure>().is_some_and(RedisFailure::is_auth),
             Ok(()) => false,
@@ -215,7 +215,7 @@ async fn a_password_that_is_changed_is_an_error_until_it_is_right_again() {
         cache.health_check().await.status == HealthStatus::Healthy
     })
     .await;
-    until_true("written", ms(5000), async || cache.set("k", "4").await.is_ok()).await;
+    until_true("written", ms(30_000), async || cache.set("k", "4").await.is_ok()).await;
 }
 
 #[tokio::test]
@@ -248,7 +248,8 @@ async fn that_a_user_may_not_delete_what_was_written_is_said() {
     assert_eq!(health.status, HealthStatus::Degraded);
     assert!(health.detail.contains("(NOPERM); allow this user DEL and HDEL"), "{}", health.detail);
     let said = warnings.of("DEL and HDEL");
-    assert_eq!(said.len(), 1, "{said:?}");
+    // Twice where a step of the recovery ran out of time between two refusals.
+    assert!((1..=2).contains(&said.len()), "{said:?}");
     assert!(said[0].contains("NOPERM"), "{said:?}");
     ok(&redis, "ACL SETUSER app +del +hdel");
     until(&cache, RedisState::Connected).await;
@@ -295,7 +296,7 @@ async fn what_keeps_a_connection_from_being_made_is_told_with_what_to_change() {
     let (redis, cluster) = (Redis::start(), RedisCluster::start(2, false));
     let full = Redis::start_with(&["--maxclients", "1"]);
     let mut held = None;
-    until_true("connected", ms(5000), async || {
+    until_true("connected", ms(30_000), async || {
         let (mut connection, mut answer) = (full.tell("PING"), [0; 5]);
         let _ = connection.read_exact(&mut answer);
         held = Some(connection);

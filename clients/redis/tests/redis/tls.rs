@@ -93,7 +93,7 @@ async fn tls_and_no_tls_do_not_go_together() {
     let url = format!("rediss://{}", redis.server.address());
     let client = builder("t-tls-to-plain", url).trust_only(pem).build().unwrap();
     // The server waits for the rest of a line that never comes.
-    until_true("given up", ms(5000), async || {
+    until_true("given up", ms(30_000), async || {
         client.health_check().await.detail.contains("rediss for TLS")
     })
     .await;

@@ -1,6 +1,6 @@
 //! What reaches the server while all is well.
 
-use crate::{client, text};
+use crate::{client, ms, text, until_true};
 use mainstay_policy::{BreakerState, HealthStatus};
 use mainstay_redis::{RedisFailure, RedisState};
 use mainstay_test_support::{Proxy, Redis};
@@ -21,7 +21,7 @@ async fn the_server_holds_what_was_written() {
     cache.set("k", "2").ttl(Duration::from_secs(60)).await.unwrap();
     let left = redis.say("PTTL k");
     let left: i64 = left.trim_start_matches(':').trim().parse().unwrap();
-    assert!((59_000..=60_000).contains(&left), "{left}");
+    assert!((50_000..=60_000).contains(&left), "{left}");
     cache.set("long", "1").ttl(Duration::from_secs(99 * 365 * 86_400)).await.unwrap();
     cache.hset("h", "f", vec![0, 0xff]).await.unwrap();
     let field = cache.hget::<Vec<u8>>("h", "f").await.unwrap();
@@ -60,7 +60,8 @@ async fn a_closed_client_says_goodbye_and_connects_no_more() {
         // One is ours, which asks.
         redis.say("INFO clients").split_once("connected_clients:").unwrap().1[..1].to_owned()
     };
-    assert_eq!(clients(), "2");
+    // A process that is being started elsewhere may hold a copy of the first connection for a moment.
+    until_true("two clients", ms(30_000), async || clients() == "2").await;
     cache.close(Duration::from_secs(5)).await;
     // A watcher left behind would have connected again by its next look.
     let later = Instant::now() + Duration::from_millis(600);
