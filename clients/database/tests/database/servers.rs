@@ -46,7 +46,8 @@ fn client<DB: Backend>(name: &str, url: String) -> DatabaseClient<DB> {
     let quick = |p: mainstay_policy::PolicyBuilder| {
         p.timeout(ms(20_000)).base_delay(ms(5)).recovery_timeout(ms(200))
     };
-    DatabaseClient::builder().name(name).url(url).policy(quick).build().unwrap()
+    let patient = DatabaseClient::builder().connect_timeout(ms(10_000));
+    patient.name(name).url(url).policy(quick).build().unwrap()
 }
 
 /// Asks again and again: the answer is the server's own state.

@@ -30,7 +30,11 @@ fn once<DB: Backend>(name: &str, url: &str) -> DatabaseClient<DB> {
     DatabaseClient::builder()
         .name(name)
         .url(url)
-        .policy(|p| p.max_attempts(1).timeout(ms(10_000)).failure_threshold(1_000))
+        .connect_timeout(ms(10_000))
+        .policy(|p| {
+            let counting = p.failure_threshold(1_000).without_failure_rate().without_slow_rate();
+            counting.max_attempts(1).timeout(ms(10_000))
+        })
         .build()
         .unwrap()
 }

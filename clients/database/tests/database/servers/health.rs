@@ -86,8 +86,8 @@ async fn what_a_host_says_is_told_though_another_one_is_silent() {
     let db: PgDatabase = DatabaseClient::builder()
         .name("health-says")
         .url(format!("postgres://postgres@{},{}/nowhere", silent.addr(), speaks.addr()))
-        .connect_timeout(ms(700))
-        .policy(|p| p.max_attempts(1).timeout(ms(5_000)))
+        .connect_timeout(ms(3_000))
+        .policy(|p| p.max_attempts(1).timeout(ms(10_000)))
         .build()
         .unwrap();
     let error = Error::from(sqlx::query("select 1").execute(&db).await.unwrap_err());
@@ -119,7 +119,7 @@ async fn a_slow_connection_is_waited_for() {
     let proxy = Proxy::in_front_of(POSTGRES.address());
     let db: PgDatabase = client("health-slow", Postgres::url_at(proxy.addr()));
     idle(&db, 2).await;
-    proxy.set(|faults| faults.replies.latency = ms(400));
+    proxy.set(|faults| faults.replies.latency = ms(300));
     assert_is(&db.health_check().await, HealthStatus::Healthy);
     assert_eq!(db.pool_status().idle, 2);
 }
@@ -130,7 +130,7 @@ async fn a_refused_connection_does_not_speak_for_one_that_is_slow() {
     let proxy = Proxy::in_front_of(POSTGRES.address());
     let db: PgDatabase = client("health-refused", Postgres::url_at(proxy.addr()));
     idle(&db, 2).await;
-    proxy.set(|faults| faults.replies.latency = ms(400));
+    proxy.set(|faults| faults.replies.latency = ms(300));
     proxy.refuse();
     assert_is(&db.health_check().await, HealthStatus::Healthy);
     assert_eq!(db.pool_status().idle, 2);

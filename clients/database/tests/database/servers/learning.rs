@@ -133,7 +133,7 @@ async fn nothing_of_what_is_no_fault_of_the_server() {
 /// that nothing was committed, and not by the policy's, which does not.
 async fn takes_too_long(name: &str, work: &'static str) {
     let proxy = Proxy::in_front_of(POSTGRES.address());
-    let policy = |p: PolicyBuilder| p.max_attempts(1).failure_threshold(1).timeout(ms(500));
+    let policy = |p: PolicyBuilder| p.max_attempts(1).failure_threshold(1).timeout(ms(3_000));
     let db: PgDatabase = holding(name, Postgres::url_at(proxy.addr()), policy);
     db.session().await.unwrap().commit().await.unwrap();
     proxy.set(|faults| faults.replies.latency = ms(20));

@@ -11,6 +11,7 @@ fn behind(name: &str, url: String) -> PgDatabase {
         .name(name)
         .url(url)
         .max_connections(16)
+        .connect_timeout(ms(10_000))
         .transaction_pooler()
         .policy(|p| p.timeout(ms(20_000)).max_attempts(1))
         .build()
@@ -115,7 +116,7 @@ async fn a_table_may_be_changed_through_the_client() {
         .name("pooler-ddl")
         .url(MARIADB.url())
         .transaction_pooler()
-        .policy(|p| p.timeout(ms(500)).base_delay(ms(5)))
+        .policy(|p| p.timeout(ms(3_000)).base_delay(ms(5)))
         .build()
         .unwrap();
     sqlx::query("create table pooled (n int) engine=innodb").execute(&db).await.unwrap();

@@ -10,7 +10,7 @@ async fn file(name: &str) -> (tempfile::TempDir, SqliteDatabase) {
     let db: SqliteDatabase = DatabaseClient::builder()
         .name(name)
         .url(format!("sqlite://{}?mode=rwc", dir.path().join("a.db").display()))
-        .policy(|p| p.max_attempts(1).timeout(ms(1_000)))
+        .policy(|p| p.max_attempts(1).timeout(ms(4_000)))
         .build()
         .unwrap();
     let create = "create table t (id integer primary key); \

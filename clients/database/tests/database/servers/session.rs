@@ -179,7 +179,7 @@ async fn a_dropped_session_lets_go_of_its_locks() {
     drop(session);
     let started = Instant::now();
     sqlx::query("update locks set n = 3").execute(&other).await.unwrap();
-    assert!(started.elapsed() < ms(1_000), "{:?}", started.elapsed());
+    assert!(started.elapsed() < ms(10_000), "{:?}", started.elapsed());
     until_at_rest(&db).await;
     assert_eq!(db.pool_status().idle, 1);
 }

@@ -11,7 +11,7 @@ async fn its_answers() {
     let db: SqliteDatabase = DatabaseClient::builder()
         .name(name)
         .url(&url)
-        .policy(|p| p.max_attempts(1).timeout(ms(200)).failure_threshold(1_000))
+        .policy(|p| p.max_attempts(1).timeout(ms(4_000)).failure_threshold(1_000))
         .build()
         .unwrap();
     run(&db, "create table t (id integer primary key, n text)").await.unwrap();

@@ -26,6 +26,7 @@ async fn a_changed_table_costs_one_attempt_and_no_write() {
         .name("stale")
         .url(POSTGRES.url())
         .max_connections(2)
+        .connect_timeout(ms(10_000))
         .policy(|p| p.max_attempts(2).timeout(ms(20_000)).base_delay(ms(5)))
         .build()
         .unwrap();
