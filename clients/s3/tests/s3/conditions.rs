@@ -201,7 +201,7 @@ async fn of_a_file_it_is_known_or_not_as_of_bytes() {
 #[tokio::test]
 async fn an_empty_lock_whose_answer_never_comes_is_ours() {
     let (store, _, _) = with_store().await;
-    let policy = |policy| quick(policy).timeout(Duration::from_millis(300));
+    let policy = |policy| quick(policy).timeout(Duration::from_secs(2));
     let s3 = builder(store.endpoint()).policy(policy).build().unwrap();
     first_put(&store, || Answer::ApplyThenHang);
     s3.put(BUCKET, "lock", "").if_absent().await.unwrap();
@@ -214,7 +214,7 @@ async fn a_slow_read_has_a_second_copy_and_a_slow_write_has_none() {
     let (store, memory, _) = with_store().await;
     memory.put("k", "bytes");
     let policy = |policy| {
-        let policy = quick(policy).timeout(Duration::from_millis(300)).max_attempts(1);
+        let policy = quick(policy).timeout(Duration::from_secs(2)).max_attempts(1);
         policy.hedge(Hedge::After(Duration::from_millis(20)))
     };
     let s3 = builder(store.endpoint()).policy(policy).build().unwrap();

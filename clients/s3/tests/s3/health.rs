@@ -42,7 +42,7 @@ async fn health_tells_missing_from_forbidden_and_feeds_no_breaker() {
     store.front(|_| Answer::Hang);
     let started = Instant::now();
     assert_eq!(s3.health_check().await.status, HealthStatus::Unhealthy);
-    assert!(started.elapsed() < Duration::from_secs(3));
+    assert!(started.elapsed() < Duration::from_secs(10));
     assert_eq!(s3.policy().breaker().state(), BreakerState::Closed);
 }
 

@@ -173,7 +173,7 @@ async fn a_flipped_byte_is_damage() {
 #[tokio::test]
 async fn a_stall_is_a_break() {
     let (store, _, _, data) = with_object(MIB).await;
-    let patience = Duration::from_millis(300);
+    let patience = Duration::from_secs(2);
     let s3 = builder(store.endpoint()).policy(move |p| quick(p).timeout(patience)).build().unwrap();
     let gets = AtomicU32::new(0);
     store.front(move |_| match gets.fetch_add(1, SeqCst) {
@@ -265,7 +265,7 @@ async fn more_than_the_limit_is_not_read_into_memory() {
 #[tokio::test]
 async fn a_get_ends_by_its_deadline_also_where_the_length_was_learnt_first() {
     let (store, _, _, _) = with_object(6 * MIB).await;
-    let all = Duration::from_millis(700);
+    let all = Duration::from_secs(3);
     let policy = move |policy| quick(policy).timeout(all).deadline(all).max_attempts(9);
     let s3 = builder(store.endpoint()).policy(policy).build().unwrap();
     // Only in the second request for it, which has the time of its length, does it stall.
@@ -276,6 +276,6 @@ async fn a_get_ends_by_its_deadline_also_where_the_length_was_learnt_first() {
     });
     let error = s3.get(BUCKET, "k").await.unwrap_err();
     assert!(error.is_timeout(), "{error:?}");
-    assert!(error.elapsed() <= Duration::from_secs(5), "{error:?}");
+    assert!(error.elapsed() <= Duration::from_secs(10), "{error:?}");
     assert_eq!(store.seen(|_| true), 2);
 }

@@ -17,7 +17,7 @@ use std::{
 
 /// More than the kernel's buffers hold of a connection that nobody reads.
 const LENGTH: usize = 15 * MIB;
-const IDLE: Duration = Duration::from_millis(400);
+const IDLE: Duration = Duration::from_millis(1_500);
 
 fn through(proxy: &Proxy, timeout: Duration) -> S3Client {
     let policy = move |policy| quick(policy).timeout(timeout);
@@ -43,7 +43,7 @@ async fn an_upload_that_stands_still_is_sent_again_at_once() {
     let started = Instant::now();
     hang(&proxy);
     let heal = async {
-        eventually("a second connection", || proxy.accepted() == 2).await;
+        eventually("a second connection", || proxy.accepted() >= 2).await;
         proxy.heal();
     };
     let (end, ()) = tokio::join!(upload(), heal);
@@ -52,7 +52,7 @@ async fn an_upload_that_stands_still_is_sent_again_at_once() {
     hang(&proxy);
     let error = upload().await.unwrap_err();
     let told = report(&error).to_string();
-    assert!(told.contains("no byte moved for 400ms, the idle timeout"), "{told}");
+    assert!(told.contains("no byte moved for 1.5s, the idle timeout"), "{told}");
     assert_eq!(error.attempts(), 3, "{told}");
     assert!(started.elapsed() < Duration::from_secs(30), "{:?}", started.elapsed());
 }
@@ -77,7 +77,7 @@ async fn a_put_and_a_get_that_stand_still_end_by_the_plain_timeout() {
     let error = s3.get(BUCKET, "k").await.unwrap_err();
     assert!(report(&error).to_string().contains("no byte moved"), "{}", report(&error));
     // 15 MiB alone would have been given a minute.
-    assert!(started.elapsed() < Duration::from_secs(20), "{:?}", started.elapsed());
+    assert!(started.elapsed() < Duration::from_secs(40), "{:?}", started.elapsed());
 }
 
 #[tokio::test]
