@@ -114,10 +114,10 @@ async fn a_streamed_body_has_an_idle_limit_a_deadline_and_a_size() {
     assert_eq!(bytes, b"hello");
     assert!(error.unwrap().contains("no more of the body came within 100ms"));
     let client = server.client();
-    let begin = client.get("x").deadline(200 * MS).stream().await;
+    let begin = client.get("x").deadline(1_500 * MS).stream().await;
     let (_, error) = rest(&mut begin.unwrap()).await;
     assert!(error.unwrap().contains("not over by the deadline"));
-    let begin = Deadline::within(200 * MS).scope(client.get("x").stream()).await;
+    let begin = Deadline::within(1_500 * MS).scope(client.get("x").stream()).await;
     let (_, error) = rest(&mut begin.unwrap()).await;
     assert!(error.unwrap().contains("not over by the deadline"));
     let (bytes, error) = rest(&mut client.get("x").max_body(4).stream().await.unwrap()).await;

@@ -44,12 +44,15 @@ async fn what_was_never_sent_is_repeated_whatever_the_method() {
     proxy.set(|faults| faults.accept = Accept::Silent);
     let silent = builder(&format!("https://{}", proxy.addr())).connect_timeout(100 * MS);
     let (effect, attempts, text) = post(&silent.build().unwrap()).await;
+    // The kernel connects before the proxy knows of it.
+    proxy.until("all were accepted", |proxy| proxy.accepted() >= 3).await;
     assert_eq!((effect, attempts, proxy.accepted()), (Effect::NeverSent, 3, 3));
     assert!(text.contains("no connection in time"), "{text}");
     // Nor where an attempt may take less than a connection usually may.
     let brief = builder(&format!("https://{}", proxy.addr()))
-        .policy(|p| p.timeout(400 * MS).max_attempts(2).base_delay(MS).max_delay(MS));
+        .policy(|p| p.timeout(400 * MS).deadline(10_000 * MS).max_attempts(2).base_delay(MS));
     let (effect, attempts, text) = post(&brief.build().unwrap()).await;
+    proxy.until("all were accepted", |proxy| proxy.accepted() >= 5).await;
     assert_eq!((effect, attempts, proxy.accepted()), (Effect::NeverSent, 2, 5), "{text}");
 }
 
@@ -105,15 +108,15 @@ async fn what_may_have_happened_is_repeated_only_for_methods_that_allow_it() {
 #[tokio::test]
 async fn a_failing_status_is_heeded_though_its_body_stalls() {
     let stalls = |head: &str| format!("HTTP/1.1 {head}\r\ncontent-length: 9\r\n\r\nx").into_bytes();
-    let server = Server::always(Step::Stall(stalls("429 Later\r\nretry-after: 7"))).await;
-    let brief = |p: PolicyBuilder| p.timeout(300 * MS).max_attempts(1);
+    let server = Server::always(Step::Stall(stalls("429 Later\r\nretry-after: 20"))).await;
+    let brief = |p: PolicyBuilder| p.timeout(3_000 * MS).max_attempts(1);
     let client = server.builder().policy(brief).build().unwrap();
     let error = client.post("x").await.unwrap_err();
     let response = error.response().expect("the status was there");
     assert_eq!((response.status().as_u16(), response.text().as_ref()), (429, "x"));
     assert!(!error.is_outcome_unknown(), "{}", report(&error));
     let wait = client.slowed_for().unwrap();
-    assert!(wait > 6_000 * MS && wait <= 7_000 * MS, "{wait:?}");
+    assert!(wait > 10_000 * MS && wait <= 20_000 * MS, "{wait:?}");
     // Nor is the body of a redirect waited for until there is no time for what it leads to.
     let see = Step::Stall(stalls("303 See\r\nlocation: /v1/done"));
     let steps = [see, Step::Close(answer("200 OK", "", "done"))];
@@ -127,7 +130,7 @@ async fn a_reply_that_the_network_loses_is_unknown_and_a_held_one_times_out() {
     let server = Server::always(Step::Keep(answer("200 OK", "", "1"))).await;
     let proxy = Proxy::in_front_of(server.address);
     let client = builder(&format!("http://{}", proxy.addr()))
-        .policy(|p| p.timeout(200 * MS).deadline(2_000 * MS).base_delay(MS).max_attempts(2))
+        .policy(|p| p.timeout(5_000 * MS).deadline(10_000 * MS).base_delay(MS).max_attempts(2))
         .build()
         .unwrap();
     proxy.lose_next_reply();
@@ -137,8 +140,9 @@ async fn a_reply_that_the_network_loses_is_unknown_and_a_held_one_times_out() {
     client.get("x").await.unwrap();
     assert_eq!(server.seen(), 3, "the lost one, and the one that was answered");
     proxy.set(|faults| faults.replies.hold = true);
-    let error = client.post("x").await.unwrap_err();
+    let error = client.post("x").timeout(1_000 * MS).await.unwrap_err();
     assert!(error.is_timeout() && error.is_outcome_unknown() && error.attempts() == 1, "{error}");
+    proxy.until("it is there", |_| server.seen() == 4).await;
     proxy.heal();
     proxy.set(|faults| faults.accept = Accept::Reset);
     proxy.cut();
@@ -179,7 +183,9 @@ async fn connections_are_used_again_after_answers_of_every_kind() {
         assert_eq!(client.get("x").await.unwrap().status(), 404);
         assert_eq!(client.get("x").await.unwrap().status(), 200);
     }
-    assert_eq!((server.seen(), server.accepted()), (40, 1));
+    // A second one only where this machine took a second over one of the bodies.
+    assert_eq!(server.seen(), 40);
+    assert!(server.accepted() <= 2, "{}", server.accepted());
 }
 
 #[tokio::test]

@@ -134,7 +134,7 @@ fn client(address: SocketAddr) -> HttpClient {
     HttpClient::builder(&format!("http://{address}"))
         .without_proxy()
         .http2_only()
-        .policy(|p| quick(p).failure_threshold(100).without_failure_rate())
+        .policy(|p| quick(p).failure_threshold(100).without_failure_rate().without_slow_rate())
         .build()
         .unwrap()
 }

@@ -51,6 +51,15 @@ pub(crate) struct Server {
     accepted: Arc<AtomicUsize>,
 }
 
+/// Breakers are known by their origin: an earlier test may have had this port.
+pub(crate) fn forget(address: SocketAddr) {
+    for scheme in ["http", "https"] {
+        if let Some(breaker) = mainstay_policy::breaker(&format!("http:{scheme}://{address}")) {
+            breaker.reset();
+        }
+    }
+}
+
 impl Server {
     /// Answers request n with script n, the last one from then on, each on a connection of its own.
     pub(crate) async fn start(script: &[&str]) -> Self {
@@ -69,6 +78,7 @@ impl Server {
     ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
+        forget(address);
         let server = Self { address, seen: Arc::default(), accepted: Arc::default() };
         let (seen, accepted) = (Arc::clone(&server.seen), Arc::clone(&server.accepted));
         let script: Arc<Script> = Arc::new(script);
