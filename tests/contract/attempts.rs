@@ -8,7 +8,7 @@ each!(the_server_counts_what_the_error_says: database mariadb redis http s3);
 async fn the_server_counts_what_the_error_says<S: Remote>() {
     let server = S::start().await;
     let patient = server.client(1, |policy| policy.max_attempts(3));
-    let brief = server.client(1, |p| p.max_attempts(3).timeout(ms(150)).deadline(ms(5_000)));
+    let brief = server.client(1, |p| p.max_attempts(3).timeout(ms(500)).deadline(ms(5_000)));
     let (name, door) = (patient.name(), S::Client::REPEATED);
     for (client, mood, decider) in
         [(&patient, Mood::NotNow, Decider::Retry), (&brief, Mood::Silent, Decider::Timeout)]

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 const TWO_ATTEMPTS: Tune = |policy| policy.max_attempts(2).enable_budget(false);
 /// Where time is to run out.
-const LIMIT: Duration = ms(150);
+const LIMIT: Duration = ms(600);
 const IN_A_HURRY: Tune = |policy| TWO_ATTEMPTS(policy).timeout(LIMIT).deadline(ms(5_000));
 
 /// What is to be said of a failed call.

@@ -14,7 +14,7 @@ each!(refuses_without_io_and_says_why: database mariadb redis http s3);
 async fn refuses_without_io_and_says_why<S: Remote>() {
     let server = S::start().await;
     let client = server.client(1, |policy| {
-        let policy = policy.timeout(ms(150)).max_attempts(1).failure_threshold(1);
+        let policy = policy.timeout(ms(700)).max_attempts(1).failure_threshold(1);
         policy.recovery_timeout(BREAK).break_growth(BreakGrowth::Fixed)
     });
     let (name, proxy) = (client.name(), server.proxy());

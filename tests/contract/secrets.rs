@@ -10,7 +10,7 @@ use crate::{
     database, faults,
     faults::Fault,
     http, redis, s3,
-    subject::{Client, Mood, Remote, Subject, Tune, Work, ms},
+    subject::{Client, Mood, Remote, Subject, Tune, Work, in_time, ms},
 };
 use mainstay::{
     DatabaseClient, Error, FallbackConfig, HttpClient, HttpDouble, PgDatabase, RedisClient, Reply,
@@ -90,7 +90,15 @@ async fn stay_in_the_database() {
     })
     .await;
     said.note("view", &known.idempotent());
-    said.note("session", &known.session().await.unwrap());
+    let session = async {
+        loop {
+            if let Ok(session) = known.session().await {
+                break session;
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    said.note("session", &in_time("a session", session).await);
     for url in ["mysql://user-s3cr3t-sql:pass@h/d", "postgres://user-s3cr3t-sql:pass@h:port/d"] {
         said.built(PgDatabase::builder().url(url).build());
         said.built(DatabaseClient::<sqlx::Sqlite>::builder().url(url).build());

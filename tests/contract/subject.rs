@@ -105,7 +105,7 @@ pub(crate) trait Remote: Subject {
 pub(crate) async fn ready<C: Client>(client: &C) {
     let started = Instant::now();
     while let Err(error) = client.call(C::REPEATED).await {
-        assert!(started.elapsed() < ms(10_000), "{}: {}", client.name(), mainstay::report(&error));
+        assert!(started.elapsed() < ms(60_000), "{}: {}", client.name(), mainstay::report(&error));
         client.policy().breaker().reset();
         tokio::task::yield_now().await;
     }

@@ -167,7 +167,7 @@ impl<'s, S: Remote> Storm<'s, S> {
             }
             calls
         };
-        let calls = tokio::time::timeout(ms(20_000), calls).await.expect("it works again");
+        let calls = tokio::time::timeout(ms(60_000), calls).await.expect("it works again");
         self.counted += if self.counted > 0 { calls } else { 0 };
     }
 

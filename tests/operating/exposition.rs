@@ -1,7 +1,7 @@
 //! `/metrics` is what Prometheus reads, and the dashboard and alerts in `deploy/` ask for what is there.
 
 use crate::ask::{get, health};
-use mainstay::{HealthStatus, Kind, Policy, Readiness, web::Routes};
+use mainstay::{BreakGrowth, HealthStatus, Kind, Policy, Readiness, web::Routes};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -100,7 +100,8 @@ async fn it_counts_what_happened() {
         policy.call(|| async { Ok::<_, io::Error>(()) }).await.unwrap();
     }
     let open = Policy::builder(Kind::Api, "t-exposed-open").failure_threshold(1).max_attempts(1);
-    let open = open.build().unwrap();
+    // Its break lasts as long as this does: a minute.
+    let open = open.break_growth(BreakGrowth::Fixed).build().unwrap();
     for _ in 0..2 {
         open.call(|| async { Err::<(), _>(io::Error::other("down")) }).await.unwrap_err();
     }
