@@ -128,7 +128,8 @@ pub trait Classify {
     }
 
     /// Which limit of the policy ended this attempt, where the client keeps it itself and the policy saw
-    /// an error: if this error ends the call, it is that limit that stopped it.
+    /// an error: if this error ends the call, it is that limit that stopped it. After the deadline no other
+    /// attempt is made.
     fn decider(&self) -> Option<Decider> {
         None
     }

@@ -352,7 +352,9 @@ impl<'p> Run<'p> {
         if !repeatable {
             return Next::Stop(*by, None);
         }
-        if *cut_short || now >= self.end {
+        // A client's own timer ends a moment before the deadline, which leaves no time for another attempt.
+        let cut = *cut_short || repeat.is_none() && *by == Some(Decider::Deadline);
+        if cut || now >= self.end {
             return Next::Stop(Some(Decider::Deadline), None);
         }
         // A sick dependency sees no burst of a probe.

@@ -470,3 +470,20 @@ async fn a_refusal_names_its_dependency_once() {
     assert!(error.to_string().starts_with(by_hand), "{error}");
     assert_eq!(error.cause(), None);
 }
+
+/// There is time left that a timer of the client's own kept for its answer, and none for an attempt.
+#[tokio::test(start_paused = true)]
+async fn what_a_client_ends_by_the_deadline_is_not_begun_again() {
+    let policy = database("t-late-by-client").base_delay(Duration::ZERO).deadline(S);
+    let policy = policy.timeout(S).max_attempts(3).build().unwrap();
+    for (by, attempts) in [(Decider::Deadline, 1), (Decider::Timeout, 3)] {
+        let run = policy.run(&READ, async |attempt| {
+            if attempt.number() == 1 {
+                tokio::time::sleep(S * 9 / 10).await;
+            }
+            Err::<(), _>(Late(Verdict::never_sent(), by))
+        });
+        let error = run.await.unwrap_err();
+        assert_eq!((error.decider(), error.attempts()), (Some(by), attempts));
+    }
+}
