@@ -6,7 +6,7 @@ use crate::{
     subject::{Client, Mood, Remote, Subject, ms, ready},
 };
 use mainstay::{
-    BreakerState, Deadline, Decider, ErrorKind,
+    BreakGrowth, BreakerState, Deadline, Decider, ErrorKind,
     blocking::Wait,
     sqlx::{query, query_scalar},
 };
@@ -71,8 +71,10 @@ each!(an_open_breaker_refuses: database redis http s3);
 
 async fn an_open_breaker_refuses<S: Remote>() {
     let server = S::start().await;
-    let client =
-        server.client(2, |policy| policy.timeout(ms(150)).max_attempts(1).failure_threshold(1));
+    let client = server.client(2, |policy| {
+        let policy = policy.timeout(ms(150)).max_attempts(1).failure_threshold(1);
+        policy.break_growth(BreakGrowth::Fixed)
+    });
     on_a_plain_thread({
         let client = client.clone();
         move || ready(&client).wait()

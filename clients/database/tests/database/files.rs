@@ -87,6 +87,7 @@ async fn health_is_that_of_the_file() {
     sqlx::raw_sql("begin exclusive").execute(&mut locking).await.unwrap();
     all(HealthStatus::Healthy).await;
     sqlx::raw_sql("rollback").execute(&mut locking).await.unwrap();
+    sqlx::query("select * from account").execute(&used).await.unwrap();
     // It waits for a lock as long as before.
     assert!(used.pool_status().size <= 1);
     assert_eq!(lock_wait(&used).await, lock_wait(&used).await);

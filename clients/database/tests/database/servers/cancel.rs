@@ -185,9 +185,8 @@ async fn rows_that_one_caller_left_are_not_read_on_the_next_ones_time() {
         .unwrap();
     let connection =
         || async { sqlx::query_scalar::<_, u64>("select connection_id()").fetch_one(&db).await };
-    let first = connection().await.unwrap();
+    let mut first = connection().await.unwrap();
     let few = "select seq from seq_1_to_10";
-    let mut first = first;
     // A machine that is busy for the tenth of a second that it may take is no fault of ours.
     for left in (0..10).rev() {
         assert_eq!(sqlx::query_scalar::<_, u64>(few).fetch_one(&db).await.unwrap(), 1);

@@ -345,11 +345,10 @@ async fn a_caller_in_a_hurry_costs_the_pool_one_connection() {
     drop(futures_util::future::try_join_all((0..3).map(|_| db.acquire())).await.unwrap());
     until_at_rest(&db).await;
     proxy.set(|faults| faults.replies.hold = true);
-    let hurried = Deadline::within(ms(50)).scope(db.session()).await.unwrap_err();
+    let hurried = Deadline::within(ms(500)).scope(db.session()).await.unwrap_err();
     assert!(hurried.is_timeout(), "{}", text(&hurried));
     proxy.heal();
-    // None, where the time was over before it asked.
-    assert!(db.pool_status().idle >= 2);
+    assert_eq!(db.pool_status().idle, 2);
 }
 
 #[tokio::test]
