@@ -1,6 +1,8 @@
 use std::{
+    collections::BTreeSet,
     io::{self, ErrorKind},
     net::{Ipv4Addr, SocketAddr},
+    sync::Mutex,
     thread,
     time::{Duration, Instant},
 };
@@ -19,11 +21,21 @@ pub struct Port {
 }
 
 impl Port {
-    /// Takes a free one.
+    /// Takes a free one, which this process was not given before: a breaker is known by the address of its
+    /// server, and outlives it.
     #[must_use]
     pub fn reserve() -> Self {
-        let held = bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).unwrap();
-        Self { address: held.local_addr().unwrap(), _held: held }
+        static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
+        // Held meanwhile, so that they are not given once more.
+        let mut again = Vec::new();
+        loop {
+            let held = bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).unwrap();
+            let address = held.local_addr().unwrap();
+            if GIVEN.lock().unwrap().insert(address.port()) {
+                return Self { address, _held: held };
+            }
+            again.push(held);
+        }
     }
 
     /// Where it is, on 127.0.0.1.

@@ -8,6 +8,7 @@ use h2::{
 };
 use mainstay_http::HttpClient;
 use mainstay_policy::{BreakerState, Effect, report};
+use mainstay_test_support::Port;
 use std::{
     collections::HashMap,
     future::poll_fn,
@@ -50,8 +51,8 @@ async fn server(
 async fn server_of_paths(
     script: impl Fn(usize, &str) -> Then + Send + Sync + 'static,
 ) -> (SocketAddr, Arc<AtomicUsize>) {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
+    let port = Port::reserve();
+    let (listener, address) = (port.listen(), port.address());
     let seen = Arc::new(AtomicUsize::new(0));
     let (count, script) = (Arc::clone(&seen), Arc::new(script));
     tokio::spawn(async move {
@@ -235,8 +236,8 @@ fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
 
 #[tokio::test]
 async fn a_stream_beyond_the_last_that_a_peer_going_away_has_begun_was_never_sent() {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let client = client(listener.local_addr().unwrap());
+    let port = Port::reserve();
+    let (listener, client) = (port.listen(), client(port.address()));
     let requests: Arc<Mutex<Vec<(u32, u32)>>> = Arc::default();
     tokio::spawn(begins_one_stream(listener, Arc::clone(&requests)));
     for _ in 0..2 {

@@ -2,6 +2,7 @@
 
 use mainstay_http::{HttpClient, HttpClientBuilder};
 use mainstay_policy::PolicyBuilder;
+use mainstay_test_support::Port;
 use std::{
     net::SocketAddr,
     sync::{
@@ -12,7 +13,7 @@ use std::{
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpStream},
+    net::TcpStream,
 };
 
 /// What is done with one request.
@@ -51,15 +52,6 @@ pub(crate) struct Server {
     accepted: Arc<AtomicUsize>,
 }
 
-/// Breakers are known by their origin: an earlier test may have had this port.
-pub(crate) fn forget(address: SocketAddr) {
-    for scheme in ["http", "https"] {
-        if let Some(breaker) = mainstay_policy::breaker(&format!("http:{scheme}://{address}")) {
-            breaker.reset();
-        }
-    }
-}
-
 impl Server {
     /// Answers request n with script n, the last one from then on, each on a connection of its own.
     pub(crate) async fn start(script: &[&str]) -> Self {
@@ -76,9 +68,8 @@ impl Server {
     pub(crate) async fn scripted(
         script: impl Fn(usize, &str) -> Step + Send + Sync + 'static,
     ) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        forget(address);
+        let port = Port::reserve();
+        let (listener, address) = (port.listen(), port.address());
         let server = Self { address, seen: Arc::default(), accepted: Arc::default() };
         let (seen, accepted) = (Arc::clone(&server.seen), Arc::clone(&server.accepted));
         let script: Arc<Script> = Arc::new(script);
