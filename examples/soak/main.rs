@@ -238,8 +238,8 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         claims.check(tally.ok() > 0, &format!("{name}: {} calls succeeded", tally.ok()));
         let late = tally.worst_overrun();
         claims.check(
-            late < Duration::from_secs(2),
-            &format!("{name}: no call ended more than 2 s after its deadline"),
+            late < Duration::from_millis(500),
+            &format!("{name}: no call ended more than 0.5 s after its deadline"),
         );
     }
     claims.end()
