@@ -31,16 +31,13 @@ impl Copy {
         let mut options = self.options.clone().or_of(head);
         if options.tags.is_empty() {
             let from = Target::object(&self.source.bucket, &self.source.key)?;
-            options.tags =
-                match client.tags_for(&COPY_TAGS, from, self.source.version_id.as_deref()).await {
-                    Err(e)
-                        if e.downcast_ref::<S3Failure>().and_then(S3Failure::status)
-                            == Some(501) =>
-                    {
-                        options.tags
-                    }
-                    tags => tags?,
-                };
+            let version = self.source.version_id.as_deref();
+            let has_no_tags =
+                |e: &Error| e.downcast_ref::<S3Failure>().and_then(S3Failure::status) == Some(501);
+            match client.tags_for(&COPY_TAGS, from, version).await {
+                Err(e) if has_no_tags(&e) => {}
+                tags => options.tags = tags?,
+            }
         }
         options.check_room(MARK)?;
         let mark = mark();
