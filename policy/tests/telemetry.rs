@@ -2,8 +2,7 @@
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic, clippy::result_large_err)]
 
 #[cfg(feature = "metrics")]
-use mainstay_policy::{Classify, Decider, Verdict};
-use mainstay_policy::{Kind, Policy};
+use mainstay_policy::{BreakGrowth, Classify, Decider, Kind, Policy, Verdict};
 use std::{
     fmt::Write as _,
     sync::{Arc, Mutex},
@@ -109,6 +108,7 @@ async fn work(policy: &Policy) {
 fn policy(name: &str) -> Policy {
     Policy::builder(Kind::Custom, name)
         .failure_threshold(2)
+        .break_growth(BreakGrowth::Fixed)
         .base_delay(std::time::Duration::from_millis(1))
         .build()
         .unwrap()

@@ -82,6 +82,10 @@ impl<'s, S: Remote> Storm<'s, S> {
             }
             client.health().await;
         }
+        // The last door may have cost one of them its connection.
+        for client in [&client, &patient] {
+            ready(client).await;
+        }
         let (open, tasks) = (descriptors().len(), tasks());
         let (overruns, draw) = (Overruns::default(), fastrand::Rng::with_seed(10_000));
         Self {

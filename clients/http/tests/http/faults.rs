@@ -231,8 +231,8 @@ async fn heads_without_end_are_refused() {
 #[tokio::test]
 async fn an_early_refusal_of_a_long_upload_is_the_response() {
     let server = Server::scripted(|_, _| Step::Close(answer("200 OK", "", ""))).await;
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
+    let port = Port::reserve();
+    let (listener, address) = (port.listen(), port.address());
     tokio::spawn(async move {
         let (mut stream, _) = listener.accept().await.unwrap();
         let (mut read, mut write) = stream.split();

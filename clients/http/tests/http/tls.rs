@@ -3,6 +3,7 @@
 use crate::server::{answer, builder};
 use mainstay_http::HttpClientBuilder;
 use mainstay_policy::{BreakerState, Effect, report};
+use mainstay_test_support::Port;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use std::{
     net::SocketAddr,
@@ -13,7 +14,7 @@ use std::{
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpStream},
+    net::TcpStream,
 };
 use tokio_rustls::{
     TlsAcceptor,
@@ -97,8 +98,9 @@ impl Server {
         serve: impl Fn(TlsStream<TcpStream>) -> S + Send + Sync + 'static,
     ) -> Self {
         let (tls, serve) = (TlsAcceptor::from(Arc::new(config)), Arc::new(serve));
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let server = Self { address: listener.local_addr().unwrap(), accepted: Arc::default() };
+        let port = Port::reserve();
+        let listener = port.listen();
+        let server = Self { address: port.address(), accepted: Arc::default() };
         let accepted = Arc::clone(&server.accepted);
         tokio::spawn(async move {
             loop {
@@ -169,8 +171,8 @@ async fn a_certificate_for_another_name_or_time_is_permanent_and_says_so() {
 
 #[tokio::test]
 async fn who_does_not_speak_tls_is_told_from_who_is_not_there() {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
+    let port = Port::reserve();
+    let (listener, address) = (port.listen(), port.address());
     tokio::spawn(async move {
         loop {
             let (mut stream, _) = listener.accept().await.unwrap();
